@@ -1,0 +1,48 @@
+# make lab        set up and open the course in JupyterLab (ARGS=--no-browser on a server)
+# make demo       set up and train on two real ranks, without a browser
+# make test       set up and run every test
+# make notebooks  execute all notebooks and write their outputs
+# make bench      the soaks and timings
+# make lint       ruff, format and lint
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+ARGS   ?=
+ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
+
+.PHONY: lab demo test notebooks bench lint clean
+.DELETE_ON_ERROR:
+
+lab: $(READY)
+	$(BIN)/jupyter lab $(ROOT_FLAG) --ServerApp.root_dir=. $(ARGS) notebooks/00_check_your_machine.ipynb
+
+demo: $(READY)
+	$(BIN)/python -m ddp_helpers train $(ARGS)
+
+test: $(READY)
+	$(BIN)/python -m pytest $(ARGS)
+
+notebooks: $(READY)
+	$(BIN)/python tests/notebooks/build.py $(ARGS)
+
+bench: $(READY)
+	$(BIN)/python tests/benchmarks/soak_templates.py $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf $(VENV) build *.egg-info runs
+
+# One install behind all of them; environment.yml runs the same.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $$($(PYTHON) --version) found, expected Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || \
+	  { echo "error: this Python has no venv module: apt install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

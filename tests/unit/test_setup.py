@@ -1,0 +1,42 @@
+"""The set-up files say the same thing: one install, exact pins."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+INSTALL = "-c constraints.txt -e .[dev]"
+
+
+def test_environment_yml_is_python_pip_and_the_same_install():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    python, pip, rest = environment["dependencies"]
+    assert re.fullmatch(r"python=3\.\d+", python)
+    assert pip == "pip"
+    assert list(rest) == ["pip"]
+    assert " ".join(rest["pip"]) == INSTALL
+
+
+def test_makefile_and_readme_name_that_install():
+    makefile = (ROOT / "Makefile").read_text().replace("'", "")
+    assert f"pip install --disable-pip-version-check {INSTALL}" in makefile
+    assert f"pip install {INSTALL}" in (ROOT / "README.md").read_text().replace("'", "")
+
+
+def test_every_dependency_has_an_exact_pin():
+    pins = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            name, version = re.fullmatch(r"([\w.-]+)==([\w.]+)", line).groups()
+            pins[_normal(name)] = version
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    for dependency in wanted:
+        assert _normal(re.match(r"[\w.-]+", dependency)[0]) in pins
+    assert pins["torch"] == "2.13.0"
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
