@@ -1,0 +1,290 @@
+"""Start and end a process group without the usual traps.
+
+`with process_group() as pg:` is the whole life of a group: it reads the environment that
+torchrun, `launch()` or Slurm left, picks nccl or gloo, and cleans up in every case.
+`init_distributed_mode()` and `cleanup_distributed()` are the plain pair under it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from ddp_helpers.rendezvous import (
+    check_init_method,
+    default_init_method,
+    let_ranks_host_their_own_store,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+DEFAULT_TIMEOUT = timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class ProcessGroup:
+    """Who this process is within its group."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    backend: str
+
+    @property
+    def is_main(self) -> bool:
+        """True on rank 0, the one that prints and saves."""
+        return self.rank == 0
+
+    @property
+    def device(self) -> torch.device:
+        """This rank's own GPU under nccl, otherwise the CPU."""
+        import torch
+
+        return torch.device(f"cuda:{self.local_rank}" if self.backend == "nccl" else "cpu")
+
+
+def init_distributed_mode(
+    backend: str | None = None,
+    init_method: str | None = None,
+    world_size: int | None = None,
+    rank: int | None = None,
+    *,
+    local_rank: int | None = None,
+    timeout: timedelta | float = DEFAULT_TIMEOUT,
+) -> ProcessGroup:
+    """Join this process to its process group and say who it is.
+
+    Each value is taken from the argument, else from the variables that torchrun and `launch()`
+    set (RANK, WORLD_SIZE, LOCAL_RANK, ...), else from Slurm's (SLURM_PROCID, ...).
+
+    Args:
+        backend: "nccl" or "gloo"; by default nccl where every rank of this machine has a GPU
+            of its own, otherwise gloo.
+        init_method: `env://` (the default), `tcp://host:port` or `file:///path`.
+        world_size: the number of ranks in all, at least 1.
+        rank: this process's number, 0 to world_size - 1.
+        local_rank: its number on this machine, which is also the number of its GPU.
+        timeout: the limit of one collective, a timedelta or seconds.
+
+    Raises:
+        ValueError: a value is missing or wrong; the text says which and what to do.
+        RuntimeError: a group is already running, the port is busy, or a peer never came.
+    """
+    import torch
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        raise RuntimeError(
+            f"a process group is already running (rank {dist.get_rank()} of "
+            f"{dist.get_world_size()}): use it, or call cleanup_distributed() first"
+        )
+    limit = timeout if isinstance(timeout, timedelta) else timedelta(seconds=timeout)
+    if limit <= timedelta(0):
+        raise ValueError(f"timeout={timeout}: expected more than 0 seconds")
+    group = _who(os.environ, world_size, rank, local_rank)
+    group = replace(group, backend=choose_backend(backend, group.local_world_size))
+    method = init_method or default_init_method(os.environ, group.world_size)
+    check_init_method(method, hosting=group.rank == 0)
+    if group.backend == "nccl":
+        torch.cuda.set_device(group.local_rank)  # without it every rank lands on GPU 0
+    _init(group, method, limit)
+    return group
+
+
+def cleanup_distributed(*, wait: bool = True) -> None:
+    """End the process group, if one is running; safe to call twice.
+
+    Args:
+        wait: let all ranks arrive before anyone hangs up. Without it gloo now and then aborts
+            a correct script at exit. Pass False when an error is on its way up: a failing rank
+            must not wait for the others.
+    """
+    dist = _running_group()
+    if dist is None:
+        return
+    try:
+        if wait and dist.get_world_size() > 1:
+            _barrier(dist)
+    except RuntimeError:
+        pass  # a peer has already gone: nothing is left to wait for
+    finally:
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def process_group(
+    backend: str | None = None,
+    init_method: str | None = None,
+    world_size: int | None = None,
+    rank: int | None = None,
+    *,
+    local_rank: int | None = None,
+    timeout: timedelta | float = DEFAULT_TIMEOUT,
+) -> Iterator[ProcessGroup]:
+    """`init_distributed_mode()` for the length of a `with` block, then `cleanup_distributed()`.
+
+    Takes the same arguments and raises the same errors. The group ends in every case: after a
+    normal end the ranks wait for one another, after an error this rank leaves at once.
+    """
+    group = init_distributed_mode(
+        backend, init_method, world_size, rank, local_rank=local_rank, timeout=timeout
+    )
+    try:
+        yield group
+    except BaseException:
+        cleanup_distributed(wait=False)
+        raise
+    cleanup_distributed()
+
+
+def get_rank() -> int:
+    """This process's rank, or 0 where no group is running."""
+    dist = _running_group()
+    return dist.get_rank() if dist else 0
+
+
+def get_world_size() -> int:
+    """The number of ranks, or 1 where no group is running."""
+    dist = _running_group()
+    return dist.get_world_size() if dist else 1
+
+
+def is_main_process() -> bool:
+    """True on rank 0, and where no group is running."""
+    return get_rank() == 0
+
+
+def choose_backend(backend: str | None, local_world_size: int) -> str:
+    """nccl where every rank of this machine has its own GPU, otherwise gloo.
+
+    Raises:
+        ValueError: an unknown backend, or nccl where it can't work.
+    """
+    import torch
+    import torch.distributed as dist
+
+    if backend not in (None, "nccl", "gloo"):
+        raise ValueError(f'backend="{backend}": expected "nccl" (GPUs) or "gloo" (CPU)')
+    has_nccl = dist.is_nccl_available()
+    gpus = torch.cuda.device_count() if has_nccl else 0
+    if backend is None:
+        return "nccl" if has_nccl and gpus >= local_world_size else "gloo"
+    if backend == "nccl" and not has_nccl:
+        raise ValueError('backend="nccl", but this PyTorch build has no NCCL: use backend="gloo"')
+    if backend == "nccl" and gpus < local_world_size:
+        way_out = f'{gpus} ranks, or backend="gloo" to share them' if gpus else 'backend="gloo"'
+        raise ValueError(
+            f'backend="nccl" with {local_world_size} ranks, but this machine has {gpus} GPUs: '
+            f"use {way_out}"
+        )
+    return backend
+
+
+def _who(
+    env: Mapping[str, str], world_size: int | None, rank: int | None, local_rank: int | None
+) -> ProcessGroup:
+    """Argument, then torchrun's variables, then Slurm's."""
+    size = _pick(env, "world_size", world_size, "WORLD_SIZE", "SLURM_NTASKS")
+    number = _pick(env, "rank", rank, "RANK", "SLURM_PROCID")
+    missing = [name for name, got in (("RANK", number), ("WORLD_SIZE", size)) if got is None]
+    if missing:
+        raise ValueError(
+            f"{' and '.join(missing)} not set, so this process can't tell which rank it is: "
+            "start it with launch(fn, nprocs=2), with torchrun --nproc-per-node=2 SCRIPT, "
+            "or pass rank= and world_size="
+        )
+    if size < 1:
+        raise ValueError(f"world_size={size}: expected at least 1")
+    if not 0 <= number < size:
+        raise ValueError(
+            f"rank={number} with world_size={size}: expected a rank from 0 to {size - 1}"
+        )
+    local_size = _pick(env, "local_world_size", None, "LOCAL_WORLD_SIZE", None)
+    local_size = local_size or _slurm_local_size(env) or size
+    local = _pick(env, "local_rank", local_rank, "LOCAL_RANK", "SLURM_LOCALID")
+    local = number if local is None else local
+    if not 0 <= local < local_size:
+        raise ValueError(
+            f"local_rank={local} with local_world_size={local_size}: expected a local_rank "
+            f"from 0 to {local_size - 1}"
+        )
+    return ProcessGroup(number, size, local, local_size, backend="")
+
+
+def _pick(
+    env: Mapping[str, str], name: str, given: int | None, variable: str, slurm: str | None
+) -> int | None:
+    if given is not None:
+        if isinstance(given, bool) or not isinstance(given, int):
+            raise ValueError(f"{name}={given!r}: expected a whole number")
+        return given
+    for source in (variable, slurm):
+        if source and source in env:
+            try:
+                return int(env[source])
+            except ValueError:
+                raise ValueError(f"{source}={env[source]!r}: expected a whole number") from None
+    return None
+
+
+def _slurm_local_size(env: Mapping[str, str]) -> int | None:
+    """SLURM_TASKS_PER_NODE reads `4` or `4(x2)`; of uneven nodes (`4,3`) the largest counts."""
+    if "RANK" in env or "SLURM_PROCID" not in env:
+        return None
+    counts = re.findall(r"(\d+)(?:\(x\d+\))?", env.get("SLURM_TASKS_PER_NODE", ""))
+    return max(map(int, counts), default=None)
+
+
+def _init(group: ProcessGroup, init_method: str, timeout: timedelta) -> None:
+    import torch.distributed as dist
+
+    device = group.device if group.backend == "nccl" else None
+    try:
+        let_ranks_host_their_own_store()
+        dist.init_process_group(
+            group.backend,
+            init_method=init_method,
+            world_size=group.world_size,
+            rank=group.rank,
+            timeout=timeout,
+            device_id=device,
+        )
+    except dist.DistNetworkError as error:
+        busy = "EADDRINUSE" in str(error)
+        why = "the port is busy: choose another one" if busy else "is rank 0 running there?"
+        raise RuntimeError(f"{init_method} can't be used: {why} ({_first_line(error)})") from error
+    except dist.DistStoreError as error:
+        raise RuntimeError(
+            f"rank {group.rank} of {group.world_size}: not all ranks came within "
+            f"{timeout.total_seconds():g} s: start {group.world_size} ranks with the same "
+            f"address, or lower world_size ({_first_line(error)})"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _barrier(dist) -> None:
+    if dist.get_backend() == "nccl":
+        import torch
+
+        dist.barrier(device_ids=[torch.cuda.current_device()])
+    else:
+        dist.barrier()
+
+
+def _running_group():
+    """torch.distributed if a group is running; does not import torch to find out."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.distributed.is_available():
+        return None
+    return torch.distributed if torch.distributed.is_initialized() else None
