@@ -1,0 +1,28 @@
+"""Data-parallel PyTorch, learned and started with real processes.
+
+Importing this package loads neither torch nor matplotlib; each function loads what it needs.
+"""
+
+from ddp_helpers.environment import check_environment
+from ddp_helpers.launch import LaunchError, LaunchTimeoutError, launch
+from ddp_helpers.process_group import (
+    cleanup_distributed,
+    get_rank,
+    get_world_size,
+    init_distributed_mode,
+    is_main_process,
+    process_group,
+)
+
+__all__ = [
+    "LaunchError",
+    "LaunchTimeoutError",
+    "check_environment",
+    "cleanup_distributed",
+    "get_rank",
+    "get_world_size",
+    "init_distributed_mode",
+    "is_main_process",
+    "launch",
+    "process_group",
+]

@@ -1,0 +1,8 @@
+"""`python -m ddp_helpers`."""
+
+import sys
+
+from ddp_helpers.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

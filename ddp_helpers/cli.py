@@ -1,0 +1,129 @@
+"""The command line: python -m ddp_helpers check | train | run | new."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ddp_helpers import LaunchError, environment, launch
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    options = _parser().parse_args(argv)
+    try:
+        return options.command(options)
+    except LaunchError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except (ValueError, TypeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+def check(options: argparse.Namespace) -> int:
+    """Tell what this machine can do, with advice; exit code 1 if something must be mended."""
+    return environment.main_check(options.json)
+
+
+def train(options: argparse.Namespace) -> int:
+    """Train the course's small CNN on the shipped digits, with real ranks."""
+    from ddp_helpers import plots
+    from ddp_helpers.training import train_mnist_5k
+
+    folder = Path(options.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    result = launch(
+        train_mnist_5k,
+        options.nprocs,
+        kwargs={
+            "epochs": options.epochs,
+            "seed": options.seed,
+            "checkpoint_path": str((folder / "checkpoint.pt").resolve()),
+        },
+    )
+    records = result.values[0]
+    last = records[-1]
+    figure = folder / "training.png"
+    plots.save(plots.plot_training(records), figure, alt="Loss and accuracy of each epoch")
+    print(
+        f"accuracy {last.test_accuracy:.2%} on the held-out digits after {len(records)} epochs, "
+        f"{last.world_size} ranks, {result.seconds:.1f} s\nfigure: {figure}"
+    )
+    return 0
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run a function of a script on several ranks."""
+    script, _, _ = options.target.rpartition(":")
+    sys.argv = [script, *options.arguments]
+    launch(
+        options.target,
+        options.nprocs,
+        timeout=options.timeout,
+        start_method=options.start_method,
+        threads_per_rank=options.threads_per_rank,
+    )
+    return 0
+
+
+def new(options: argparse.Namespace) -> int:
+    """Copy a template."""
+    source, target = TEMPLATES / f"{options.template}.py", Path(options.name)
+    if target.exists():
+        raise FileExistsError(f"{target} exists already: choose another name, or remove it first")
+    shutil.copyfile(source, target)
+    print(f"{target} is yours; its first lines say how to start it")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m ddp_helpers", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(command, **options) -> argparse.ArgumentParser:
+        doc = command.__doc__
+        sub = commands.add_parser(command.__name__, help=doc, description=doc, **options)
+        sub.set_defaults(command=command)
+        return sub
+
+    sub = add(check)
+    sub.add_argument("--json", action="store_true", help="for a program to read")
+
+    sub = add(train)
+    _add_nprocs(sub)
+    sub.add_argument("--epochs", type=int, default=4)
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--out", default="runs/demo", help="folder for the checkpoint and figure")
+
+    sub = add(run)
+    sub.add_argument("target", help="path/script.py:function")
+    sub.add_argument("arguments", nargs="*", help="the script's own; put -- before its flags")
+    _add_nprocs(sub)
+    sub.add_argument("--timeout", type=float, default=86_400.0, help="seconds for the whole run")
+    sub.add_argument("--start-method", default="forkserver", choices=("forkserver", "spawn"))
+    sub.add_argument("--threads-per-rank", type=int)
+
+    sub = add(new)
+    sub.add_argument("name", help="file to write, such as train.py")
+    sub.add_argument("--template", default="ddp_torchrun", choices=template_names())
+    return parser
+
+
+def template_names() -> list[str]:
+    """The templates that `new` can copy."""
+    return sorted(path.stem for path in TEMPLATES.glob("*.py") if path.stem != "__init__")
+
+
+def _add_nprocs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-n", "--nprocs", type=int, help="ranks; by default one per GPU, or 2 without GPUs"
+    )

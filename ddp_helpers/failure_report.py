@@ -1,0 +1,128 @@
+"""The text a learner sees when a launch fails: the cause first, in at most twenty lines."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+
+from ddp_helpers.diagnosis import diagnose, is_consequence, name_ranks, waiting_in
+from ddp_helpers.records import Frame, RankResult, innermost_user_frame
+
+MOST_LINES = 20
+MOST_RANKS = 4  # of a group that gets a line each
+LONGEST = 300  # characters of one message line
+
+
+def failure_report(ranks: Sequence[RankResult], timeout: float | None = None) -> str:
+    """Say which rank failed, where, why, and what to do.
+
+    Args:
+        ranks: what each rank left.
+        timeout: the limit in seconds that ran out, or None if a rank failed.
+    """
+    causes = [] if timeout else find_causes(ranks)
+    lines = _hang_lines(ranks, timeout) if timeout else _cause_lines(causes)
+    lines += [] if timeout else _other_lines(ranks, causes)
+    for diagnosis in diagnose(ranks, hang=bool(timeout))[:2]:
+        lines += [f"why: {diagnosis.cause}", f"what to do: {diagnosis.advice}"]
+    if any(rank.traceback for rank in causes):
+        lines.append(f"the full traceback: print(error.result[{causes[0].rank}].traceback)")
+    return "\n".join(lines[:MOST_LINES])
+
+
+def find_causes(ranks: Sequence[RankResult]) -> list[RankResult]:
+    """The ranks that failed for a reason of their own, the first to fail first."""
+    failed = [rank for rank in ranks if not rank.ok and not _was_ended(rank)]
+    own = [rank for rank in failed if not (rank.error and is_consequence(rank.error))]
+    own.sort(key=lambda rank: rank.error.at if rank.error else 0.0)
+    return own or failed
+
+
+def _was_ended(rank: RankResult) -> bool:
+    """True if the rank was well, and the launcher ended it."""
+    return rank.error is None and rank.exit_code is None
+
+
+def _cause_lines(causes: Sequence[RankResult]) -> list[str]:
+    first = causes[0]
+    alike = [rank.rank for rank in causes if _how(rank) == _how(first)]
+    lines = [f"{name_ranks(alike)} {_how(first)}"]
+    frame = first.error.user_frame if first.error else None
+    lines += _place(frame)
+    for rank in causes:
+        if rank.rank not in alike and len(lines) < 3 + MOST_RANKS:
+            lines.append(f"also, rank {rank.rank} {_how(rank)}")
+    return lines
+
+
+def _place(frame: Frame | None) -> list[str]:
+    if frame is None:
+        return []
+    return [f"  at {frame}"] + ([f"    {_cut(frame.source)}"] if frame.source else [])
+
+
+def _how(rank: RankResult) -> str:
+    if rank.error and rank.error.type_name == "SystemExit":
+        return f"called sys.exit({rank.error.message})"
+    if rank.error:
+        return f"failed: {_cut(str(rank.error))}"
+    if rank.exit_code is not None and rank.exit_code < 0:
+        return f"was ended by {signal_in_words(-rank.exit_code)}"
+    return f"ended with exit code {rank.exit_code} before its function returned"
+
+
+def signal_in_words(number: int) -> str:
+    """`SIGSEGV (a crash in compiled code)`."""
+    words = {
+        signal.SIGKILL: "killed from outside; perhaps memory ran out",
+        signal.SIGSEGV: "a crash in compiled code",
+        signal.SIGABRT: "compiled code gave up; its message is in the rank's output",
+        signal.SIGTERM: "somebody asked it to end",
+        signal.SIGBUS: "a bad memory access; perhaps /dev/shm is full",
+    }
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    return f"{name} ({words[number]})" if number in words else name
+
+
+def _other_lines(ranks: Sequence[RankResult], causes: Sequence[RankResult]) -> list[str]:
+    """The rest in a line each: consequences are named, not quoted."""
+    named = {rank.rank for rank in causes}
+    rest = [rank for rank in ranks if rank.rank not in named]
+    lost = [rank.rank for rank in rest if rank.error]
+    lines = [f"{name_ranks(lost)} then lost the connection"] if lost else []
+    ended = [rank for rank in rest if _was_ended(rank)]
+    lines += [f"{_stands(rank)}, and was ended" for rank in ended[:MOST_RANKS]]
+    if len(ended) > MOST_RANKS:
+        lines.append(f"{len(ended) - MOST_RANKS} more ranks were ended")
+    return lines
+
+
+def _hang_lines(ranks: Sequence[RankResult], timeout: float) -> list[str]:
+    lines = [f"the ranks did not end within {timeout:g} s, and were ended"]
+    finished = [rank.rank for rank in ranks if rank.ok]
+    lines += [f"{name_ranks(finished)} had finished"] if finished else []
+    standing = [rank for rank in ranks if not rank.ok]
+    for rank in standing[: 2 * MOST_RANKS]:
+        frame = innermost_user_frame(rank.stack)
+        source = f": {_cut(frame.source)}" if frame and frame.source else ""
+        lines.append(f"{_stands(rank)}{source}")
+    return lines
+
+
+def _stands(rank: RankResult) -> str:
+    frame = innermost_user_frame(rank.stack)
+    place = str(frame) if frame else "an unknown line"
+    call = waiting_in(rank.stack)
+    return (
+        f"rank {rank.rank} waited in {call} at {place}"
+        if call
+        else (f"rank {rank.rank} was at {place}")
+    )
+
+
+def _cut(text: str) -> str:
+    first = (text.strip().splitlines() or [""])[0]
+    return first if len(first) <= LONGEST else first[: LONGEST - 3] + "..."

@@ -1,0 +1,264 @@
+"""Run a function on several ranks, each a real process, from a notebook or a script.
+
+The function gets exactly the environment that torchrun gives a script (RANK, LOCAL_RANK,
+WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT), so what runs here runs there.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import inspect
+import io
+import linecache
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+
+from ddp_helpers.environment import default_nprocs, usable_cpu_count
+from ddp_helpers.failure_report import failure_report
+from ddp_helpers.records import LaunchResult
+from ddp_helpers.supervisor import Supervisor, write_to_stdout
+from ddp_helpers.worker import Job
+
+START_METHODS = ("forkserver", "spawn")
+INSIDE_A_RANK = "DDP_HELPERS_INSIDE_A_RANK"
+
+
+class LaunchError(RuntimeError):
+    """A rank failed, or the ranks did not end in time. `.result` holds what each rank left."""
+
+    def __init__(self, report: str, result: LaunchResult) -> None:
+        super().__init__(report)
+        self.result = result
+
+    def _render_traceback_(self) -> list[str]:
+        """IPython shows this instead of the launcher's own stack."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+class LaunchTimeoutError(LaunchError):
+    """The ranks did not end within launch()'s timeout."""
+
+
+def launch(
+    fn: Callable | str,
+    nprocs: int | None = None,
+    *,
+    args: tuple = (),
+    kwargs: Mapping[str, object] | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout: float = 600.0,
+    threads_per_rank: int | None = None,
+    start_method: str = "forkserver",
+    echo: bool = True,
+) -> LaunchResult:
+    """Run `fn(*args, **kwargs)` on `nprocs` ranks and return what each one left.
+
+    Args:
+        fn: any function (from a cell, a closure, a lambda), or a text `path/script.py:function`.
+        nprocs: number of ranks; by default one per GPU, or 2 where there are fewer than two.
+        args, kwargs: the same for every rank; a rank asks the environment who it is.
+        env: extra environment variables for the ranks.
+        timeout: limit of the whole run in seconds; then a report says where each rank stands.
+        threads_per_rank: CPU threads of each rank; by default cores // nprocs, at least 1.
+        start_method: "forkserver" (fast, torch is shared) or "spawn" (a fresh interpreter).
+        echo: show each rank's output as it comes, tagged with its rank.
+
+    Returns:
+        `result.values` in rank order; `result[rank].output` holds what a rank printed.
+
+    Raises:
+        ValueError, TypeError: an argument is wrong, or can't travel to another process.
+        LaunchError: a rank failed; the text names the rank, the line and what to do.
+        LaunchTimeoutError: the ranks did not end within `timeout`.
+    """
+    nprocs = default_nprocs() if nprocs is None else nprocs
+    _check(fn, nprocs, timeout, threads_per_rank, start_method)
+    threads = threads_per_rank or max(1, usable_cpu_count() // nprocs)
+    sources, names = notebook_cells()
+    packed = _pack(fn, tuple(args), dict(kwargs or {}))
+    with _rendezvous_store() as port:
+        job = Job(
+            function=packed,
+            nprocs=nprocs,
+            env=_environment(port, threads, env),
+            cwd=os.getcwd(),
+            argv=list(sys.argv) if _ipython_shell() is None else [""],  # not the kernel's own flags
+            threads=threads,
+            sources=sources,
+            names=names,
+        )
+        if start_method == "forkserver":
+            warm_up()
+        supervisor = Supervisor(job, start_method, timeout, write_to_stdout if echo else None)
+        ranks = tuple(supervisor.run())
+    result = LaunchResult(ranks, supervisor.seconds, start_method)
+    if all(rank.ok for rank in ranks):
+        return result
+    report = failure_report(ranks, timeout if supervisor.timed_out else None)
+    raise (LaunchTimeoutError if supervisor.timed_out else LaunchError)(report, result) from None
+
+
+def warm_up() -> None:
+    """Start the fork server, if it does not run yet; returns at once, torch loads meanwhile."""
+    from multiprocessing import forkserver, set_forkserver_preload
+
+    set_forkserver_preload(["ddp_helpers.preload"])
+    with _variables(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1"):
+        forkserver.ensure_running()  # a pool of threads would not survive the fork
+
+
+def _check(
+    fn: object, nprocs: object, timeout: float, threads: int | None, start_method: str
+) -> None:
+    if INSIDE_A_RANK in os.environ:
+        raise RuntimeError(
+            "launch() was called inside a rank: call it from the notebook, or in a script under "
+            '`if __name__ == "__main__":`'
+        )
+    if isinstance(nprocs, bool) or not isinstance(nprocs, int) or nprocs < 1:
+        raise ValueError(f"nprocs={nprocs!r}: expected a whole number, at least 1")
+    if not timeout > 0:
+        raise ValueError(f"timeout={timeout!r}: expected more than 0 seconds")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads_per_rank={threads!r}: expected at least 1")
+    if start_method not in START_METHODS:
+        why = ": threads and CUDA do not survive it" if start_method == "fork" else ""
+        raise ValueError(f'start_method="{start_method}"{why}; expected "forkserver" or "spawn"')
+    if isinstance(fn, str):
+        _check_script(fn)
+    elif not callable(fn):
+        raise TypeError(f"fn={fn!r}: expected a function, or a text like 'script.py:main'")
+    elif inspect.iscoroutinefunction(fn):
+        raise TypeError(f"{fn.__name__} is an async function: pass a plain function")
+
+
+def _check_script(target: str) -> None:
+    path, colon, name = target.rpartition(":")
+    if not colon or not path or not name.isidentifier():
+        raise ValueError(f'"{target}": expected path/script.py:function')
+    if not Path(path).is_file():
+        raise ValueError(f'"{target}": there is no file {path} in {os.getcwd()}')
+    tree = ast.parse(Path(path).read_text(encoding="utf-8"), path)
+    functions = [node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    if name not in functions and name not in _assigned(tree):
+        known = ", ".join(functions) or "none"
+        raise ValueError(f'"{target}": {path} defines no function {name}; it has: {known}')
+
+
+def _assigned(tree: ast.Module) -> set[str]:
+    """Names that a script imports or assigns at its top level: they may be functions too."""
+    names = {alias.asname or alias.name for node in tree.body for alias in _aliases(node)}
+    targets = [target for node in tree.body for target in getattr(node, "targets", [])]
+    return names | {target.id for target in targets if isinstance(target, ast.Name)}
+
+
+def _aliases(node: ast.stmt) -> list[ast.alias]:
+    return node.names if isinstance(node, ast.Import | ast.ImportFrom) else []
+
+
+def _pack(fn: Callable | str, args: tuple, kwargs: dict) -> bytes:
+    import cloudpickle
+
+    try:
+        return cloudpickle.dumps((fn, args, kwargs))
+    except Exception as error:
+        raise TypeError(
+            f"{_culprit(fn, args, kwargs)} can't travel to the ranks ({error}): create it inside "
+            "the function, on each rank"
+        ) from None
+
+
+def _culprit(fn: Callable | str, args: tuple, kwargs: dict) -> str:
+    """Name the argument or outer variable that can't be pickled."""
+    import cloudpickle
+
+    parts = {f"argument {i}": value for i, value in enumerate(args)}
+    parts |= {f"argument {name}=": value for name, value in kwargs.items()}
+    with contextlib.suppress(TypeError):
+        outer = inspect.getclosurevars(fn)
+        parts |= {f"the variable `{k}` that the function uses": v for k, v in outer.globals.items()}
+        parts |= {
+            f"the variable `{k}` that the function uses": v for k, v in outer.nonlocals.items()
+        }
+    for name, value in parts.items():
+        try:
+            cloudpickle.dump(value, io.BytesIO())
+        except Exception:
+            return f"{name} ({type(value).__name__})"
+    return f"{fn!r}"
+
+
+@contextlib.contextmanager
+def _rendezvous_store() -> Iterator[int]:
+    """The store where ranks meet, on a port that the system picks: no two launches can clash."""
+    from torch.distributed import TCPStore
+
+    store = TCPStore(
+        "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60)
+    )
+    yield store.port
+    del store
+
+
+def _environment(port: int, threads: int, extra: Mapping[str, str] | None) -> dict[str, str]:
+    ours = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "GROUP_RANK": "0",
+        "GROUP_WORLD_SIZE": "1",
+        "ROLE_NAME": "default",
+        "OMP_NUM_THREADS": str(threads),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "TORCHELASTIC_MAX_RESTARTS": "0",
+        "TORCHELASTIC_RUN_ID": f"launch-{port}",
+        "PYTHONUNBUFFERED": "1",
+        INSIDE_A_RANK: "1",
+    }
+    # on one machine the loopback always works; a VPN's or a firewall's address may not
+    loopback = {"GLOO_SOCKET_IFNAME": "lo"} if os.path.exists("/sys/class/net/lo") else {}
+    for name, value in (extra or {}).items():
+        if not isinstance(value, str):
+            raise TypeError(f"env[{name!r}]={value!r}: expected a text")
+    return {**loopback, **os.environ, **ours, **(extra or {})}
+
+
+def notebook_cells() -> tuple[dict[str, str], dict[str, str]]:
+    """The text of the notebook's cells by file name, and the name that the reader knows them by."""
+    shell = _ipython_shell()
+    if shell is None:
+        return {}, {}
+    sources, names = {}, {}
+    for filename, entry in list(linecache.cache.items()):
+        known = shell.compile.format_code_name(filename) if len(entry) == 4 else None
+        if known:
+            sources[filename] = "".join(entry[2])
+            names[filename] = f"{known[0].lower()} {known[1]}"
+    return sources, names
+
+
+def _ipython_shell():
+    ipython = sys.modules.get("IPython")
+    return ipython.get_ipython() if ipython else None
+
+
+_variables_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def _variables(**values: str) -> Iterator[None]:
+    with _variables_lock:
+        before = {name: os.environ.get(name) for name in values}
+        os.environ.update(values)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value

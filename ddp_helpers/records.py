@@ -1,0 +1,93 @@
+"""Plain records that cross a process boundary. They import nothing but the standard library."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One line of a Python stack, named as the reader knows it (`cell In[4]`, not a temp file)."""
+
+    filename: str
+    line: int
+    function: str
+    source: str = ""
+    is_user: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.filename}, line {self.line}, in {self.function}"
+
+
+@dataclass(frozen=True)
+class RankError:
+    """An exception that a rank raised, as text, so that any exception can travel."""
+
+    type_name: str
+    message: str
+    traceback: str
+    frames: tuple[Frame, ...] = ()
+    at: float = 0.0
+    """Seconds on the machine's monotonic clock, the same for all ranks of one machine."""
+
+    @property
+    def user_frame(self) -> Frame | None:
+        """The innermost line that is the reader's own, or None."""
+        return innermost_user_frame(self.frames)
+
+    def __str__(self) -> str:
+        return f"{self.type_name}: {self.message}" if self.message else self.type_name
+
+
+@dataclass(frozen=True)
+class RankResult:
+    """What one rank left: its value, everything it printed, and how it ended."""
+
+    rank: int
+    value: object = None
+    output: str = ""
+    exit_code: int | None = None
+    """0 after a normal end, a negative signal number, or None if the launcher ended the rank."""
+    error: RankError | None = None
+    stack: tuple[Frame, ...] = ()
+    """Where the rank stood when a hang was reported, outermost line first."""
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """True if the function returned on this rank."""
+        return self.error is None and self.exit_code == 0
+
+    @property
+    def traceback(self) -> str:
+        """The full traceback of a rank that raised, otherwise an empty string."""
+        return self.error.traceback if self.error else ""
+
+
+@dataclass(frozen=True)
+class LaunchResult:
+    """What `launch()` returns: one `RankResult` a rank, in rank order."""
+
+    ranks: tuple[RankResult, ...]
+    seconds: float = 0.0
+    start_method: str = field(default="forkserver")
+
+    @property
+    def values(self) -> list[object]:
+        """The function's return values, in rank order."""
+        return [rank.value for rank in self.ranks]
+
+    def __getitem__(self, rank: int) -> RankResult:
+        return self.ranks[rank]
+
+    def __len__(self) -> int:
+        return len(self.ranks)
+
+    def __repr__(self) -> str:
+        ended = "ok" if all(rank.ok for rank in self.ranks) else "failed"
+        return f"LaunchResult({len(self)} ranks, {ended}, {self.seconds:.2f} s)"
+
+
+def innermost_user_frame(frames: tuple[Frame, ...]) -> Frame | None:
+    """The last frame that belongs to the reader's code, or None."""
+    return next((frame for frame in reversed(frames) if frame.is_user), None)

@@ -1,0 +1,306 @@
+"""The first thing that runs inside a rank.
+
+A rank connects to its launcher, receives its files (output pipe, lifeline, job, outcome, stacks),
+takes over the environment that torchrun would give it, runs the function and leaves an `Outcome`.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import ctypes
+import faulthandler
+import fcntl
+import importlib.util
+import io
+import linecache
+import multiprocessing.util
+import os
+import pickle
+import select
+import signal
+import socket
+import sys
+import sysconfig
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+from ddp_helpers.records import Frame, RankError
+from ddp_helpers.rendezvous import let_ranks_host_their_own_store
+
+STACK_SIGNAL = signal.SIGRTMIN + 5  # rarely used by others; USR1 and USR2 often are
+LIBRARY_FOLDERS = tuple(
+    str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "purelib", "platlib")
+)
+OWN_FOLDER = str(Path(__file__).resolve().parent)
+NOT_SET = object()
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every rank of one launch is told."""
+
+    function: bytes
+    """`(fn, args, kwargs)` by cloudpickle; fn may be a text `path/script.py:name`."""
+    nprocs: int
+    env: dict[str, str]
+    cwd: str
+    argv: list[str]
+    threads: int
+    sources: dict[str, str] = field(default_factory=dict)
+    """The text of notebook cells by file name, so that a traceback can quote them."""
+    names: dict[str, str] = field(default_factory=dict)
+    """How the reader knows those files: `cell In[4]`."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the function ended on one rank: a value by cloudpickle, or an error."""
+
+    value: bytes | None
+    error: RankError | None
+    exit_code: int
+    seconds: float
+
+
+def main(rank: int, address: str) -> None:
+    """Run one rank of a launch; `torch.multiprocessing.start_processes` calls this."""
+    os.setsid()  # a group of its own: Ctrl-C reaches the launcher only, and it ends them all
+    with contextlib.suppress(OSError):
+        link = _connect(address, rank)
+        files = _receive_files(link)
+        _tie_to_launcher(files["lifeline"])
+        _redirect_output(files["output"])
+        faulthandler.register(STACK_SIGNAL, file=files["stacks"], all_threads=False)
+        job = pickle.loads(_read_all(files["job"]))
+        outcome = _run(rank, job)
+        _leave(outcome, files["outcome"], link)
+    os._exit(1)  # the launcher is gone
+
+
+def _connect(address: str, rank: int) -> socket.socket:
+    link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    link.connect("\0" + address)
+    link.send(str(rank).encode())
+    return link
+
+
+def _receive_files(link: socket.socket) -> dict[str, int]:
+    names = ("output", "lifeline", "job", "outcome", "stacks")
+    room = socket.CMSG_SPACE(len(names) * array.array("i").itemsize)
+    message, ancillary, _, _ = link.recvmsg(16, room, socket.MSG_CMSG_CLOEXEC)
+    if not message:
+        raise ConnectionError("the launcher hung up")
+    descriptors = array.array("i")
+    for _, _, data in ancillary:
+        descriptors.frombytes(data)
+    return dict(zip(names, descriptors, strict=True))
+
+
+def _tie_to_launcher(lifeline: int) -> None:
+    """When the launcher ends, however it ends, the kernel kills this rank and its children.
+
+    The launcher holds the other end of the pipe. No thread and no interpreter lock are needed,
+    so this works also while the rank is stuck in C++.
+    """
+    fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    if select.select([lifeline], [], [], 0)[0]:  # it hung up before we listened
+        raise ConnectionError("the launcher hung up")
+
+
+def _redirect_output(output: int) -> None:
+    """Send everything that this process prints into the launcher's pipe, C++ included."""
+    for standard in (1, 2):
+        os.dup2(output, standard)
+    os.close(output)
+    for name, standard in (("stdout", 1), ("stderr", 2)):
+        raw = io.FileIO(standard, "w", closefd=False)
+        text = io.TextIOWrapper(
+            io.BufferedWriter(raw), "utf-8", errors="backslashreplace", line_buffering=True
+        )
+        setattr(sys, name, text)
+    libc = ctypes.CDLL(None)
+    for name in ("stdout", "stderr"):  # C would keep 4 KiB back before it wrote to a pipe
+        libc.setvbuf(ctypes.c_void_p.in_dll(libc, name), None, 1, 0)
+
+
+def _run(rank: int, job: Job) -> Outcome:
+    started = time.monotonic()
+    value: object = NOT_SET
+    error, exit_code = None, 0
+    try:
+        _settle_in(rank, job)
+        fn, args, kwargs = pickle.loads(job.function)
+        value = load_function(fn)(*args, **kwargs)
+    except SystemExit as stop:
+        exit_code = _exit_code(stop)
+        if exit_code:
+            error = describe(stop, job.names)
+    except BaseException as raised:
+        error, exit_code = describe(raised, job.names), 1
+    packed = None
+    if error is None:
+        try:
+            packed = dump_value(None if value is NOT_SET else value)
+        except Exception as raised:
+            error, exit_code = _cannot_travel(value, raised), 1
+    return Outcome(packed, error, exit_code, time.monotonic() - started)
+
+
+def _settle_in(rank: int, job: Job) -> None:
+    os.environ.clear()
+    os.environ.update(job.env)
+    os.environ.update(rank_environment(rank, job.nprocs))
+    os.chdir(job.cwd)
+    sys.argv = list(job.argv)
+    for name, text in job.sources.items():  # no time stamp: linecache never drops these
+        linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+    import torch
+
+    let_ranks_host_their_own_store()
+    torch.set_num_threads(job.threads)
+    if "numpy" in sys.modules:  # forked ranks would all draw the same numbers
+        sys.modules["numpy"].random.seed()
+
+
+def rank_environment(rank: int, nprocs: int) -> dict[str, str]:
+    """The variables that differ between ranks, as torchrun sets them on one machine."""
+    return {name: str(rank) for name in ("RANK", "LOCAL_RANK", "ROLE_RANK")} | {
+        name: str(nprocs) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "ROLE_WORLD_SIZE")
+    }
+
+
+def load_function(fn: Callable | str) -> Callable:
+    """The function itself, or the one that `path/script.py:name` names."""
+    if callable(fn):
+        return fn
+    path, _, name = fn.rpartition(":")
+    module_name = Path(path).stem
+    sys.argv = [path, *sys.argv[1:]]
+    sys.path.insert(0, str(Path(path).resolve().parent))
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # spawned helpers (DataLoader workers) import it by name
+    spec.loader.exec_module(module)
+    return getattr(module, name)
+
+
+def dump_value(value: object) -> bytes:
+    """Pickle a value so that it can be read in a process that never touches a GPU."""
+    import cloudpickle
+    import torch
+
+    class Pickler(cloudpickle.Pickler):
+        def reducer_override(self, obj: object):
+            plain = type(obj) in (torch.Tensor, torch.nn.Parameter)
+            if plain and (obj.is_cuda or _is_small_view(obj)):
+                return obj.detach().cpu().clone().requires_grad_(obj.requires_grad).__reduce_ex__(2)
+            return super().reducer_override(obj)
+
+    file = io.BytesIO()
+    Pickler(file).dump(value)
+    return file.getvalue()
+
+
+def _is_small_view(tensor) -> bool:
+    """A slice drags its whole storage along; copy it first."""
+    if tensor.layout is not sys.modules["torch"].strided:
+        return False
+    return tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
+
+
+def _cannot_travel(value: object, raised: Exception) -> RankError:
+    kind = type(value)
+    return RankError(
+        "TypeError",
+        f"the function returned a {kind.__module__}.{kind.__qualname__}, which can't leave its "
+        f"rank ({raised}): return plain values, tensors, or model.state_dict() instead",
+        traceback.format_exc(),
+        at=time.monotonic(),
+    )
+
+
+def describe(raised: BaseException, names: dict[str, str]) -> RankError:
+    """An exception as text, without the launcher's own lines at its top."""
+    trace = raised.__traceback__
+    while trace and trace.tb_frame.f_code.co_filename == __file__ and trace.tb_next:
+        trace = trace.tb_next
+    try:
+        lines = traceback.format_exception(type(raised), raised, trace)
+    except Exception as failure:  # an exception whose own __str__ raises
+        lines = [f"{type(raised).__name__}: (no text: {failure!r})\n"]
+    text = "".join(lines)
+    for filename, name in names.items():
+        text = text.replace(f'File "{filename}"', name)
+    return RankError(
+        type(raised).__name__, _text(raised), text, tuple(_frames(trace, names)), time.monotonic()
+    )
+
+
+def _text(raised: BaseException) -> str:
+    try:
+        return str(raised)
+    except Exception:
+        return "(its text can't be shown)"
+
+
+def _frames(trace: TracebackType | None, names: dict[str, str]) -> list[Frame]:
+    return [
+        make_frame(entry.filename, entry.lineno or 0, entry.name, names, entry.line or "")
+        for entry in traceback.extract_tb(trace)
+    ]
+
+
+def make_frame(
+    filename: str, line: int, function: str, names: dict[str, str], source: str = ""
+) -> Frame:
+    """Name a stack line as the reader knows it, and say whether it is the reader's own."""
+    library = filename.startswith((*LIBRARY_FOLDERS, OWN_FOLDER, "<frozen"))
+    template = filename.startswith(os.path.join(OWN_FOLDER, "templates"))
+    shown = names.get(filename, filename)
+    return Frame(shown, line, function, source.strip(), not library or template)
+
+
+def _exit_code(stop: SystemExit) -> int:
+    if stop.code is None or isinstance(stop.code, int):
+        return stop.code or 0
+    print(stop.code, file=sys.stderr)  # sys.exit("text") prints it and means 1
+    return 1
+
+
+def _leave(outcome: Outcome, file: int, link: socket.socket) -> None:
+    """Hand over the outcome and end, without the interpreter's teardown.
+
+    A gloo thread that still runs there now and then aborts a correct script.
+    """
+    _flush()
+    _write_all(file, pickle.dumps(outcome))
+    link.send(b"done")
+    with contextlib.suppress(Exception):
+        multiprocessing.util._exit_function()  # joins the rank's own child processes
+    _flush()
+    os._exit(outcome.exit_code & 0xFF)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # the rank may have closed it
+            stream.flush()
+    ctypes.CDLL(None).fflush(None)
+
+
+def _read_all(file: int) -> bytes:
+    with open(os.dup(file), "rb") as whole:
+        return os.pread(whole.fileno(), os.fstat(file).st_size, 0)
+
+
+def _write_all(file: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file, view) :]

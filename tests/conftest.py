@@ -1,0 +1,36 @@
+"""Shared by all tests: nothing may survive a test."""
+
+import os
+import time
+
+import psutil
+import pytest
+
+
+def our_processes() -> dict[int, psutil.Process]:
+    """Every descendant of this process, except the fork server and the resource tracker."""
+    found = {}
+    for process in psutil.Process().children(recursive=True):
+        try:
+            command = " ".join(process.cmdline())
+            helper = "forkserver import main" in command or "resource_tracker" in command
+            ranks = helper and process.ppid() != os.getpid()  # a rank looks like its server
+            if (not helper or ranks) and process.status() != psutil.STATUS_ZOMBIE:
+                found[process.pid] = process
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+@pytest.fixture
+def no_process_left():
+    """Fail a test that leaves a process behind, and end that process."""
+    before = our_processes()
+    yield
+    limit = time.monotonic() + 2
+    while (left := our_processes().keys() - before.keys()) and time.monotonic() < limit:
+        time.sleep(0.05)
+    commands = [our_processes()[pid].cmdline() for pid in left]
+    for pid in left:
+        os.kill(pid, 9)
+    assert not left, f"left running: {commands}"

@@ -1,0 +1,415 @@
+"""launch() on real ranks: what comes back, and what a failure says."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from ddp_helpers import LaunchError, LaunchTimeoutError, launch, process_group
+from ddp_helpers.failure_report import MOST_LINES
+
+pytestmark = pytest.mark.usefixtures("no_process_left")
+BOTH = pytest.mark.parametrize("start_method", ["forkserver", "spawn"])
+
+
+def fails(fn, nprocs=2, error=LaunchError, **options):
+    """Launch fn, which must fail; the report and the result."""
+    with pytest.raises(error) as caught:
+        launch(fn, nprocs, **options)
+    report = str(caught.value)
+    assert len(report.splitlines()) <= MOST_LINES
+    return report, caught.value.result
+
+
+@BOTH
+def test_values_output_and_environment(start_method):
+    def who():
+        with process_group() as pg:
+            total = torch.tensor([pg.rank + 1.0])
+            dist.all_reduce(total)
+            print("rank", pg.rank)
+        names = "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR".split()
+        return total, [os.environ[name] for name in names]
+
+    result = launch(who, 2, start_method=start_method)
+    assert [value[1] for value in result.values] == [
+        [str(rank), str(rank), "2", "2", "127.0.0.1"] for rank in range(2)
+    ]
+    assert all(torch.equal(value[0], torch.tensor([3.0])) for value in result.values)
+    assert [rank.output for rank in result.ranks] == ["rank 0\n", "rank 1\n"]
+
+
+def test_four_ranks_start_their_group_with_torch_alone():
+    def plain():
+        dist.init_process_group("gloo")
+        everyone = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, dist.get_rank())
+        dist.barrier()
+        dist.destroy_process_group()
+        return everyone
+
+    assert launch(plain, 4).values == [[0, 1, 2, 3]] * 4
+
+
+def test_init_method_tcp_works_under_the_launcher():
+    def meet(url):
+        rank = int(os.environ["RANK"])
+        dist.init_process_group("gloo", init_method=url, world_size=2, rank=rank)
+        dist.barrier()
+        dist.destroy_process_group()
+        with process_group(init_method=url, world_size=2, rank=rank) as pg:
+            return pg.rank
+
+    import socket
+
+    with socket.create_server(("localhost", 0)) as probe:
+        url = f"tcp://localhost:{probe.getsockname()[1]}"
+    assert launch(meet, 2, args=(url,), timeout=30).values == [0, 1]
+
+
+def test_closures_lambdas_args_kwargs_env():
+    base = 10
+    assert launch(lambda a, b=0: base + a + b, 2, args=(1,), kwargs={"b": 2}).values == [13, 13]
+    read = launch(lambda: os.environ["COLOUR"], 1, env={"COLOUR": "blue"})
+    assert read.values == ["blue"]
+
+
+def test_function_in_a_script(tmp_path):
+    script = tmp_path / "training.py"
+    script.write_text(
+        "import os, sys, helper_beside_it\n"
+        "def main(x):\n    return x + helper_beside_it.one, os.path.basename(sys.argv[0])\n"
+    )
+    (tmp_path / "helper_beside_it.py").write_text("one = 1\n")
+    assert launch(f"{script}:main", 2, args=(1,)).values == [(2, "training.py")] * 2
+
+
+def test_a_script_without_a_main_guard_does_not_start_itself_again(tmp_path):
+    script = tmp_path / "no_guard.py"
+    script.write_text(
+        "from ddp_helpers import launch\n"
+        "print('top')\n"
+        "print(launch(lambda: 7, 2, start_method='spawn').values)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "top\n[7, 7]\n"), done.stderr
+
+
+def test_launch_inside_a_rank_says_so(tmp_path):
+    script = tmp_path / "recursive.py"
+    script.write_text(
+        f"from ddp_helpers import launch\ndef main():\n    return 1\nlaunch('{script}:main', 2)\n"
+    )
+    report, _ = fails(f"{script}:main")
+    assert "inside a rank" in report
+    assert "__main__" in report
+
+
+def test_small_slices_travel_alone_and_gradients_survive():
+    def slices():
+        big = torch.zeros(1_000_000)
+        weight = torch.ones(3, requires_grad=True)
+        return big[:2], weight, torch.nn.Parameter(torch.ones(2))
+
+    small, weight, parameter = launch(slices, 1).values[0]
+    assert small.untyped_storage().nbytes() == 8
+    assert weight.requires_grad
+    assert isinstance(parameter, torch.nn.Parameter)
+
+
+def test_threads_are_shared_out():
+    assert launch(torch.get_num_threads, 64 if os.cpu_count() > 64 else 8).values[0] >= 1
+    assert launch(torch.get_num_threads, 2, threads_per_rank=3).values == [3, 3]
+    from ddp_helpers.environment import usable_cpu_count
+
+    assert launch(torch.get_num_threads, 1).values == [usable_cpu_count()]
+
+
+def test_output_from_c_from_children_and_without_newline(capfd):
+    def speak():
+        libc = ctypes.CDLL(None)
+        libc.puts(b"from C")
+        subprocess.run(["echo", "from a child"], check=True)
+        os.write(1, b"\xff\x00 binary\n")
+        sys.stderr.write("to stderr\n")
+        sys.stdout.write("no newline")
+
+    output = launch(speak, 2)[1].output
+    for text in ("from C\n", "from a child\n", "\ufffd\x00 binary\n", "to stderr\n", "no newline"):
+        assert text in output
+    assert "[rank 1] from C\n" in capfd.readouterr().out
+
+
+def test_megabytes_of_output_arrive_whole():
+    def shout():
+        for number in range(20_000):
+            print(f"{number:>100}")
+        sys.stdout.write("x" * 3_000_000)
+
+    output = launch(shout, 2, echo=False)[0].output
+    assert len(output.replace("\n", "")) == 20_000 * 100 + 3_000_000
+    assert output.splitlines()[19_999].strip() == "19999"
+
+
+def test_a_rank_that_closes_its_output_still_returns():
+    def shut():
+        os.close(1)
+        os.close(2)
+        return 5
+
+    def shut_python():
+        sys.stdout.close()
+        return 6
+
+    assert launch(shut, 2).values == [5, 5]
+    assert launch(shut_python, 2).values == [6, 6]
+
+
+def test_the_rank_that_raised_is_the_cause():
+    def train():
+        with process_group() as pg:
+            if pg.rank == 1:
+                raise ValueError("bad label 11")
+            dist.all_reduce(torch.ones(1))
+
+    started = time.monotonic()
+    report, result = fails(train)
+    took = time.monotonic() - started
+    lines = report.splitlines()
+    assert lines[0] == "rank 1 failed: ValueError: bad label 11"
+    assert "test_launch.py" in lines[1]
+    assert lines[2].strip() == 'raise ValueError("bad label 11")'
+    assert "Connection closed" not in report
+    assert "bad label 11" in result[1].traceback
+    assert "ddp_helpers/worker.py" not in result[1].traceback
+    assert took < 30
+
+
+def test_where_the_others_waited():
+    def train():
+        dist.init_process_group("gloo")
+        if dist.get_rank() == 1:
+            time.sleep(0.3)
+            raise KeyError("labels")
+        dist.barrier()
+
+    report, _ = fails(train)
+    assert report.startswith("rank 1 failed: KeyError: 'labels'")
+    assert "rank 0 waited in barrier" in report or "rank 0 then lost the connection" in report
+
+
+class Awkward(Exception):
+    """Can be neither pickled nor shown."""
+
+    def __init__(self, a, b):
+        self.lock = threading.Lock()
+
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
+def sleep_in_python():
+    while True:
+        time.sleep(0.01)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("end", "text"),
+    [
+        (lambda: os._exit(3), "exit code 3"),
+        (lambda: sys.exit(4), "called sys.exit(4)"),
+        (lambda: sys.exit("no data"), "called sys.exit(no data)"),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "SIGKILL"),
+        (lambda: ctypes.string_at(0), "SIGSEGV"),
+        (lambda: ctypes.CDLL(None).abort(), "SIGABRT"),
+        (lambda: (_ for _ in ()).throw(Awkward(1, 2)), "failed: Awkward"),
+    ],
+    ids=["_exit", "sys.exit", "sys.exit text", "SIGKILL", "SIGSEGV", "SIGABRT", "awkward"],
+)
+def test_every_way_to_end_is_named(end, text, start_method):
+    def train():
+        if os.environ["RANK"] == "1":
+            end()
+        time.sleep(60)
+
+    started = time.monotonic()
+    report, result = fails(train, start_method=start_method)
+    assert text in report.splitlines()[0]
+    assert report.startswith("rank 1 ")
+    assert result[0].exit_code is None
+    assert "rank 0 was at" in report
+    assert time.monotonic() - started < 30
+
+
+def test_exit_zero_is_a_normal_end():
+    assert launch(lambda: sys.exit(0), 2).values == [None, None]
+
+
+def test_a_value_that_cannot_travel():
+    report, _ = fails(lambda: threading.Lock())
+    assert "can't leave its rank" in report
+    assert "state_dict" in report
+
+
+def test_an_argument_that_cannot_travel():
+    with pytest.raises(TypeError, match=r"argument 0 \(lock\) can't travel"):
+        launch(lambda lock: 1, 2, args=(threading.Lock(),))
+    guard = threading.Lock()
+    with pytest.raises(TypeError, match="variable `guard`"):
+        launch(lambda: guard, 2)
+
+
+def test_a_rank_that_never_joins_is_reported_with_both_lines():
+    def train():
+        dist.init_process_group("gloo")
+        if dist.get_rank() == 0:
+            dist.all_reduce(torch.ones(1))
+        else:
+            sleep_in_python()
+
+    started = time.monotonic()
+    report, result = fails(train, error=LaunchTimeoutError, timeout=4)
+    assert time.monotonic() - started < 4 + 10
+    assert "did not end within 4 s" in report
+    assert "rank 0 waited in all_reduce" in report
+    assert "dist.all_reduce(torch.ones(1))" in report
+    assert "rank 1 was at" in report
+    assert "in sleep_in_python" in report
+    assert [rank.ok for rank in result.ranks] == [False, False]
+
+
+def test_one_rank_finished_while_the_other_still_waits():
+    def train():
+        dist.init_process_group("gloo")
+        dist.barrier()
+        if dist.get_rank() == 0:
+            dist.all_reduce(torch.ones(1))
+
+    report, _ = fails(train, timeout=30)
+    assert "rank 1 finished while rank 0 still waited for it" in report
+    assert "if rank == 0" in report
+
+
+def test_mismatched_shapes_are_explained():
+    def train():
+        dist.init_process_group("gloo")
+        dist.all_reduce(torch.ones(3 if dist.get_rank() else 5))
+        dist.barrier()
+
+    report, _ = fails(train, timeout=30)
+    assert "do not match" in report
+
+
+def test_an_interrupt_ends_all_ranks_and_the_next_launch_works():
+    threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        launch(sleep_in_python, 2, timeout=60)
+    assert launch(lambda: 1, 2).values == [1, 1]
+
+
+def test_children_of_a_rank_end_with_it():
+    def start_children():
+        return subprocess.Popen(["sleep", "300"]).pid
+
+    pids = launch(start_children, 2).values
+    limit = time.monotonic() + 2
+    while any(map(is_alive, pids)) and time.monotonic() < limit:
+        time.sleep(0.02)
+    assert not any(map(is_alive, pids))
+
+
+@BOTH
+def test_ranks_die_with_a_killed_launcher(tmp_path, start_method):
+    script = tmp_path / "doomed.py"
+    script.write_text(
+        "import os, time\nfrom ddp_helpers import launch\n"
+        "def stay():\n"
+        "    open(f'{os.getpid()}.pid', 'w').close()\n"
+        "    while True: pass\n"
+        f"launch(stay, 2, start_method='{start_method}')\n"
+    )
+    launcher = subprocess.Popen([sys.executable, script], cwd=tmp_path)
+    limit = time.monotonic() + 60
+    while len(pids := list(tmp_path.glob("*.pid"))) < 2 and time.monotonic() < limit:
+        time.sleep(0.05)
+    launcher.kill()
+    launcher.wait()
+    assert len(pids) == 2
+    pids = [int(pid.stem) for pid in pids]
+    limit = time.monotonic() + 3
+    while any(map(is_alive, pids)) and time.monotonic() < limit:
+        time.sleep(0.02)
+    assert not any(map(is_alive, pids))
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return status.rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def test_two_launches_at_once_from_threads():
+    values = {}
+
+    def run(name):
+        def meet():
+            with process_group() as pg:
+                total = torch.ones(1)
+                dist.all_reduce(total)
+                return pg.rank, total.item()
+
+        values[name] = launch(meet, 2, echo=False).values
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert values == {i: [(0, 2.0), (1, 2.0)] for i in range(4)}
+
+
+def test_a_rank_draws_its_own_numbers():
+    import random
+
+    import numpy
+
+    def draw():
+        return numpy.random.rand(), random.random()
+
+    first, second = launch(draw, 2).values
+    assert first[0] != second[0]
+    assert first[1] != second[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"nprocs": 0}, "nprocs=0"),
+        ({"nprocs": 2.0}, "nprocs=2.0"),
+        ({"timeout": 0}, "timeout=0"),
+        ({"threads_per_rank": 0}, "threads_per_rank=0"),
+        ({"start_method": "fork"}, "forkserver"),
+        ({"fn": "nothing.py:main"}, "no file nothing.py"),
+        ({"fn": f"{__file__}:nothing"}, "no function nothing"),
+        ({"fn": "script"}, "script.py:function"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, text):
+    options = {"fn": time.time, "nprocs": 2} | arguments
+    with pytest.raises(ValueError, match=text):
+        launch(options.pop("fn"), **options)
+    with pytest.raises(TypeError, match="fn=3"):
+        launch(3)

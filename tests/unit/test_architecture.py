@@ -1,0 +1,54 @@
+"""The module arrows: who may import whom."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[2] / "ddp_helpers"
+ARROWS = {
+    "records": set(),
+    "rendezvous": set(),
+    "environment": {"machine"},
+    "machine": set(),
+    "process_group": {"rendezvous"},
+    "data": set(),
+    "model": set(),
+    "checkpoint": set(),
+    "diagnosis": {"records"},
+    "training": {"data", "model", "checkpoint", "process_group"},
+    "worker": {"records", "rendezvous"},
+    "supervisor": {"records", "worker"},
+    "failure_report": {"records", "diagnosis"},
+    "launch": {"environment", "failure_report", "records", "supervisor", "worker"},
+    "preload": {"process_group", "worker"},
+    "plots": {"records"},
+    "__init__": {"environment", "launch", "process_group"},
+    "cli": {"", "environment", "launch", "plots", "training"},
+    "__main__": {"cli"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of ours that a file imports anywhere, also within functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ddp_helpers"):
+            module = node.module.removeprefix("ddp_helpers").lstrip(".")
+            names = [alias.name for alias in node.names] if not module else [module]
+            found |= {name for name in names if (PACKAGE / f"{name}.py").exists()} or {""}
+        elif isinstance(node, ast.Import):
+            ours = [a.name for a in node.names if a.name.startswith("ddp_helpers.")]
+            found |= {name.removeprefix("ddp_helpers.") for name in ours}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.stem)
+def test_imports_run_one_way(path):
+    assert path.stem in ARROWS, f"{path.name} is new: say here what it may import"
+    assert imports(path) <= ARROWS[path.stem]
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "templates").glob("*.py")), ids=lambda p: p.stem)
+def test_templates_import_nothing_of_ours(path):
+    assert not imports(path)
