@@ -44,6 +44,8 @@ def is_consequence(error: RankError) -> bool:
 
 def waiting_in(stack: Sequence[Frame]) -> str | None:
     """The collective that a rank waits in, from its Python stack (outermost line first)."""
+    if any(frame.function == "cleanup_distributed" for frame in stack):
+        return "the clean-up of its process group"
     for frame in stack:
         if "torch/distributed/" in frame.filename and frame.function in WAITING_FUNCTIONS:
             return frame.function
@@ -109,6 +111,11 @@ def _left_early(ranks: Sequence[RankResult]) -> Diagnosis | None:
 
 
 def _hang(ranks: Sequence[RankResult]) -> Diagnosis | None:
+    if not any(rank.stack for rank in ranks):
+        return Diagnosis(
+            "no rank had begun its function: the machine is busy, or the limit is short",
+            "try again with a larger timeout=",
+        )
     where = {rank.rank: waiting_in(rank.stack) for rank in ranks if rank.stack}
     waiting = {rank: call for rank, call in where.items() if call}
     if not waiting:
@@ -126,8 +133,8 @@ def _hang(ranks: Sequence[RankResult]) -> Diagnosis | None:
         call = next(iter(waiting.values()))
         return Diagnosis(
             f"{name_ranks(list(waiting))} waits in {call}, and not all ranks came",
-            f"let every rank reach {call}: look for an `if rank == ...` around it, a slow rank, "
-            "or ranks with different numbers of batches",
+            "let every rank make that call: look for an `if rank == ...` around it, a slow rank, or "
+            "ranks with different numbers of batches",
         )
     return None
 
@@ -169,7 +176,7 @@ RULES: tuple[Callable[[Sequence[RankResult]], Diagnosis | None], ...] = (
         'use backend="gloo", or leave the backend out of process_group()',
     ),
     _on_text(
-        r"DDP expects same model across all ranks",
+        r"DDP expects same model across all ranks|appears not to match sizes of the same param",
         "the ranks wrapped different models, or one of them had already failed",
         "build the same model on every rank before DistributedDataParallel(...)",
     ),

@@ -26,7 +26,7 @@ def failure_report(ranks: Sequence[RankResult], timeout: float | None = None) ->
     for diagnosis in diagnose(ranks, hang=bool(timeout))[:2]:
         lines += [f"why: {diagnosis.cause}", f"what to do: {diagnosis.advice}"]
     if any(rank.traceback for rank in causes):
-        lines.append(f"the full traceback: print(error.result[{causes[0].rank}].traceback)")
+        lines.append(f"full traceback: print(sys.last_value.result[{causes[0].rank}].traceback)")
     return "\n".join(lines[:MOST_LINES])
 
 
@@ -45,7 +45,7 @@ def _was_ended(rank: RankResult) -> bool:
 
 def _cause_lines(causes: Sequence[RankResult]) -> list[str]:
     first = causes[0]
-    alike = [rank.rank for rank in causes if _how(rank) == _how(first)]
+    alike = sorted(rank.rank for rank in causes if _how(rank) == _how(first))
     lines = [f"{name_ranks(alike)} {_how(first)}"]
     frame = first.error.user_frame if first.error else None
     lines += _place(frame)
@@ -113,14 +113,11 @@ def _hang_lines(ranks: Sequence[RankResult], timeout: float) -> list[str]:
 
 
 def _stands(rank: RankResult) -> str:
-    frame = innermost_user_frame(rank.stack)
-    place = str(frame) if frame else "an unknown line"
+    if not rank.stack:
+        return f"rank {rank.rank} was still starting"
+    place = innermost_user_frame(rank.stack) or rank.stack[-1]
     call = waiting_in(rank.stack)
-    return (
-        f"rank {rank.rank} waited in {call} at {place}"
-        if call
-        else (f"rank {rank.rank} was at {place}")
-    )
+    return f"rank {rank.rank} {f'waited in {call}' if call else 'was'} at {place}"
 
 
 def _cut(text: str) -> str:

@@ -1,3 +1,4 @@
+# ruff: noqa: F401
 """What the fork server imports once, so that each rank starts with it in memory.
 
 Nothing here may start a thread or touch CUDA: neither survives a fork.
@@ -7,7 +8,7 @@ import contextlib
 import gc
 
 with contextlib.suppress(ImportError):
-    import cloudpickle  # noqa: F401
+    import cloudpickle
     import torch
     import torch._dynamo  # the first optimizer imports it, a second and a half in each rank
     import torch.distributed
@@ -16,6 +17,6 @@ with contextlib.suppress(ImportError):
     import torch.utils.data
 
 import ddp_helpers.process_group
-import ddp_helpers.worker  # noqa: F401
+import ddp_helpers.worker
 
 gc.freeze()  # ranks share these pages as long as the collector does not touch them

@@ -275,7 +275,7 @@ class Supervisor:
             for match in found
             if match
         ]
-        inside = [frame for frame in reversed(frames)]
+        inside = frames[::-1]
         starts = [i for i, frame in enumerate(inside) if frame.filename == worker.__file__]
         return tuple(inside[starts[-1] + 1 :] if starts else inside)
 

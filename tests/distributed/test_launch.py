@@ -115,6 +115,13 @@ def test_launch_inside_a_rank_says_so(tmp_path):
     assert "__main__" in report
 
 
+def test_ranks_find_torch_loaded_already():
+    def loaded():
+        return {"torch.distributed", "torch._dynamo"} <= set(sys.modules)
+
+    assert launch(loaded, 2).values == [True, True]
+
+
 def test_small_slices_travel_alone_and_gradients_survive():
     def slices():
         big = torch.zeros(1_000_000)

@@ -1,0 +1,119 @@
+"""Each notebook runs in a fresh kernel, and is what it promises to be."""
+
+import getpass
+import re
+import socket
+from itertools import pairwise
+from pathlib import Path
+
+import build
+import nbformat
+import pytest
+
+PATHS = sorted(build.NOTEBOOKS.glob("*.ipynb"))
+ALL = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+WORDS_OF_A_CELL = 90  # goals, recaps and tables; most cells have half of it
+LINES_OF_A_CELL = 25
+
+
+def read(path: Path):
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def text_outputs(notebook) -> str:
+    texts = []
+    for cell in code_cells(notebook):
+        for output in cell.outputs:
+            texts += [output.get("text", ""), output.get("evalue", "")]
+            texts += output.get("traceback", [])
+            texts += [v for k, v in output.get("data", {}).items() if k.startswith("text/")]
+    return "\n".join(texts)
+
+
+def test_they_are_all_here_in_order():
+    assert [path.stem[:2] for path in PATHS] == [f"{n:02}" for n in range(len(PATHS))]
+    assert len(PATHS) >= 4
+
+
+@ALL
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("no_process_left")
+def test_it_executes(path):
+    notebook = read(path)
+    took = build.execute(notebook)
+    print(f"{path.name}: {took:.1f} s")
+    for cell in code_cells(notebook):
+        failed = any(output.output_type == "error" for output in cell.outputs)
+        meant = "raises-exception" in cell.metadata.get("tags", [])
+        assert failed == meant, f"{cell.source}\n{cell.outputs}"
+
+
+@ALL
+def test_committed_outputs_are_there_and_clean(path):
+    notebook = read(path)
+    counts = [cell.execution_count for cell in code_cells(notebook)]
+    assert counts == list(range(1, len(counts) + 1)), "run `make notebooks`"
+    assert nbformat.writes(build.clean(read(path))) == nbformat.writes(notebook)
+    text = text_outputs(notebook)
+    forbidden = [str(build.ROOT), socket.gethostname(), "/tmp/ipykernel", str(Path.home()) + "/"]
+    forbidden += [getpass.getuser()] if getpass.getuser() != "root" else []
+    for word in forbidden:
+        assert not re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text), word
+    whole = path.read_text()
+    assert "/work/" not in whole
+    assert "/root/" not in whole
+
+
+@ALL
+def test_its_shape(path):
+    notebook = read(path)
+    cells = notebook.cells
+    texts = [cell.source for cell in cells if cell.cell_type == "markdown"]
+    assert 20 <= len(cells) <= 50
+    assert texts[0].startswith("# ")
+    assert any("minutes" in text for text in texts[:2])
+    assert any("What you have seen" in text for text in texts)
+    assert any("Exercise" in text for text in texts)
+    for text in texts:
+        prose = re.sub(r"<details>.*?</details>|^\|.*$", "", text, flags=re.S | re.M)
+        assert len(prose.split()) <= WORDS_OF_A_CELL, text
+    for cell in code_cells(notebook):
+        assert len(cell.source.splitlines()) <= LINES_OF_A_CELL, cell.source
+
+
+@ALL
+def test_every_figure_has_a_text_for_those_who_cannot_see_it(path):
+    for cell in code_cells(read(path)):
+        for output in cell.outputs:
+            if "image/png" in output.get("data", {}):
+                alt = output.data.get("text/plain", "")
+                assert len(alt) > 30, cell.source
+                assert not alt.startswith("<Figure"), cell.source
+
+
+def test_each_links_to_the_next():
+    for path, following in pairwise(PATHS):
+        assert following.name in read(path).cells[-1].source, path.name
+
+
+@ALL
+def test_relative_links_lead_somewhere(path):
+    for cell in read(path).cells:
+        if cell.cell_type == "markdown":
+            for target in re.findall(r"\]\(([^)#]+)\)", cell.source):
+                if "://" not in target:
+                    assert (path.parent / target).exists(), target
+
+
+def test_cleaning_removes_what_tells_about_a_machine():
+    dirty = (
+        f"{build.ROOT}/notebooks/x.py {build.ROOT}/data {socket.gethostname()} {Path.home()}/x "
+        "<obj at 0x7f0011223344> /tmp/ipykernel_12/34.py [127.0.0.1]:45275"
+    )
+    assert build.anonymous(dirty) == (
+        "x.py ../data my-machine ~/x <obj at 0x...> <cell> [127.0.0.1]:PORT"
+    )
