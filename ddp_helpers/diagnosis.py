@@ -79,10 +79,16 @@ def _on_text(pattern: str, cause: str, advice: str) -> Callable:
 
 
 def _killed(ranks: Sequence[RankResult]) -> Diagnosis | None:
-    if any(rank.exit_code == -signal.SIGKILL for rank in ranks):
+    killed = [rank for rank in ranks if rank.exit_code == -signal.SIGKILL]
+    if any(rank.out_of_memory for rank in killed):
         return Diagnosis(
-            "a rank was killed from outside, most often because memory ran out",
-            "look at `dmesg | tail`; try a smaller batch, fewer ranks or fewer loader workers",
+            "memory ran out, and the system killed the rank (its count of such kills went up)",
+            "try a smaller batch, fewer ranks, or fewer loader workers",
+        )
+    if killed:
+        return Diagnosis(
+            "something outside killed the rank; the system's out-of-memory count did not change",
+            "look for a `kill -9`, a scheduler's limit, or a container's limit in `dmesg | tail`",
         )
     return None
 
@@ -98,7 +104,8 @@ def _mismatch(ranks: Sequence[RankResult]) -> Diagnosis | None:
 
 
 def _left_early(ranks: Sequence[RankResult]) -> Diagnosis | None:
-    waiting = [rank.rank for rank in ranks if rank.error and is_consequence(rank.error)]
+    lost = [rank.rank for rank in ranks if rank.error and is_consequence(rank.error)]
+    waiting = lost + [rank.rank for rank in ranks if not rank.error and waiting_in(rank.stack)]
     finished = [rank.rank for rank in ranks if rank.ok]
     own = [rank for rank in ranks if not rank.ok and rank.rank not in waiting]
     if waiting and finished and not own:
@@ -133,8 +140,8 @@ def _hang(ranks: Sequence[RankResult]) -> Diagnosis | None:
         call = next(iter(waiting.values()))
         return Diagnosis(
             f"{name_ranks(list(waiting))} waits in {call}, and not all ranks came",
-            "let every rank make that call: look for an `if rank == ...` around it, a slow rank, or "
-            "ranks with different numbers of batches",
+            "let every rank make that call: look for an `if rank == ...` around it, a slow rank, "
+            "or ranks with different numbers of batches",
         )
     return None
 
@@ -154,6 +161,11 @@ RULES: tuple[Callable[[Sequence[RankResult]], Diagnosis | None], ...] = (
         r"EADDRINUSE|Address already in use",
         "the port is taken by another program, or by a run that was left over",
         "leave init_method out under launch(), or choose another port",
+    ),
+    _on_text(
+        r"Unable to find address for: (\S+)",
+        r"the network interface \1 does not exist, or has no address",
+        "unset GLOO_SOCKET_IFNAME, or name an interface that `ip -brief address` shows",
     ),
     _on_text(
         r"environment variable (\w+) expected, but not set",

@@ -13,16 +13,22 @@ MOST_RANKS = 4  # of a group that gets a line each
 LONGEST = 300  # characters of one message line
 
 
-def failure_report(ranks: Sequence[RankResult], timeout: float | None = None) -> str:
+def failure_report(
+    ranks: Sequence[RankResult], *, timeout: float | None = None, stranded: bool = False
+) -> str:
     """Say which rank failed, where, why, and what to do.
 
     Args:
         ranks: what each rank left.
-        timeout: the limit in seconds that ran out, or None if a rank failed.
+        timeout: the limit in seconds that ran out, if it did.
+        stranded: some ranks waited for others that had ended.
     """
-    causes = [] if timeout else find_causes(ranks)
-    lines = _hang_lines(ranks, timeout) if timeout else _cause_lines(causes)
-    lines += [] if timeout else _other_lines(ranks, causes)
+    hang = bool(timeout) or stranded
+    causes = [] if hang else find_causes(ranks)
+    if hang:
+        lines = _hang_lines(ranks, timeout)
+    else:
+        lines = _cause_lines(causes) + _other_lines(ranks, causes)
     for diagnosis in diagnose(ranks, hang=bool(timeout))[:2]:
         lines += [f"why: {diagnosis.cause}", f"what to do: {diagnosis.advice}"]
     if any(rank.traceback for rank in causes):
@@ -74,7 +80,7 @@ def _how(rank: RankResult) -> str:
 def signal_in_words(number: int) -> str:
     """`SIGSEGV (a crash in compiled code)`."""
     words = {
-        signal.SIGKILL: "killed from outside; perhaps memory ran out",
+        signal.SIGKILL: "killed from outside",
         signal.SIGSEGV: "a crash in compiled code",
         signal.SIGABRT: "compiled code gave up; its message is in the rank's output",
         signal.SIGTERM: "somebody asked it to end",
@@ -89,7 +95,7 @@ def signal_in_words(number: int) -> str:
 
 def _other_lines(ranks: Sequence[RankResult], causes: Sequence[RankResult]) -> list[str]:
     """The rest in a line each: consequences are named, not quoted."""
-    named = {rank.rank for rank in causes}
+    named = {rank.rank for rank in causes} | {rank.rank for rank in ranks if rank.ok}
     rest = [rank for rank in ranks if rank.rank not in named]
     lost = [rank.rank for rank in rest if rank.error]
     lines = [f"{name_ranks(lost)} then lost the connection"] if lost else []
@@ -100,8 +106,13 @@ def _other_lines(ranks: Sequence[RankResult], causes: Sequence[RankResult]) -> l
     return lines
 
 
-def _hang_lines(ranks: Sequence[RankResult], timeout: float) -> list[str]:
-    lines = [f"the ranks did not end within {timeout:g} s, and were ended"]
+def _hang_lines(ranks: Sequence[RankResult], timeout: float | None) -> list[str]:
+    """Where each rank stands; without a timeout, some wait for others that have ended."""
+    lines = [
+        f"the ranks did not end within {timeout:g} s, and were ended"
+        if timeout
+        else "a rank waited for others that had already ended"
+    ]
     finished = [rank.rank for rank in ranks if rank.ok]
     lines += [f"{name_ranks(finished)} had finished"] if finished else []
     standing = [rank for rank in ranks if not rank.ok]

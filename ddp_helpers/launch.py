@@ -99,8 +99,9 @@ def launch(
     result = LaunchResult(ranks, supervisor.seconds, start_method)
     if all(rank.ok for rank in ranks):
         return result
-    report = failure_report(ranks, timeout if supervisor.timed_out else None)
-    raise (LaunchTimeoutError if supervisor.timed_out else LaunchError)(report, result) from None
+    late = supervisor.timed_out
+    report = failure_report(ranks, timeout=timeout if late else None, stranded=supervisor.stranded)
+    raise (LaunchTimeoutError if late else LaunchError)(report, result) from None
 
 
 def warm_up() -> None:

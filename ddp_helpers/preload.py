@@ -4,8 +4,10 @@
 Nothing here may start a thread or touch CUDA: neither survives a fork.
 """
 
+import atexit
 import contextlib
 import gc
+import os
 
 with contextlib.suppress(ImportError):
     import cloudpickle
@@ -18,5 +20,23 @@ with contextlib.suppress(ImportError):
 
 import ddp_helpers.process_group
 import ddp_helpers.worker
+
+with contextlib.suppress(OSError):
+    os.setsid()  # a kernel that is killed takes its process group along; stay to tidy up
+
+server_pid = os.getpid()
+
+
+@atexit.register
+def remove_listener() -> None:
+    """A killed kernel can't remove the fork server's socket from the temporary folder."""
+    from multiprocessing import forkserver
+
+    address = forkserver._forkserver._forkserver_address
+    if os.getpid() == server_pid and isinstance(address, str):
+        with contextlib.suppress(OSError):
+            os.unlink(address)
+            os.rmdir(os.path.dirname(address))
+
 
 gc.freeze()  # ranks share these pages as long as the collector does not touch them

@@ -52,6 +52,8 @@ class RankResult:
     stack: tuple[Frame, ...] = ()
     """Where the rank stood when a hang was reported, outermost line first."""
     seconds: float = 0.0
+    out_of_memory: bool = False
+    """True if the system's count of out-of-memory kills went up while the rank was killed."""
 
     @property
     def ok(self) -> bool:

@@ -18,11 +18,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from ddp_helpers import worker
+from ddp_helpers.diagnosis import waiting_in
 from ddp_helpers.records import Frame, RankError, RankResult
 
 GRACE_AFTER_FAILURE = 0.15  # seconds in which other ranks may still tell what became of them
 GRACE_AFTER_OUTCOME = 10.0  # seconds that a rank may take to end once its function has returned
 STACK_WAIT = 0.2
+STRANDED_LOOK = 0.5  # seconds between looks at ranks whose peers have ended
 LONGEST_LINE = 1 << 20  # bytes without a newline that are passed on all the same
 STACK_LINE = re.compile(r'File "(.+)", line (\d+) in (.+)')
 
@@ -71,8 +73,10 @@ class Supervisor:
         self.timeout = timeout
         self.echo = echo
         self.timed_out = False
+        self.stranded = False
         self.ranks: list[_Rank] = []
         self._failed_at: float | None = None
+        self._looked_at = 0.0
         self._files = contextlib.ExitStack()
         self._selector = self._files.enter_context(selectors.DefaultSelector())
 
@@ -84,6 +88,7 @@ class Supervisor:
     def run(self) -> list[RankResult]:
         """Start, watch and end the ranks; results in rank order."""
         self._started_at = time.monotonic()
+        self._memory_kills = _count_memory_kills()
         try:
             self._start()
             self._watch()
@@ -165,6 +170,9 @@ class Supervisor:
                 return
             if self._only_leavers(now):
                 return
+            if self._are_stranded(now):
+                self.stranded = True
+                return
 
     def _pump(self, seconds: float) -> None:
         for key, _ in self._selector.select(max(0.0, seconds)):
@@ -182,6 +190,20 @@ class Supervisor:
         return all(
             rank.outcome and now > rank.finished_at + GRACE_AFTER_OUTCOME for rank in self._living()
         )
+
+    def _are_stranded(self, now: float) -> bool:
+        """True if all that still run wait for ranks that have ended; seen twice, to be sure."""
+        living = self._living()
+        if len(living) == len(self.ranks) or any(r.outcome or not r.link for r in living):
+            return False
+        last_end = max(rank.finished_at for rank in self.ranks if rank.ended)
+        if now < max(last_end, self._looked_at) + STRANDED_LOOK:
+            return False
+        before = [rank.stack for rank in living]
+        self._take_stacks()
+        self._looked_at = time.monotonic()
+        stacks = [rank.stack for rank in living]
+        return stacks == before and all(map(waiting_in, stacks))
 
     def _on_message(self, rank: _Rank) -> None:
         message = b""
@@ -251,22 +273,24 @@ class Supervisor:
 
     def _take_stacks(self) -> None:
         """Ask each living rank for its Python stack; works also while it is stuck in C++."""
-        self.echo = None  # the signal interrupts calls in C++, which complain about it
         asked = [rank for rank in self._living() if rank.link and not rank.outcome]
+        sizes = {rank.rank: os.fstat(rank.stacks_file).st_size for rank in asked}
+        echo, self.echo = self.echo, None  # the signal interrupts C++, which complains about it
         for rank in asked:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(rank.process.pid, worker.STACK_SIGNAL)
         limit = time.monotonic() + STACK_WAIT
-        while time.monotonic() < limit and not all(map(self._has_stack, asked)):
+        while time.monotonic() < limit and any(
+            not rank.ended and os.fstat(rank.stacks_file).st_size == sizes[rank.rank]
+            for rank in asked
+        ):
             self._pump(0.005)
         for rank in asked:
-            rank.stack = self._parse_stack(rank)
+            rank.stack = self._parse_stack(rank, sizes[rank.rank])
+        self.echo = echo
 
-    def _has_stack(self, rank: _Rank) -> bool:
-        return rank.ended or os.fstat(rank.stacks_file).st_size > 0
-
-    def _parse_stack(self, rank: _Rank) -> tuple[Frame, ...]:
-        text = worker._read_all(rank.stacks_file).decode("utf-8", "replace")
+    def _parse_stack(self, rank: _Rank, start: int) -> tuple[Frame, ...]:
+        text = worker._read_all(rank.stacks_file)[start:].decode("utf-8", "replace")
         found = [STACK_LINE.search(line) for line in text.splitlines()]
         frames = [
             worker.make_frame(
@@ -319,9 +343,15 @@ class Supervisor:
         exit_code = None if rank.ended_by_us else rank.exit_code
         if outcome:
             exit_code = outcome.exit_code if error is None else outcome.exit_code or 1
-        seconds = outcome.seconds if outcome else rank.finished_at - rank.started_at
         return RankResult(
-            rank.rank, value, "".join(rank.text), exit_code, error, rank.stack, seconds
+            rank.rank,
+            value,
+            "".join(rank.text),
+            exit_code,
+            error,
+            rank.stack,
+            outcome.seconds if outcome else rank.finished_at - rank.started_at,
+            exit_code == -signal.SIGKILL and _count_memory_kills() > self._memory_kills,
         )
 
     # ---- files
@@ -330,6 +360,13 @@ class Supervisor:
         file = os.memfd_create(f"ddp_helpers-{name}")
         self._files.callback(os.close, file)
         return file
+
+
+def _count_memory_kills() -> int:
+    """How many processes the system has killed because memory ran out, or 0 if it can't tell."""
+    with contextlib.suppress(OSError), open("/proc/vmstat") as file:
+        return next((int(line.split()[1]) for line in file if line.startswith("oom_kill ")), 0)
+    return 0
 
 
 def _load_value(data: bytes) -> tuple[object, RankError | None]:

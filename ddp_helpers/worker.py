@@ -17,6 +17,7 @@ import linecache
 import multiprocessing.util
 import os
 import pickle
+import re
 import select
 import signal
 import socket
@@ -244,8 +245,9 @@ def describe(raised: BaseException, names: dict[str, str]) -> RankError:
 
 
 def _text(raised: BaseException) -> str:
+    """The message, without the place in torch's own C++ sources that gloo puts in front."""
     try:
-        return str(raised)
+        return re.sub(r"^\[(enforce fail at )?/__w/[^\]]*\]\s*", "", str(raised))
     except Exception:
         return "(its text can't be shown)"
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -255,7 +256,7 @@ def test_every_way_to_end_is_named(end, text, start_method):
     assert text in report.splitlines()[0]
     assert report.startswith("rank 1 ")
     assert result[0].exit_code is None
-    assert "rank 0 was at" in report
+    assert re.search("rank 0 was (at|still starting)", report)
     assert time.monotonic() - started < 30
 
 
@@ -294,6 +295,30 @@ def test_a_rank_that_never_joins_is_reported_with_both_lines():
     assert "rank 1 was at" in report
     assert "in sleep_in_python" in report
     assert [rank.ok for rank in result.ranks] == [False, False]
+
+
+def test_a_rank_that_waits_for_one_that_never_came_is_not_left_to_the_limit():
+    def train():
+        if os.environ["RANK"] == "0":
+            dist.init_process_group("gloo")
+
+    started = time.monotonic()
+    report, result = fails(train, timeout=100)
+    assert time.monotonic() - started < 50
+    assert "rank 1 finished while rank 0 still waited for it" in report
+    assert "rank 0 waited in init_process_group" in report
+    assert [rank.ok for rank in result.ranks] == [False, True]
+
+
+def test_a_rank_may_go_on_alone_for_as_long_as_it_likes():
+    def train():
+        with process_group() as pg:
+            pass
+        if pg.rank == 0:
+            time.sleep(2)
+            print("still here")
+
+    assert launch(train, 2)[0].output == "still here\n"
 
 
 def test_one_rank_finished_while_the_other_still_waits():
@@ -346,7 +371,9 @@ def test_ranks_die_with_a_killed_launcher(tmp_path, start_method):
         "    while True: pass\n"
         f"launch(stay, 2, start_method='{start_method}')\n"
     )
-    launcher = subprocess.Popen([sys.executable, script], cwd=tmp_path)
+    launcher = subprocess.Popen(
+        [sys.executable, script], cwd=tmp_path, env=os.environ | {"TMPDIR": str(tmp_path)}
+    )
     limit = time.monotonic() + 60
     while len(pids := list(tmp_path.glob("*.pid"))) < 2 and time.monotonic() < limit:
         time.sleep(0.05)
@@ -358,6 +385,9 @@ def test_ranks_die_with_a_killed_launcher(tmp_path, start_method):
     while any(map(is_alive, pids)) and time.monotonic() < limit:
         time.sleep(0.02)
     assert not any(map(is_alive, pids))
+    while (left := list(tmp_path.glob("pymp-*"))) and time.monotonic() < limit:
+        time.sleep(0.02)
+    assert not left
 
 
 def is_alive(pid: int) -> bool:
