@@ -13,6 +13,7 @@ from ddp_helpers.process_group import (
     is_main_process,
     process_group,
 )
+from ddp_helpers.progress import report
 
 __all__ = [
     "LaunchError",
@@ -25,4 +26,5 @@ __all__ = [
     "is_main_process",
     "launch",
     "process_group",
+    "report",
 ]

@@ -21,7 +21,8 @@ from pathlib import Path
 from ddp_helpers.environment import default_nprocs, usable_cpu_count
 from ddp_helpers.failure_report import failure_report
 from ddp_helpers.records import LaunchResult
-from ddp_helpers.supervisor import Supervisor, write_to_stdout
+from ddp_helpers.supervisor import Supervisor
+from ddp_helpers.view import PanelView, TextView, View
 from ddp_helpers.worker import Job
 
 START_METHODS = ("forkserver", "spawn")
@@ -55,6 +56,7 @@ def launch(
     threads_per_rank: int | None = None,
     start_method: str = "forkserver",
     echo: bool = True,
+    live: bool = False,
 ) -> LaunchResult:
     """Run `fn(*args, **kwargs)` on `nprocs` ranks and return what each one left.
 
@@ -67,6 +69,7 @@ def launch(
         threads_per_rank: CPU threads of each rank; by default cores // nprocs, at least 1.
         start_method: "forkserver" (fast, torch is shared) or "spawn" (a fresh interpreter).
         echo: show each rank's output as it comes, tagged with its rank.
+        live: in a notebook, a panel per rank instead: output, and what it tells with `report()`.
 
     Returns:
         `result.values` in rank order; `result[rank].output` holds what a rank printed.
@@ -94,7 +97,7 @@ def launch(
         )
         if start_method == "forkserver":
             warm_up()
-        supervisor = Supervisor(job, start_method, timeout, write_to_stdout if echo else None)
+        supervisor = Supervisor(job, start_method, timeout, _view(nprocs, echo, live))
         ranks = tuple(supervisor.run())
     result = LaunchResult(ranks, supervisor.seconds, start_method)
     if all(rank.ok for rank in ranks):
@@ -160,6 +163,13 @@ def _assigned(tree: ast.Module) -> set[str]:
 
 def _aliases(node: ast.stmt) -> list[ast.alias]:
     return node.names if isinstance(node, ast.Import | ast.ImportFrom) else []
+
+
+def _view(nprocs: int, echo: bool, live: bool) -> View | None:
+    shell = _ipython_shell()
+    if live and shell is not None and hasattr(shell, "kernel"):
+        return PanelView(nprocs)
+    return TextView() if echo or live else None
 
 
 def _pack(fn: Callable | str, args: tuple, kwargs: dict) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pickle
 import re
@@ -11,15 +12,15 @@ import selectors
 import signal
 import socket
 import struct
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ddp_helpers import worker
 from ddp_helpers.diagnosis import waiting_in
 from ddp_helpers.records import Frame, RankError, RankResult
+from ddp_helpers.view import PER_SECOND, View
 
 GRACE_AFTER_FAILURE = 0.15  # seconds in which other ranks may still tell what became of them
 GRACE_AFTER_OUTCOME = 10.0  # seconds that a rank may take to end once its function has returned
@@ -58,7 +59,7 @@ class Supervisor:
         job: what the ranks do.
         start_method: "forkserver" or "spawn".
         timeout: limit of the whole run in seconds.
-        echo: called with each batch of whole, tagged lines; None keeps quiet.
+        view: what the reader sees while the ranks run; None keeps quiet.
     """
 
     def __init__(
@@ -66,12 +67,12 @@ class Supervisor:
         job: worker.Job,
         start_method: str,
         timeout: float,
-        echo: Callable[[str], None] | None,
+        view: View | None,
     ) -> None:
         self.job = job
         self.start_method = start_method
         self.timeout = timeout
-        self.echo = echo
+        self.view = view
         self.timed_out = False
         self.stranded = False
         self.ranks: list[_Rank] = []
@@ -160,6 +161,8 @@ class Supervisor:
         deadline = self._started_at + self.timeout
         while self._living():
             self._pump(self._patience(deadline))
+            if self.view:
+                self.view.tick()
             now = time.monotonic()
             if self._failed_at is not None and now > self._failed_at + GRACE_AFTER_FAILURE:
                 self._take_stacks()
@@ -183,7 +186,7 @@ class Supervisor:
         limits = [deadline]
         if self._failed_at is not None:
             limits.append(self._failed_at + GRACE_AFTER_FAILURE)
-        return min(*limits, time.monotonic() + 1.0) - time.monotonic() + 0.001
+        return min(*limits, time.monotonic() + 1 / PER_SECOND) - time.monotonic() + 0.001
 
     def _only_leavers(self, now: float) -> bool:
         """True if all that still run have told their outcome, and take too long to end."""
@@ -208,11 +211,13 @@ class Supervisor:
     def _on_message(self, rank: _Rank) -> None:
         message = b""
         with contextlib.suppress(OSError):
-            message = rank.link.recv(64)
+            message = rank.link.recv(1024)
         if not message:  # the rank is gone; its sentinel tells the rest
             self._selector.unregister(rank.link)
         elif message == b"done":
             self._read_outcome(rank)
+        elif self.view:
+            self.view.report(rank.rank, **json.loads(message))
 
     def _read_outcome(self, rank: _Rank) -> None:
         data = worker._read_all(rank.outcome_file)
@@ -236,8 +241,8 @@ class Supervisor:
     def _tell(self, rank: _Rank, lines: list[bytes]) -> None:
         texts = [line.decode("utf-8", "replace") for line in lines]
         rank.text.extend(text + "\n" for text in texts)
-        if self.echo and texts:
-            self.echo("".join(f"[rank {rank.rank}] {text}\n" for text in texts))
+        if self.view and texts:
+            self.view.output(rank.rank, texts)
 
     def _on_end(self, rank: _Rank) -> None:
         self._selector.unregister(rank.process.sentinel)
@@ -248,14 +253,18 @@ class Supervisor:
             self._on_last_message(rank)
         self._kill(rank)  # whatever child processes the rank left
         self._drain(rank)
-        if not (rank.outcome or rank.ended_by_us) and self._failed_at is None:
+        failed = rank.outcome.exit_code != 0 if rank.outcome else not rank.ended_by_us
+        if failed and self._failed_at is None:
             self._failed_at = time.monotonic()
+        if self.view:
+            self.view.end(rank.rank, "failed" if failed else "done" if rank.outcome else "ended")
 
     def _on_last_message(self, rank: _Rank) -> None:
         with contextlib.suppress(OSError):
             rank.link.setblocking(False)
-            if rank.link.recv(64) == b"done":
-                self._read_outcome(rank)
+            while message := rank.link.recv(1024):
+                if message == b"done":
+                    self._read_outcome(rank)
 
     def _drain(self, rank: _Rank) -> None:
         """Read what is left in the pipe, also the last line without a newline."""
@@ -275,7 +284,7 @@ class Supervisor:
         """Ask each living rank for its Python stack; works also while it is stuck in C++."""
         asked = [rank for rank in self._living() if rank.link and not rank.outcome]
         sizes = {rank.rank: os.fstat(rank.stacks_file).st_size for rank in asked}
-        echo, self.echo = self.echo, None  # the signal interrupts C++, which complains about it
+        view, self.view = self.view, None  # the signal interrupts C++, which complains about it
         for rank in asked:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(rank.process.pid, worker.STACK_SIGNAL)
@@ -287,7 +296,7 @@ class Supervisor:
             self._pump(0.005)
         for rank in asked:
             rank.stack = self._parse_stack(rank, sizes[rank.rank])
-        self.echo = echo
+        self.view = view
 
     def _parse_stack(self, rank: _Rank, start: int) -> tuple[Frame, ...]:
         text = worker._read_all(rank.stacks_file)[start:].decode("utf-8", "replace")
@@ -323,6 +332,8 @@ class Supervisor:
             while self._living() and time.monotonic() < limit:
                 self._pump(0.05)
             self._files.close()
+            if self.view:
+                self.view.close()
             for rank in self.ranks:
                 if rank.ended:
                     rank.process.close()
@@ -424,9 +435,3 @@ def without_main_import() -> Iterator[None]:
         yield
     finally:
         _without_main.on = False
-
-
-def write_to_stdout(text: str) -> None:
-    """The default echo: one write for a batch of lines, so that ranks' lines never mix."""
-    sys.stdout.write(text)
-    sys.stdout.flush()

@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+from ddp_helpers import progress
 from ddp_helpers.records import Frame, RankError
 from ddp_helpers.rendezvous import let_ranks_host_their_own_store
 
@@ -77,6 +78,7 @@ def main(rank: int, address: str) -> None:
         _tie_to_launcher(files["lifeline"])
         _redirect_output(files["output"])
         faulthandler.register(STACK_SIGNAL, file=files["stacks"], all_threads=False)
+        progress.connect(link)
         job = pickle.loads(_read_all(files["job"]))
         outcome = _run(rank, job)
         _leave(outcome, files["outcome"], link)
@@ -283,6 +285,7 @@ def _leave(outcome: Outcome, file: int, link: socket.socket) -> None:
     """
     _flush()
     _write_all(file, pickle.dumps(outcome))
+    link.setblocking(True)
     link.send(b"done")
     with contextlib.suppress(Exception):
         multiprocessing.util._exit_function()  # joins the rank's own child processes

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from ddp_helpers import LaunchError, LaunchTimeoutError, launch, process_group
+from ddp_helpers import LaunchError, LaunchTimeoutError, launch, process_group, report
 from ddp_helpers.failure_report import MOST_LINES
 
 pytestmark = pytest.mark.usefixtures("no_process_left")
@@ -416,6 +416,34 @@ def test_two_launches_at_once_from_threads():
     for thread in threads:
         thread.join(60)
     assert values == {i: [(0, 2.0), (1, 2.0)] for i in range(4)}
+
+
+class Recorder:
+    """A view that keeps what it is told."""
+
+    def __init__(self):
+        self.told = []
+
+    def __getattr__(self, name):
+        return lambda *args, **kwargs: self.told.append((name, args, kwargs))
+
+
+def test_ranks_report_how_far_they_are(monkeypatch):
+    def train():
+        for step in range(1, 1001):
+            report(step=step, total=1000, loss=1 / step)
+        report(step=1000, total=1000, loss=float("nan"))
+
+    view = Recorder()
+    monkeypatch.setattr(sys.modules["ddp_helpers.launch"], "_view", lambda *_: view)
+    launch(train, 2)
+    for rank in range(2):
+        reports = [told for name, args, told in view.told if name == "report" and args == (rank,)]
+        assert reports[0] == {"step": 1, "total": 1000, "loss": 1.0}
+        assert reports[-1] == {"step": 1000, "total": 1000, "loss": "nan"}
+        assert len(reports) < 100  # most are left out, so as not to slow the rank
+        assert ("end", (rank, "done"), {}) in view.told
+    assert report(step=1) is None  # outside of a launch it does nothing
 
 
 def test_a_rank_draws_its_own_numbers():

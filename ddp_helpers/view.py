@@ -1,0 +1,141 @@
+"""What a reader sees while ranks run: tagged lines, or a panel for each rank."""
+
+from __future__ import annotations
+
+import html
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Protocol
+
+PER_SECOND = 10
+LINES_OF_A_PANEL = 8
+POINTS_OF_A_SPARKLINE = 120
+GREY, BLUE = "#767676", "#0072B2"
+
+
+class View(Protocol):
+    """How a launch shows itself. Calls come from the launching thread only."""
+
+    def output(self, rank: int, lines: list[str]) -> None:
+        """A rank printed whole lines."""
+
+    def report(self, rank: int, step: int, total: int | None, loss: float | None) -> None:
+        """A rank told how far it is."""
+
+    def end(self, rank: int, how: str) -> None:
+        """A rank ended: `done`, `failed` or `ended`."""
+
+    def tick(self) -> None:
+        """Time has passed; called at least ten times a second while ranks run."""
+
+    def close(self) -> None:
+        """All ranks have ended."""
+
+
+class TextView:
+    """Plain lines tagged with their rank: the same in JupyterLab, a terminal or a log."""
+
+    def output(self, rank: int, lines: list[str]) -> None:
+        # one write for a batch of lines, so that ranks' lines never mix
+        sys.stdout.write("".join(f"[rank {rank}] {line}\n" for line in lines))
+        sys.stdout.flush()
+
+    def report(self, rank: int, step: int, total: int | None, loss: float | None) -> None:
+        pass
+
+    def end(self, rank: int, how: str) -> None:
+        pass
+
+    def tick(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass
+class _Panel:
+    lines: deque[str] = field(default_factory=lambda: deque(maxlen=LINES_OF_A_PANEL))
+    losses: list[float] = field(default_factory=list)
+    step: int = 0
+    total: int | None = None
+    how: str = "running"
+
+
+class PanelView:
+    """One panel per rank in a notebook: output, steps, loss; redrawn ten times a second.
+
+    The last state stays in the notebook as plain HTML, also for readers without a kernel.
+    """
+
+    def __init__(self, nprocs: int) -> None:
+        from IPython.display import HTML, display
+
+        self._html = HTML
+        self._panels = [_Panel() for _ in range(nprocs)]
+        self._drawn_at = 0.0
+        self._dirty = False
+        self._display = display(HTML(self._draw()), display_id=True)
+
+    def output(self, rank: int, lines: list[str]) -> None:
+        self._panels[rank].lines.extend(lines)
+        self._dirty = True
+
+    def report(self, rank: int, step: int, total: int | None, loss: float | None) -> None:
+        panel = self._panels[rank]
+        panel.step, panel.total = step, total
+        if isinstance(loss, float):
+            panel.losses.append(loss)
+            if len(panel.losses) > 2 * POINTS_OF_A_SPARKLINE:
+                del panel.losses[::2]  # the whole run stays in sight, at half the detail
+        self._dirty = True
+
+    def end(self, rank: int, how: str) -> None:
+        self._panels[rank].how = how
+        self._dirty = True
+
+    def tick(self) -> None:
+        if self._dirty and time.monotonic() > self._drawn_at + 1 / PER_SECOND:
+            self.close()
+
+    def close(self) -> None:
+        self._display.update(self._html(self._draw()))
+        self._drawn_at, self._dirty = time.monotonic(), False
+
+    def _draw(self) -> str:
+        panels = "".join(_panel_html(rank, panel) for rank, panel in enumerate(self._panels))
+        return f'<div style="display:flex;flex-wrap:wrap;gap:8px">{panels}</div>'
+
+
+def _panel_html(rank: int, panel: _Panel) -> str:
+    steps = f"step {panel.step}" + (f" of {panel.total}" if panel.total else "")
+    loss = f", loss {panel.losses[-1]:.4g}" if panel.losses else ""
+    lines = html.escape("\n".join(line[:200] for line in panel.lines))
+    share = min(1.0, panel.step / panel.total) if panel.total else 0.0
+    return (
+        f'<div style="flex:1 1 260px;border:1px solid {GREY};border-radius:4px;padding:6px 8px">'
+        f"<b>rank {rank}</b> {panel.how}{f', {steps}{loss}' if panel.step else ''}"
+        f'<div role="progressbar" aria-valuenow="{share:.0%}" style="height:4px;margin:4px 0;'
+        f'background:linear-gradient(90deg,{BLUE} {share:.1%},transparent {share:.1%})"></div>'
+        f"{_sparkline(panel.losses)}"
+        f'<pre style="margin:0;font-size:85%;white-space:pre-wrap">{lines}</pre></div>'
+    )
+
+
+def _sparkline(losses: list[float]) -> str:
+    """The loss so far as a small line; an SVG, so that it stays sharp and needs no script."""
+    if len(losses) < 2:
+        return ""
+    low, high = min(losses), max(losses)
+    span = (high - low) or 1.0
+    points = " ".join(
+        f"{200 * i / (len(losses) - 1):.1f},{28 - 26 * (loss - low) / span:.1f}"
+        for i, loss in enumerate(losses)
+    )
+    return (
+        f'<svg role="img" aria-label="loss from {losses[0]:.4g} to {losses[-1]:.4g}" '
+        f'viewBox="0 0 200 30" style="width:100%;height:30px" preserveAspectRatio="none">'
+        f'<polyline points="{points}" fill="none" stroke="{BLUE}" stroke-width="1.5"/></svg>'
+    )
