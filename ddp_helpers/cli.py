@@ -8,14 +8,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ddp_helpers import LaunchError, environment, launch
+from ddp_helpers import LaunchError, environment, launch, process_group
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    options = _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    ours = words.index("--") if "--" in words else len(words)
+    options = _parser().parse_args(words[:ours])
+    options.arguments = words[ours + 1 :]
     try:
         return options.command(options)
     except LaunchError as error:
@@ -37,18 +40,15 @@ def check(options: argparse.Namespace) -> int:
 def train(options: argparse.Namespace) -> int:
     """Train the course's small CNN on the shipped digits, with real ranks."""
     from ddp_helpers import plots
-    from ddp_helpers.training import train_mnist_5k
 
     folder = Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = str((folder / "checkpoint.pt").resolve())
     result = launch(
-        train_mnist_5k,
+        _train_on_this_rank,
         options.nprocs,
-        kwargs={
-            "epochs": options.epochs,
-            "seed": options.seed,
-            "checkpoint_path": str((folder / "checkpoint.pt").resolve()),
-        },
+        kwargs={"epochs": options.epochs, "seed": options.seed, "checkpoint_path": checkpoint},
+        timeout=options.timeout,
     )
     records = result.values[0]
     last = records[-1]
@@ -61,8 +61,15 @@ def train(options: argparse.Namespace) -> int:
     return 0
 
 
+def _train_on_this_rank(**settings: object) -> list:
+    from ddp_helpers.training import train_mnist_5k
+
+    with process_group() as pg:
+        return train_mnist_5k(device=pg.device, **settings)
+
+
 def run(options: argparse.Namespace) -> int:
-    """Run a function of a script on several ranks."""
+    """Run a function of a script on several ranks; what follows -- goes to the script."""
     script, _, _ = options.target.rpartition(":")
     sys.argv = [script, *options.arguments]
     launch(
@@ -100,13 +107,13 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = add(train)
     _add_nprocs(sub)
-    sub.add_argument("--epochs", type=int, default=4)
+    sub.add_argument("--epochs", type=int, default=6)
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--out", default="runs/demo", help="folder for the checkpoint and figure")
+    sub.add_argument("--timeout", type=float, default=1800.0, help="seconds for the whole run")
 
     sub = add(run)
     sub.add_argument("target", help="path/script.py:function")
-    sub.add_argument("arguments", nargs="*", help="the script's own; put -- before its flags")
     _add_nprocs(sub)
     sub.add_argument("--timeout", type=float, default=86_400.0, help="seconds for the whole run")
     sub.add_argument("--start-method", default="forkserver", choices=("forkserver", "spawn"))

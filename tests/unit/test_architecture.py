@@ -26,7 +26,7 @@ ARROWS = {
     "preload": {"process_group", "worker"},
     "plots": {"records"},
     "__init__": {"environment", "launch", "process_group", "progress"},
-    "cli": {"", "environment", "launch", "plots", "training"},
+    "cli": {"environment", "launch", "plots", "process_group", "training"},
     "__main__": {"cli"},
 }
 
