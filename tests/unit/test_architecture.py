@@ -9,8 +9,10 @@ PACKAGE = Path(__file__).resolve().parents[2] / "ddp_helpers"
 ARROWS = {
     "records": set(),
     "rendezvous": set(),
-    "environment": {"machine"},
+    "environment": {"environment_report", "machine", "nvidia"},
+    "environment_report": set(),
     "machine": set(),
+    "nvidia": set(),
     "process_group": {"rendezvous"},
     "data": set(),
     "model": set(),

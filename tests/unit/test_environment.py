@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 from collections import namedtuple
 from pathlib import Path
 
@@ -17,7 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddp_helpers import environment as env
+from ddp_helpers import machine as facts
+from ddp_helpers import nvidia
 from ddp_helpers.environment import Check, EnvironmentReport, check_environment
+from ddp_helpers.environment_report import _MARKS
 
 GIB = 1024**3
 # fmt: off
@@ -75,21 +79,22 @@ class Machine:
         self.write("dev/nvidia0", "")
 
     def torch(self, version: str, cuda: str | None, hip: str | None = None) -> None:
-        self.patch.setattr(env, "_torch_build", lambda: (version, cuda, hip))
+        self.patch.setattr(facts, "torch_build", lambda: (version, cuda, hip))
 
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(env, "_PROC", tmp_path / "proc")
-    monkeypatch.setattr(env, "_CGROUP", tmp_path / "cgroup")
-    monkeypatch.setattr(env, "_DEV", tmp_path / "dev")
-    monkeypatch.setattr(env, "_hostname", lambda: "localhost")
-    monkeypatch.setattr(env, "_affinity", lambda: 8)
-    monkeypatch.setattr(env, "_shm", lambda: (8 * GIB, 8 * GIB))
-    monkeypatch.setattr(env, "_open_files", lambda: (1024, 4096))
-    monkeypatch.setattr(env, "_interfaces", lambda: {"lo": "IPv4", "eth0": "IPv4 IPv6"})
+    for module in (facts, nvidia):
+        monkeypatch.setattr(module, "PROC", tmp_path / "proc")
+        monkeypatch.setattr(module, "DEV", tmp_path / "dev")
+    monkeypatch.setattr(facts, "CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(facts, "hostname", lambda: "localhost")
+    monkeypatch.setattr(facts, "affinity", lambda: 8)
+    monkeypatch.setattr(facts, "shm", lambda: (8 * GIB, 8 * GIB))
+    monkeypatch.setattr(facts, "open_files", lambda: (1024, 4096))
+    monkeypatch.setattr(facts, "interfaces", lambda: {"lo": "IPv4", "eth0": "IPv4 IPv6"})
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     if Path("/usr/bin/nvidia-smi").exists():
         monkeypatch.setenv("PATH", str(tmp_path / "bin"))
@@ -148,28 +153,37 @@ def test_two_runs_print_the_same(machine):
 
 # fmt: off
 SOURCES = [
-    "_system", "_python", "_torch_build", "_backends", "_cpu_quota", "_affinity", "_memory",
-    "_shm", "_open_files", "_hostname", "_resolve", "_is_local", "_loopback", "_free_port",
-    "_interfaces", "_nvidia", "_nvidia_smi",
+    (module, name)
+    for module, names in (
+        (facts, (
+            "system", "python", "torch_build", "backends", "cpu_quota", "affinity", "memory",
+            "shm", "open_files", "hostname", "resolve", "is_local", "loopback", "free_port",
+            "interfaces",
+        )),
+        (nvidia, ("look", "_nvidia_smi")),
+    )
+    for name in names
 ]
 # fmt: on
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize(("module", "source"), SOURCES, ids=[name for _, name in SOURCES])
 @pytest.mark.parametrize("error", [OSError("broken on purpose"), ValueError("broken on purpose")])
-def test_a_broken_source_is_a_row_and_never_an_exception(machine, monkeypatch, source, error):
-    monkeypatch.setattr(env, source, raises(error))
+def test_a_broken_source_is_a_row_and_never_an_exception(
+    machine, monkeypatch, module, source, error
+):
+    monkeypatch.setattr(module, source, raises(error))
     report = check_environment()
     broken = [check for check in report.checks if check.status != "pass"]
     assert [check.name for check in report.checks] == ROWS
     assert broken
     assert all(check.advice for check in broken)
-    if source not in {"_is_local", "_cpu_quota"}:  # these two have a plain answer as well
+    if source not in {"is_local", "cpu_quota"}:  # these two have a plain answer as well
         assert any("broken on purpose" in check.value for check in broken)
 
 
 def test_could_not_tell_names_the_reason(machine, monkeypatch):
-    monkeypatch.setattr(env, "_memory", raises(KeyError("MemAvailable")))
+    monkeypatch.setattr(facts, "memory", raises(KeyError("MemAvailable")))
     row = check_environment()["Memory"]
     assert (row.status, row.value) == (
         "warn",
@@ -178,7 +192,7 @@ def test_could_not_tell_names_the_reason(machine, monkeypatch):
 
 
 def test_a_value_of_many_lines_becomes_one(machine, monkeypatch):
-    monkeypatch.setattr(env, "_memory", raises(ValueError("first line\n\n\tsecond line")))
+    monkeypatch.setattr(facts, "memory", raises(ValueError("first line\n\n\tsecond line")))
     assert check_environment()["Memory"].value.endswith("ValueError: first line second line")
 
 
@@ -267,7 +281,7 @@ def luminance(colour):
 @pytest.mark.parametrize("page", ["#ffffff", "#111111"])
 def test_marks_can_be_seen_on_light_and_on_dark_pages(status, page):
     # 3:1 is what WCAG 2.1 asks of symbols (1.4.11); the words take the page's own colour
-    low, high = sorted((luminance(env._MARKS[status][0]), luminance(page)))
+    low, high = sorted((luminance(_MARKS[status][0]), luminance(page)))
     assert (high + 0.05) / (low + 0.05) >= 3
 
 
@@ -275,7 +289,7 @@ def test_marks_can_be_seen_on_light_and_on_dark_pages(status, page):
 
 
 def test_main_check_exits_1_on_a_fail_and_prints_json(machine, capsys):
-    machine.patch.setattr(env, "_torch_build", raises(ModuleNotFoundError("no", name="torch")))
+    machine.patch.setattr(facts, "torch_build", raises(ModuleNotFoundError("no", name="torch")))
     assert env.main_check(as_json=True) == 1
     data = json.loads(capsys.readouterr().out)
     assert data["ok"] is False
@@ -283,7 +297,7 @@ def test_main_check_exits_1_on_a_fail_and_prints_json(machine, capsys):
 
 
 def test_main_check_exits_0_on_warnings_and_prints_text(machine, capsys):
-    machine.patch.setattr(env, "_affinity", lambda: 1)
+    machine.patch.setattr(facts, "affinity", lambda: 1)
     assert env.main_check(as_json=False) == 0
     assert "warn  CPU cores           1 core\n      -> The ranks take turns" in (
         capsys.readouterr().out
@@ -294,18 +308,29 @@ def test_main_check_exits_0_on_warnings_and_prints_text(machine, capsys):
 
 
 def test_linux_and_python_rows(machine):
-    machine.patch.setattr(env, "_system", lambda: ("Linux", "5.15.1-microsoft-standard", "x86_64"))
+    machine.patch.setattr(facts, "system", lambda: ("Linux", "5.15.1-microsoft-standard", "x86_64"))
     assert check_environment()["Linux"].value == "kernel 5.15.1, x86_64, WSL2"
-    machine.patch.setattr(env, "_system", lambda: ("Darwin", "24.1", "arm64"))
-    machine.patch.setattr(env, "_python", lambda: (3, 9, 18))
+    machine.patch.setattr(facts, "system", lambda: ("Darwin", "24.1", "arm64"))
+    machine.patch.setattr(facts, "python", lambda: (3, 9, 18))
     report = check_environment()
     assert report["Linux"].status == report["Python"].status == "fail"
     assert "WSL2" in report["Linux"].advice
-    assert "3.10" in report["Python"].advice
+    assert "3.11" in report["Python"].advice
+
+
+def test_oldest_python_is_the_one_the_package_asks_for(machine):
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert project["requires-python"] == ">={}.{}".format(*env.PYTHON_MIN)
+    machine.patch.setattr(facts, "python", lambda: (3, 11, 0))
+    assert check_environment()["Python"].status == "pass"
+    machine.patch.setattr(facts, "python", lambda: (3, 10, 14))
+    row = check_environment()["Python"]
+    assert (row.status, row.value) == ("fail", "3.10.14")
+    assert row.advice == "Use Python 3.11 or newer."
 
 
 def test_missing_torch_says_how_to_install_it(machine):
-    machine.patch.setattr(env, "_torch_build", raises(ModuleNotFoundError("no", name="torch")))
+    machine.patch.setattr(facts, "torch_build", raises(ModuleNotFoundError("no", name="torch")))
     row = check_environment()["PyTorch"]
     assert (row.status, row.value) == ("fail", "not installed")
     assert "pip install torch --index-url https://download.pytorch.org/whl/cpu" in row.advice
@@ -315,7 +340,8 @@ def test_missing_torch_for_real(tmp_path):
     # an interpreter that cannot see any installed package
     code = (
         f"import sys; sys.path = [p for p in sys.path if 'site-packages' not in p]; "
-        f"sys.path.insert(0, {str(Path(env.__file__).parent)!r}); import environment as e; "
+        f"sys.path.insert(0, {str(Path(env.__file__).parents[1])!r}); "
+        "import ddp_helpers.environment as e; "
         "assert e.default_nprocs() == 2; print(e.main_check(True), file=sys.stderr)"
     )
     done = subprocess.run(
@@ -331,7 +357,7 @@ def test_missing_torch_for_real(tmp_path):
     "error", [OSError("libcudart.so.13: no such file"), ModuleNotFoundError("x", name="numpy")]
 )
 def test_torch_that_does_not_load(machine, error):
-    machine.patch.setattr(env, "_torch_build", raises(error))
+    machine.patch.setattr(facts, "torch_build", raises(error))
     row = check_environment()["PyTorch"]
     assert row.status == "fail"
     assert "does not load" in row.value
@@ -432,7 +458,7 @@ def test_a_driver_without_a_device_means_a_container_without_gpus(machine):
 
 
 def test_an_nvidia_smi_that_hangs_is_ended(machine):
-    machine.patch.setattr(env, "SMI_LIMIT_S", 0.3)
+    machine.patch.setattr(nvidia, "SMI_LIMIT_S", 0.3)
     machine.write("bin/nvidia-smi", f"#!/bin/sh\necho $$ >> {machine.root}/pids\nsleep 60\n")
     (machine.root / "bin/nvidia-smi").chmod(0o755)
     machine.patch.setenv("PATH", f"{machine.root}/bin:/usr/bin:/bin")
@@ -461,27 +487,12 @@ def living_in_group(group):
     return found
 
 
-@pytest.mark.parametrize(
-    ("matrix", "links"),
-    [
-        ("\tGPU0\tGPU1\nGPU0\t X \tNV18\t0-1\nGPU1\tNV18\t X \t0-1\n", "NVLink"),
-        ("GPU0\tGPU1\tCPU Affinity\nGPU0\tX\tPHB\t0-1\nGPU1\tPHB\tX\t0-1\n", "PCIe"),
-        ("\t\x1b[4mGPU0\tGPU1\n\x1b[0mGPU0\t X \tPIX\nGPU1\tPIX\t X \n", "PCIe switch"),
-        ("\tGPU0\tCPU Affinity\nGPU0\t X \t0-7\n", ""),
-        ("no topology here", ""),
-        ("", ""),
-    ],
-)
-def test_links(matrix, links):
-    assert env._gpu_links(matrix) == links
-
-
 def test_gpu_count_and_default_nprocs(machine):
     import torch
 
     for name in ("_device_count_nvml", "device_count"):
         machine.patch.setattr(torch.cuda, name, raises(AssertionError("no need to ask")))
-    machine.patch.setattr(env, "_count_in_child", raises(AssertionError("3 s for nothing")))
+    machine.patch.setattr(facts, "gpu_count_in_child", raises(AssertionError("3 s for nothing")))
     machine.torch("2.13.0+cu130", "13.0")
     assert (env.gpu_count(), env.default_nprocs()) == (0, 2)  # no device file: no GPU
     machine.torch("2.13.0+cpu", None)
@@ -500,22 +511,22 @@ def test_gpu_count_asks_a_child_when_nvml_does_not_answer(machine):
     machine.torch("2.13.0+cu130", "13.0")
     machine.patch.setattr(torch.cuda, "_device_count_nvml", lambda: -1)
     machine.patch.setattr(torch.cuda, "device_count", raises(AssertionError("may touch CUDA")))
-    env._count_in_child.cache_clear()
+    facts.gpu_count_in_child.cache_clear()
     in_child = "import torch; print(torch.cuda.device_count())"
     real = subprocess.check_output([sys.executable, "-c", in_child], text=True, timeout=60)
     assert env.gpu_count() == int(real)
     machine.patch.setattr(sys, "executable", "/no/such/python")
-    env._count_in_child.cache_clear()
+    facts.gpu_count_in_child.cache_clear()
     assert env.gpu_count() == 0
-    env._count_in_child.cache_clear()
+    facts.gpu_count_in_child.cache_clear()
 
 
 def test_backends(machine):
-    machine.patch.setattr(env, "_backends", lambda: ())
+    machine.patch.setattr(facts, "backends", lambda: ())
     assert check_environment()["Backends"].status == "fail"
-    machine.patch.setattr(env, "_backends", lambda: ("nccl",))
+    machine.patch.setattr(facts, "backends", lambda: ("nccl",))
     assert check_environment()["Backends"].status == "warn"
-    machine.patch.setattr(env, "_backends", lambda: ("gloo",))
+    machine.patch.setattr(facts, "backends", lambda: ("gloo",))
     assert check_environment()["Backends"].status == "pass"
     machine.gpu_files()
     row = check_environment()["Backends"]
@@ -527,7 +538,7 @@ def test_backends(machine):
 
 
 def test_one_core_by_affinity(machine):
-    machine.patch.setattr(env, "_affinity", lambda: 1)
+    machine.patch.setattr(facts, "affinity", lambda: 1)
     row = check_environment()["CPU cores"]
     assert (row.status, row.value) == ("warn", "1 core")
     assert "take turns" in row.advice
@@ -612,9 +623,9 @@ def test_usable_cores_are_at_least_one_and_never_more_than_affinity_or_quota(
     else:
         (root / "cgroup/cpu.max").write_text(f"{quota} {period}")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(env, "_PROC", root / "proc")
-        patch.setattr(env, "_CGROUP", root / "cgroup")
-        patch.setattr(env, "_affinity", lambda: affinity)
+        patch.setattr(facts, "PROC", root / "proc")
+        patch.setattr(facts, "CGROUP", root / "cgroup")
+        patch.setattr(facts, "affinity", lambda: affinity)
         cores = env.usable_cpu_count()
     assert 1 <= cores <= affinity
     if quota.isdecimal() and period.isdecimal() and int(quota) > 0 and int(period) > 0:
@@ -655,7 +666,7 @@ def test_memory_by_cgroup_counts_file_cache_as_free(machine, old):
     machine.write(f"{folder}memory.{'usage_in_bytes' if old else 'current'}", f"{usage}\n")
     stat = f"cache 5\n{'total_' * old}inactive_file {cache}\n"
     machine.write(f"{folder}memory.stat", stat)
-    assert env._memory() == (limit - usage + cache, limit)
+    assert facts.memory() == (limit - usage + cache, limit)
     row = check_environment()["Memory"]
     assert (row.status, row.value) == ("warn", "1.5 GiB free of 4 GiB")
 
@@ -663,14 +674,14 @@ def test_memory_by_cgroup_counts_file_cache_as_free(machine, old):
 def test_memory_without_a_cgroup_limit(machine):
     machine.write("cgroup/memory.max", "max\n")
     machine.write("cgroup/memory.current", f"{64 * GIB}\n")
-    assert env._memory() == (12 * GIB, 16 * GIB)
+    assert facts.memory() == (12 * GIB, 16 * GIB)
 
 
 # ------------------------------------------------------------------ /dev/shm, files
 
 
 def test_docker_default_shm_is_too_small(machine):
-    machine.patch.setattr(env, "_shm", lambda: (64 * 2**20, 64 * 2**20))
+    machine.patch.setattr(facts, "shm", lambda: (64 * 2**20, 64 * 2**20))
     row = check_environment()["/dev/shm"]
     assert (row.status, row.value) == ("warn", "64 MiB")
     for word in ("--shm-size=2g", "--ipc=host", "num_workers=0"):
@@ -678,7 +689,7 @@ def test_docker_default_shm_is_too_small(machine):
 
 
 def test_full_shm(machine):
-    machine.patch.setattr(env, "_shm", lambda: (2**20, 8 * GIB))
+    machine.patch.setattr(facts, "shm", lambda: (2**20, 8 * GIB))
     row = check_environment()["/dev/shm"]
     assert (row.status, row.value) == ("warn", "1 MiB free of 8 GiB")
     assert "left behind" in row.advice
@@ -688,11 +699,11 @@ Space = namedtuple("Space", "f_frsize f_blocks f_bavail")
 
 
 def test_shm_is_read_from_the_file_system(tmp_path, monkeypatch):
-    monkeypatch.setattr(env, "_DEV", tmp_path)
+    monkeypatch.setattr(facts, "DEV", tmp_path)
     assert env._check_shm()[0] == "fail"  # there is none
     (tmp_path / "shm").mkdir()
     monkeypatch.setattr(os, "statvfs", {tmp_path / "shm": Space(4096, 16384, 10)}.get)
-    assert env._shm() == (40960, 64 * 2**20)
+    assert facts.shm() == (40960, 64 * 2**20)
     monkeypatch.setattr(os, "access", lambda *_: False)
     status, value, advice = env._check_shm()
     assert (status, value) == ("fail", "not usable: this process may not write there")
@@ -700,20 +711,47 @@ def test_shm_is_read_from_the_file_system(tmp_path, monkeypatch):
 
 
 def test_open_files(machine):
-    machine.patch.setattr(env, "_open_files", lambda: (256, 512))
+    machine.patch.setattr(facts, "open_files", lambda: (256, 512))
     row = check_environment()["Open files"]
     assert (row.status, row.value) == ("warn", "256")
     assert "`ulimit -n 512`" in row.advice
     assert "hard limit is 512" in row.advice
-    machine.patch.setattr(env, "_open_files", lambda: (math.inf, math.inf))
+    machine.patch.setattr(facts, "open_files", lambda: (math.inf, math.inf))
     assert check_environment()["Open files"].value == "unlimited"
+
+
+def test_open_files_never_advises_the_value_already_set(machine):
+    machine.patch.setattr(facts, "open_files", lambda: (256, 256))
+    row = check_environment()["Open files"]
+    assert (row.status, row.value) == ("warn", "256")
+    assert "ulimit -n" not in row.advice
+    assert "hard limit is 256" in row.advice
+    assert "/etc/security/limits.conf" in row.advice
+    assert "--ulimit nofile=4096" in row.advice
+
+
+def test_open_files_below_a_high_hard_limit_need_no_administrator(machine):
+    machine.patch.setattr(facts, "open_files", lambda: (256, 2**20))
+    advice = check_environment()["Open files"].advice
+    assert "`ulimit -n 4096`" in advice
+    assert "hard limit" not in advice
+
+
+def test_open_files_after_a_real_ulimit():
+    code = "import ddp_helpers.environment as e; print(e._check_open_files())"
+    command = ["bash", "-c", 'ulimit -n 256; exec "$0" -c "$1"', sys.executable, code]
+    shown = subprocess.check_output(command, text=True, timeout=60)
+    assert shown.startswith("('warn', '256', ")
+    assert "ulimit -n" not in shown
+    assert "limits.conf" in shown
 
 
 def test_open_files_of_a_real_process():
     code = (
         "import resource; hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]; "
         "resource.setrlimit(resource.RLIMIT_NOFILE, (300, hard)); "
-        "import ddp_helpers.environment as e; print(e._open_files()[0], e._check_open_files()[0])"
+        "import ddp_helpers.environment as e; "
+        "print(e.machine.open_files()[0], e._check_open_files()[0])"
     )
     shown = subprocess.check_output([sys.executable, "-c", code], text=True, timeout=60)
     assert shown == "300 warn\n"
@@ -723,7 +761,7 @@ def test_open_files_of_a_real_process():
 
 
 def test_hostname_that_does_not_resolve(machine):
-    machine.patch.setattr(env, "_hostname", lambda: "box-17.invalid")
+    machine.patch.setattr(facts, "hostname", lambda: "box-17.invalid")
     real = socket.getaddrinfo
 
     def no_such_name(name, *args, **kwargs):
@@ -742,14 +780,14 @@ def test_hostname_that_does_not_resolve(machine):
 def test_hostname_that_resolves_to_another_machine(machine):
     # 203.0.113.0/24 is set aside for documentation (RFC 5737): no machine has it
     other = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("203.0.113.9", 0))]
-    machine.patch.setattr(env, "_resolve", lambda name: other)
+    machine.patch.setattr(facts, "resolve", lambda name: other)
     row = check_environment()["Host name"]
     assert row.status == "warn"
     assert "resolves to 203.0.113.9, which is not this machine" in row.value
 
 
 def test_a_name_server_that_never_answers(machine):
-    machine.patch.setattr(env, "RESOLVE_LIMIT_S", 0.2)
+    machine.patch.setattr(facts, "RESOLVE_LIMIT_S", 0.2)
     real = socket.getaddrinfo
 
     def only_numbers_are_quick(name, *args, **kwargs):
@@ -765,12 +803,12 @@ def test_a_name_server_that_never_answers(machine):
 
 
 def test_a_hostname_no_resolver_accepts(machine):
-    machine.patch.setattr(env, "_hostname", lambda: "x" * 300)  # UnicodeError inside Python
+    machine.patch.setattr(facts, "hostname", lambda: "x" * 300)  # UnicodeError inside Python
     assert "does not resolve" in check_environment()["Host name"].value
 
 
 def test_loopback(machine):
-    machine.patch.setattr(env, "_resolve", raises(OSError("no localhost line")))
+    machine.patch.setattr(facts, "resolve", raises(OSError("no localhost line")))
     row = check_environment()["Loopback"]
     assert row.status == "warn"
     assert "/etc/hosts" in row.advice
@@ -817,32 +855,10 @@ def test_interface_variables(machine, variable, setting, named):
 
 
 def test_interfaces_none_and_many(machine):
-    machine.patch.setattr(env, "_interfaces", dict)
+    machine.patch.setattr(facts, "interfaces", dict)
     assert check_environment()["Network interfaces"].status == "warn"
-    machine.patch.setattr(env, "_interfaces", lambda: {f"veth{i}": "IPv4" for i in range(9)})
+    machine.patch.setattr(facts, "interfaces", lambda: {f"veth{i}": "IPv4" for i in range(9)})
     assert check_environment()["Network interfaces"].value.endswith("veth5 (IPv4) and 3 more")
-
-
-def test_real_interfaces_have_loopback_first():
-    assert "IPv4" in env._interfaces()["lo"]
-    assert next(iter(env._interfaces())) == "lo"
-
-
-def test_interfaces_that_are_down_or_only_link_local_do_not_count(monkeypatch):
-    import psutil
-
-    Address, Stats = namedtuple("Address", "family address"), namedtuple("Stats", "isup")
-    ipv4, ipv6 = socket.AF_INET, socket.AF_INET6
-    addresses = {
-        "eth1": [Address(ipv6, "fe80::1%eth1"), Address(ipv6, "2001:db8::1"), Address(17, "0:0")],
-        "veth": [Address(ipv6, "fe80::2%veth")],
-        "docker0": [Address(ipv4, "172.17.0.1")],
-        "lo": [Address(ipv4, "127.0.0.1"), Address(ipv6, "::1")],
-    }
-    monkeypatch.setattr(psutil, "net_if_addrs", lambda: addresses)
-    up = {name: Stats(name != "docker0") for name in addresses}
-    monkeypatch.setattr(psutil, "net_if_stats", lambda: up)
-    assert list(env._interfaces().items()) == [("lo", "IPv4 IPv6"), ("eth1", "IPv6")]
 
 
 # ------------------------------------------------------------------ variables
