@@ -131,7 +131,8 @@ def _hang(ranks: Sequence[RankResult]) -> Diagnosis | None:
             "give launch() a larger timeout=",
         )
     if len(set(waiting.values())) > 1:
-        calls = ", ".join(f"{call} on rank {rank}" for rank, call in waiting.items())
+        groups = {call: [r for r in waiting if waiting[r] == call] for call in waiting.values()}
+        calls = ", ".join(f"{call} on {name_ranks(group)}" for call, group in groups.items())
         return Diagnosis(
             f"the ranks wait in different calls ({calls})",
             "all ranks must make the same collectives in the same order",

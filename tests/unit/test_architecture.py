@@ -27,6 +27,7 @@ ARROWS = {
     "launch": {"environment", "failure_report", "records", "supervisor", "view", "worker"},
     "preload": {"process_group", "worker"},
     "plots": {"records"},
+    "collective_plots": {"plots"},
     "__init__": {"environment", "launch", "process_group", "progress"},
     "cli": {"environment", "launch", "plots", "process_group", "training"},
     "__main__": {"cli"},
