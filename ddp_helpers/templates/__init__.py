@@ -1,0 +1,1 @@
+"""Templates to copy: torch and the standard library only."""

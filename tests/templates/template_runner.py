@@ -1,0 +1,126 @@
+"""Runs templates the way a learner does, and sees every process they leave behind."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+TEMPLATES = Path(__file__).parents[2] / "ddp_helpers" / "templates"
+STEPS = ("single_process", "data_parallel", "ddp_spawn", "ddp_torchrun")
+TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
+
+
+def torchrun(ranks: int) -> list[str]:
+    """The command in front of a script, as `torchrun --standalone` but of this Python."""
+    module = [sys.executable, "-m", "torch.distributed.run"]
+    return [*module, "--standalone", f"--nproc_per_node={ranks}"]
+
+
+@dataclass
+class Started:
+    """A started template; its processes carry `token` in their environment."""
+
+    process: subprocess.Popen
+    token: str
+    folder: Path
+    begin: float = field(default_factory=time.monotonic)
+
+    def left(self) -> list[psutil.Process]:
+        """Every living process of this run, orphans too."""
+        return [process for process in psutil.process_iter() if self._ours(process)]
+
+    def _ours(self, process: psutil.Process) -> bool:
+        try:
+            alive = process.status() != psutil.STATUS_ZOMBIE
+            return alive and process.environ().get("TEMPLATE_RUN") == self.token
+        except psutil.Error:
+            return False
+
+    def wait_until_none_left(self, seconds: float) -> None:
+        """Fail with the command lines of what is still there after `seconds`."""
+        limit = time.monotonic() + seconds
+        while (left := self.left()) and time.monotonic() < limit:
+            time.sleep(0.1)
+        assert not left, f"left running: {[process.pid for process in left]}"
+
+    def wait_for(self, text: str, seconds: float = 60) -> str:
+        """What it printed so far, once that holds `text`."""
+        limit = time.monotonic() + seconds
+        while text not in (seen := (self.folder / "out.txt").read_text()):
+            assert self.process.poll() is None, (self.folder / "err.txt").read_text()
+            assert time.monotonic() < limit, f"no {text!r} after {seconds} s: {seen}"
+            time.sleep(0.05)
+        return seen
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a run left: its exit code, its text, the seconds it took, and its folder."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+    folder: Path
+
+
+@dataclass
+class Runner:
+    """Starts templates in folders of their own."""
+
+    root: Path
+    runs: list[Started] = field(default_factory=list)
+
+    def start(self, *command: object, folder: Path | None = None) -> Started:
+        """Start `command` (a script first gets this Python) in a process group of its own."""
+        token = uuid.uuid4().hex
+        folder = folder or self.root / token
+        folder.mkdir(parents=True, exist_ok=True)
+        words = [str(word) for word in command]
+        words = [sys.executable, *words] if words[0].endswith(".py") else words
+        environment = {k: v for k, v in os.environ.items() if k not in TORCHRUN_VARIABLES}
+        with (folder / "out.txt").open("w") as out, (folder / "err.txt").open("w") as err:
+            process = subprocess.Popen(
+                words,
+                cwd=folder,
+                env=environment | {"TEMPLATE_RUN": token},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+        self.runs.append(Started(process, token, folder))
+        return self.runs[-1]
+
+    def finish(self, started: Started, seconds: float = 100) -> Finished:
+        """Wait for its end, and for the end of all its processes."""
+        code = started.process.wait(seconds)
+        took = time.monotonic() - started.begin
+        started.wait_until_none_left(3)
+        texts = [(started.folder / name).read_text() for name in ("out.txt", "err.txt")]
+        return Finished(code, *texts, seconds=took, folder=started.folder)
+
+    def run(self, *command: object, folder: Path | None = None) -> Finished:
+        """Start it and wait for its end."""
+        return self.finish(self.start(*command, folder=folder))
+
+    def end(self) -> None:
+        """Kill what a failed test left."""
+        for started in self.runs:
+            for process in started.left():
+                process.send_signal(signal.SIGKILL)
+
+
+def load_template(step: str):
+    """The template as a module; its `__main__` parts do not run."""
+    spec = importlib.util.spec_from_file_location(f"template_{step}", TEMPLATES / f"{step}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,134 @@
+"""Each template differs from the one before by little, and says where.
+
+An added line is a line of code that the file before lacks. The docstring, blank lines and
+comments do not count: they explain each step in its own words. A line is marked when it ends in
+`# NEW` (and perhaps a word why); `# NEW` alone on a line marks all below it, down to the next
+blank or less indented line.
+"""
+
+import ast
+import difflib
+import io
+import itertools
+import sys
+import tokenize
+
+import pytest
+from template_runner import STEPS, TEMPLATES
+
+PAIRS = list(itertools.pairwise(STEPS))
+AT_MOST_IN_TRAINING = 40  # the imports of torch, evaluate(), train() and main()
+AT_MOST_IN_SETTINGS = 48  # flags, their checks, and how the processes start
+
+
+def source(step: str) -> str:
+    return (TEMPLATES / f"{step}.py").read_text()
+
+
+def code_lines(text: str) -> dict[int, str]:
+    """Line number to code, without docstring of the file, comments and blank lines."""
+    lines = text.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    start = ast.parse(text).body[0].end_lineno
+    return {n: line.rstrip() for n, line in enumerate(lines, 1) if line.strip() and n > start}
+
+
+def added_lines(before: str, after: str) -> set[int]:
+    """Numbers of the lines of `after` that `before` lacks."""
+    old, new = code_lines(before), code_lines(after)
+    matcher = difflib.SequenceMatcher(None, [*old.values()], [*new.values()], autojunk=False)
+    numbers = [*new]
+    changes = [c for c in matcher.get_opcodes() if c[0] in ("insert", "replace")]
+    return {number for *_, start, end in changes for number in numbers[start:end]}
+
+
+def marked_lines(text: str) -> set[int]:
+    """Numbers of the lines that carry the mark, by themselves or from above."""
+    marked, block = set(), None
+    for number, line in enumerate(text.splitlines(), 1):
+        indent = len(line) - len(line.lstrip())
+        if line.strip() == "# NEW":
+            block = indent
+            continue
+        if not line.strip() or (block is not None and indent < block):
+            block = None
+        if block is not None or "  # NEW" in line:
+            marked.add(number)
+    return marked & code_lines(text).keys()
+
+
+def training_lines(text: str) -> set[int]:
+    """Lines of evaluate(), train() and main(), and of the imports of torch."""
+    body = ast.parse(text).body
+    torch_at = next(node.lineno for node in body if ast.unparse(node) == "import torch")
+    parts = [
+        node
+        for node in body
+        if getattr(node, "name", "") in ("evaluate", "train", "main")
+        or (isinstance(node, (ast.Import, ast.ImportFrom)) and node.lineno >= torch_at)
+    ]
+    return {number for node in parts for number in range(node.lineno, node.end_lineno + 1)}
+
+
+@pytest.mark.parametrize(("before", "after"), PAIRS)
+def test_every_added_line_is_marked_and_no_other(before: str, after: str) -> None:
+    text = source(after)
+    added, marked = added_lines(source(before), text), marked_lines(text)
+    lines = text.splitlines()
+    assert [lines[n - 1] for n in sorted(added - marked)] == [], "added but not marked"
+    assert [lines[n - 1] for n in sorted(marked - added)] == [], "marked but not new"
+
+
+@pytest.mark.parametrize(("before", "after"), PAIRS)
+def test_the_step_is_small(before: str, after: str) -> None:
+    text = source(after)
+    added, training = added_lines(source(before), text), training_lines(text)
+    assert 0 < len(added & training) <= AT_MOST_IN_TRAINING
+    assert len(added - training) <= AT_MOST_IN_SETTINGS
+
+
+def test_the_first_step_has_no_mark() -> None:
+    assert not marked_lines(source(STEPS[0]))
+
+
+def test_a_missing_mark_would_be_seen() -> None:
+    text = source("ddp_spawn").replace(
+        "sampler.set_epoch(epoch)  # NEW", "sampler.set_epoch(epoch)  #"
+    )
+    missing = added_lines(source("data_parallel"), text) - marked_lines(text)
+    assert [text.splitlines()[n - 1].split()[0] for n in missing] == ["sampler.set_epoch(epoch)"]
+
+
+def function(step: str, name: str) -> str:
+    return next(
+        ast.unparse(n) for n in ast.parse(source(step)).body if getattr(n, "name", "") == name
+    )
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "build_model", "load_data"])
+def test_spawn_and_torchrun_train_by_the_same_code(name: str) -> None:
+    assert function("ddp_spawn", name) == function("ddp_torchrun", name)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_it_imports_torch_and_the_standard_library_only(step: str) -> None:
+    names = set()
+    for node in ast.walk(ast.parse(source(step))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            names.add(node.module.split(".")[0])
+    assert names - sys.stdlib_module_names == {"torch"}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_the_docstring_opens_with_the_command(step: str) -> None:
+    first, blank, command, *_ = ast.get_docstring(ast.parse(source(step))).splitlines()
+    assert first.endswith(".")
+    assert not blank
+    starter = "torchrun --standalone --nproc_per_node=2" if step == "ddp_torchrun" else "python"
+    assert command == f"    {starter} {step}.py" or command.startswith(f"    {starter} {step}.py  ")
