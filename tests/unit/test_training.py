@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from ddp_helpers import training
 from ddp_helpers.checkpoint import load_checkpoint
-from ddp_helpers.data import make_eval_loader, make_train_loader
+from ddp_helpers.data import load_mnist_5k, make_eval_loader, make_train_loader
 from ddp_helpers.model import MLP
 from ddp_helpers.training import EpochRecord, evaluate, fit, train_mnist_5k, train_one_epoch
 
@@ -181,18 +182,22 @@ def test_a_resumed_fit_ends_with_the_same_weights(tmp_path):
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
-def test_train_mnist_5k_prints_a_line_an_epoch_and_resumes(tmp_path, capsys):
+def test_train_mnist_5k_prints_a_line_an_epoch_and_resumes(tmp_path, capsys, monkeypatch):
+    def a_tenth(train=True):
+        return TensorDataset(*[part[::10] for part in load_mnist_5k(train).tensors])
+
+    monkeypatch.setattr(training, "load_mnist_5k", a_tenth)
     path = tmp_path / "mnist.pt"
-    first = train_mnist_5k(epochs=1, global_batch_size=400, checkpoint_path=path)
+    first = train_mnist_5k(epochs=1, global_batch_size=40, checkpoint_path=path)
     assert isinstance(first[0], EpochRecord)
     line = capsys.readouterr().out
     assert line.startswith("epoch 1/1")
     assert "(1 rank)" in line
     assert f"{first[0].test_accuracy:.1%}" in line
     torch.rand(7)  # chance outside must not matter
-    assert train_mnist_5k(epochs=1, global_batch_size=400)[0].test_loss == first[0].test_loss
+    assert train_mnist_5k(epochs=1, global_batch_size=40)[0].test_loss == first[0].test_loss
     capsys.readouterr()
-    again = train_mnist_5k(epochs=2, global_batch_size=400, checkpoint_path=path, resume=True)
+    again = train_mnist_5k(epochs=2, global_batch_size=40, checkpoint_path=path, resume=True)
     assert [record.epoch for record in again] == [1]
     assert again[0].train_loss < first[0].train_loss
     assert capsys.readouterr().out.startswith("epoch 2/2")
