@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import LogLocator
 
-from ddp_helpers.plots import _STYLE, BLUE, GREY, SKY, _figure, _look, _rank_rows
+from ddp_helpers.figures import BLUE, GREY, SKY, STYLE, look, new_figure, rank_rows
 
 MIXED = {"facecolor": "white", "edgecolor": GREY, "hatch": "////"}
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def plot_cost(
     sizes: Sequence[int],
     seconds: Sequence[Sequence[float]],
@@ -38,7 +38,7 @@ def plot_cost(
     """
     _check_cost(sizes, seconds)
     below = "    ".join(text for text in ("line: median, dots: single runs", note) if text)
-    fig, ax = _figure(6.4, 3.6, title, below)
+    fig, ax = new_figure(6.4, 3.6, title, below)
     for size, repeats in zip(sizes, seconds, strict=True):
         dots = [1e3 * second for second in repeats]
         ax.plot([size] * len(dots), dots, "o", color=SKY, markersize=4, alpha=0.6, zorder=2)
@@ -55,7 +55,7 @@ def plot_cost(
     return fig
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def plot_collectives(
     demos: Mapping[str, tuple[Sequence[Sequence[float]], Sequence[Sequence[float]]]],
     *,
@@ -78,7 +78,7 @@ def plot_collectives(
     columns = min(3, len(demos))
     rows = math.ceil(len(demos) / columns)
     ranks = max(len(before) for before, _ in demos.values())
-    fig, _ = _figure(3.3 * columns, (0.36 * ranks + 0.75) * rows + 0.7, title, note)
+    fig, _ = new_figure(3.3 * columns, (0.36 * ranks + 0.75) * rows + 0.7, title, note)
     fig.clear()
     fig.suptitle(title, fontweight="bold", fontsize=11)
     panels = [fig.add_subplot(rows, columns, at + 1) for at in range(len(demos))]
@@ -87,7 +87,7 @@ def plot_collectives(
     widest = max(ax.get_xlim()[1] for ax in panels)
     for ax in panels:
         ax.set_xlim(right=widest)  # boxes of one size in all panels
-    handles = [Patch(label=f"from rank {rank}", **_look(rank)) for rank in range(ranks)]
+    handles = [Patch(label=f"from rank {rank}", **look(rank)) for rank in range(ranks)]
     handles.append(Patch(label="from several", **MIXED))
     fig.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return fig
@@ -100,11 +100,11 @@ def _draw_collective(
     right = max(map(len, after))
     for rank, (had, has) in enumerate(zip(before, after, strict=True)):
         for at, value in enumerate(had):
-            _draw_number(ax, rank, at, value, _look(rank))
+            _draw_number(ax, rank, at, value, look(rank))
         for at, value in enumerate(has):
             origins = [r for r, values in enumerate(before) if value in values]
-            look = _look(origins[0]) if len(origins) == 1 else MIXED
-            _draw_number(ax, rank, left + 1 + at, value, look)
+            style = look(origins[0]) if len(origins) == 1 else MIXED
+            _draw_number(ax, rank, left + 1 + at, value, style)
     middle = (len(before) - 1) / 2
     ax.annotate(
         "",
@@ -114,14 +114,14 @@ def _draw_collective(
     )
     ax.set(xlim=(-0.6, left + right + 0.6), ylim=(len(before) - 0.5, -0.5), xticks=[])
     ax.set_title(name, fontsize=10)
-    _rank_rows(ax, range(len(before)))
+    rank_rows(ax, range(len(before)))
     ax.spines["bottom"].set_visible(False)
 
 
-def _draw_number(ax: Axes, rank: int, at: int, value: float, look: Mapping[str, object]) -> None:
-    ax.add_patch(Rectangle((at - 0.46, rank - 0.4), 0.92, 0.8, **look))
+def _draw_number(ax: Axes, rank: int, at: int, value: float, style: Mapping[str, object]) -> None:
+    ax.add_patch(Rectangle((at - 0.46, rank - 0.4), 0.92, 0.8, **style))
     # on stripes a number needs a ground of its own
-    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8} if look.get("hatch") else None
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8} if style.get("hatch") else None
     ax.text(at, rank, f"{value:g}", ha="center", va="center", fontsize=8, color="black", bbox=box)
 
 

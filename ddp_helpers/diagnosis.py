@@ -18,6 +18,7 @@ PEER_IS_GONE = (
     "Connection reset by peer",
     "Timed out waiting",
     "Broken pipe",
+    "connectFullMesh failed",
     "remote process exited or there was a network error",
     "Software caused connection abort",
 )

@@ -1,23 +1,12 @@
-"""Figures of measured runs, drawn from records and files only.
-
-Each function returns a matplotlib Figure with a transparent background. Text and axes are a grey
-that stands out from white and from near-black alike, so one picture serves both themes. Colours
-are from Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), which people with any kind
-of colour vision can tell apart; markers, line styles and hatches say the same again.
-"""
+"""Figures of measured runs, drawn from records and files only; `figures.py` has their look."""
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import math
 import statistics
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import matplotlib
@@ -28,29 +17,35 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
-GREY = "#767676"  # contrast 4.5 on white, 4.2 on JupyterLab's dark #111111
-BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-ORANGE, SKY = "#E69F00", "#56B4E9"
-LINES = (BLUE, VERMILLION, GREEN, PURPLE)  # contrast of 3 or more on both backgrounds
-FILLS = (SKY, ORANGE, GREEN, PURPLE, BLUE, VERMILLION)  # for areas, drawn with a grey edge
-MARKERS, HATCHES = "osD^vP*X", ("", "///", "...", "xxx")
+from ddp_helpers.figures import (
+    BLUE,
+    FILLS,
+    GREY,
+    LINES,
+    MARKERS,
+    SKY,
+    STYLE,
+    VERMILLION,
+    look,
+    new_figure,
+    rank_rows,
+    save,
+    settle,
+    show,
+)
 
-_DPI = 144
-_STYLE = {
-    "font.size": 10,
-    "text.color": GREY,
-    "axes.labelcolor": GREY,
-    "axes.edgecolor": GREY,
-    "axes.titlecolor": GREY,
-    "axes.titleweight": "bold",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "legend.frameon": False,
-    "legend.labelcolor": GREY,
-    "hatch.linewidth": 0.8,
-}
+__all__ = [
+    "FILLS",
+    "GREY",
+    "Epoch",
+    "Span",
+    "plot_bars",
+    "plot_sample_assignment",
+    "plot_timeline",
+    "plot_training",
+    "save",
+    "show",
+]
 
 
 class Epoch(Protocol):
@@ -78,14 +73,7 @@ class Span:
     stop: float
 
 
-class CourseFigure(Figure):
-    """A Figure that also appears when it is the last line of a notebook cell."""
-
-    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
-        return _png(self), {"width": _width(self)}
-
-
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def plot_training(
     records: Sequence[Epoch] | Mapping[str, Sequence[Epoch]],
     title: str | None = None,
@@ -107,7 +95,7 @@ def plot_training(
         raise ValueError("no records to plot: expected at least one EpochRecord for each run")
     ranks = sorted({record.world_size for run in runs.values() for record in run})
     text = f"{title} ({_ranks(ranks)})" if title else f"Training on {_ranks(ranks)}"
-    fig, (left, right) = _figure(7.6, 3.4, text, note, columns=2)
+    fig, (left, right) = new_figure(7.6, 3.4, text, note, columns=2)
     for at, (label, run) in enumerate(runs.items()):
         _draw_run(left, right, at, f"{label} ({_ranks([run[0].world_size])})" if label else "", run)
     left.set(xlabel="epoch", ylabel="loss (cross-entropy, nats)", ylim=(0, None))
@@ -117,10 +105,10 @@ def plot_training(
     left.legend(handles=_training_legend(several=len(runs) > 1))
     if len(runs) > 1:
         right.legend(loc="lower right")
-    return _settled(fig)
+    return settle(fig)
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def plot_bars(
     labels: Sequence[str],
     values: Sequence[float | Sequence[float]],
@@ -144,7 +132,7 @@ def plot_bars(
     _check_bars(labels, repeats)
     dots = "one dot a measurement" if any(len(points) > 1 for points in repeats) else None
     below = "    ".join(text for text in (dots, note) if text)
-    fig, ax = _figure(max(4.6, 1.3 * len(labels) + 1.5), 3.4, title, below)
+    fig, ax = new_figure(max(4.6, 1.3 * len(labels) + 1.5), 3.4, title, below)
     medians = [statistics.median(points) for points in repeats]
     ax.bar(range(len(labels)), medians, 0.6, color=SKY, edgecolor=GREY, tick_label=list(labels))
     top = max(map(max, repeats)) or 1.0
@@ -156,10 +144,10 @@ def plot_bars(
         text = f"{'median ' if len(points) > 1 else ''}{medians[at]:.3g}"
         ax.text(at, max(points) + 0.03 * top, text, ha="center", va="bottom")
     ax.set(ylabel=ylabel, ylim=(min(0, *map(min, repeats)), 1.15 * top))
-    return _settled(fig)
+    return settle(fig)
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def plot_sample_assignment(
     assignment: Sequence[Sequence[int]], n: int, *, title: str | None = None
 ) -> Figure:
@@ -180,7 +168,7 @@ def plot_sample_assignment(
     text = title or "Which rank uses which sample"
     world_size = len(assignment)
     height = 1.5 + 0.42 * world_size
-    fig, ax = _figure(8, height, f"{text} ({_ranks([world_size])}, {n} samples)", None)
+    fig, ax = new_figure(8, height, f"{text} ({_ranks([world_size])}, {n} samples)", None)
     turns = n <= 40
     for rank, share in enumerate(assignment):
         for turn, index in enumerate(share, start=1):
@@ -188,14 +176,14 @@ def plot_sample_assignment(
     unused = [index for index in range(n) if not uses[index]]
     ax.plot(unused, [world_size - 0.45] * len(unused), "x", color=VERMILLION, clip_on=False)
     ax.set(xlim=(-0.6, n - 0.4), ylim=(world_size - 0.4, -0.6), xlabel="index in the dataset")
-    _rank_rows(ax, range(world_size))
+    rank_rows(ax, range(world_size))
     ax.xaxis.set_major_locator(MaxNLocator(nbins=20, integer=True))
     repeated = max(uses.values(), default=0) > 1
     _assignment_legend(ax, turns=turns, repeated=repeated, unused=bool(unused))
-    return _settled(fig)
+    return settle(fig)
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def plot_timeline(
     spans: Sequence[Span | tuple[int, str, float, float]],
     *,
@@ -222,89 +210,22 @@ def plot_timeline(
     scale, unit = (1, "s") if length >= 1 else (1e3, "ms") if length >= 1e-3 else (1e6, "µs")
     text = title or "What each rank does"
     height = 1.7 + 0.5 * len(ranks)
-    fig, ax = _figure(8, height, f"{text} ({_ranks([len(ranks)])})", note)
+    fig, ax = new_figure(8, height, f"{text} ({_ranks([len(ranks)])})", note)
     lanes = len(names) if _overlap(marks) else 1
     for mark in marks:
         kind = names.index(mark.name)
         top = ranks.index(mark.rank) - 0.38 + (0.76 / lanes) * (kind if lanes > 1 else 0)
         left, width = (mark.start - origin) * scale, (mark.stop - mark.start) * scale
-        ax.add_patch(Rectangle((left, top), width, 0.76 / lanes, **_look(kind)))
+        ax.add_patch(Rectangle((left, top), width, 0.76 / lanes, **look(kind)))
     ax.set(
         xlim=(0, 1.01 * (length or 1) * scale),
         ylim=(len(ranks) - 0.5, -0.5),
         xlabel=f"time ({unit})",
     )
-    _rank_rows(ax, ranks)
-    handles = [Patch(label=name, **_look(kind)) for kind, name in enumerate(names)]
+    rank_rows(ax, ranks)
+    handles = [Patch(label=name, **look(kind)) for kind, name in enumerate(names)]
     _legend_above(ax, handles)
-    return _settled(fig)
-
-
-def show(fig: Figure, alt: str) -> None:
-    """Display a figure in a notebook, with a text for those who can't see it.
-
-    The `<img alt=...>` is HTML, because JupyterLab 4 draws a bare image/png without any
-    alternative text. The PNG travels along for tools that take no HTML.
-
-    Args:
-        alt: what the figure shows, in a sentence or two.
-
-    Raises:
-        ValueError: no text.
-    """
-    from IPython.display import display
-
-    _check_alt(alt)
-    png = base64.b64encode(_png(fig, alt)).decode("ascii")
-    source = f'src="data:image/png;base64,{png}"'
-    bundle = {
-        "text/html": f'<img {source} alt="{html.escape(alt)}" width="{_width(fig)}">',
-        "image/png": png,
-        "text/plain": alt,
-    }
-    display(bundle, raw=True, metadata={"image/png": {"alt": alt, "width": _width(fig)}})
-    _close(fig)
-
-
-def save(fig: Figure, path: str | Path, alt: str) -> Path:
-    """Write a figure to a file (.png or .svg), with its text as the file's description.
-
-    Raises:
-        ValueError: no text, or another kind of file.
-    """
-    _check_alt(alt)
-    path = Path(path)
-    if path.suffix not in (".png", ".svg"):
-        raise ValueError(f"{path.name}: expected a name that ends in .png or .svg")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kind = path.suffix[1:]
-    path.write_bytes(_png(fig, alt) if kind == "png" else _svg(fig, alt))
-    _close(fig)
-    return path
-
-
-def _figure(
-    width: float, height: float, title: str, note: str | None, columns: int = 1
-) -> tuple[CourseFigure, Axes | np.ndarray]:
-    """A Figure that pyplot knows nothing of, so that no notebook shows it a second time."""
-    fig = CourseFigure(figsize=(width, height), layout="constrained")
-    fig.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
-    axes = fig.subplots(1, columns)
-    fig.suptitle(title, fontweight="bold", fontsize=11)
-    for ax in fig.axes:
-        ax.tick_params(colors=GREY)  # ticks are made late, when the style is gone
-        ax.grid(axis="y", color=GREY, alpha=0.25)
-        ax.set_axisbelow(True)
-    if note:
-        fig.supxlabel(note, x=0.99, ha="right", fontsize=9, color=GREY)
-    return fig, axes
-
-
-def _settled(fig: CourseFigure) -> CourseFigure:
-    """Lay out once and keep it: each further drawing would move the axes a little."""
-    fig.draw_without_rendering()
-    fig.set_layout_engine("none")
-    return fig
+    return settle(fig)
 
 
 def _draw_run(left: Axes, right: Axes, at: int, label: str, run: Sequence[Epoch]) -> None:
@@ -332,10 +253,10 @@ def _training_legend(several: bool) -> list[Line2D]:
 
 
 def _draw_sample(ax: Axes, rank: int, index: int, text: str, repeated: bool) -> None:
-    look = {"facecolor": FILLS[rank % len(FILLS)], "edgecolor": GREY, "linewidth": 0.8}
+    style = {"facecolor": FILLS[rank % len(FILLS)], "edgecolor": GREY, "linewidth": 0.8}
     if repeated:
-        look |= {"edgecolor": VERMILLION, "linewidth": 2.5}
-    ax.add_patch(Rectangle((index - 0.42, rank - 0.4), 0.84, 0.8, **look))
+        style |= {"edgecolor": VERMILLION, "linewidth": 2.5}
+    ax.add_patch(Rectangle((index - 0.42, rank - 0.4), 0.84, 0.8, **style))
     ax.text(index, rank, text, ha="center", va="center", fontsize=9, color="black")
 
 
@@ -352,19 +273,6 @@ def _assignment_legend(ax: Axes, *, turns: bool, repeated: bool, unused: bool) -
         cross = {"marker": "x", "color": VERMILLION, "linestyle": ""}
         handles.append(Line2D([], [], label="not used", **cross))
     _legend_above(ax, handles)
-
-
-def _look(kind: int) -> dict[str, object]:
-    """Colour, then hatch, so that also the seventh kind of work has a look of its own."""
-    hatch = HATCHES[(kind // len(FILLS)) % len(HATCHES)]
-    return {"facecolor": FILLS[kind % len(FILLS)], "edgecolor": GREY, "hatch": hatch}
-
-
-def _rank_rows(ax: Axes, ranks: Sequence[int]) -> None:
-    ax.set_yticks(range(len(ranks)), [f"rank {rank}" for rank in ranks])
-    ax.tick_params(axis="y", length=0)
-    ax.grid(visible=False)
-    ax.spines["left"].set_visible(False)
 
 
 def _legend_above(ax: Axes, handles: list[Patch | Line2D]) -> None:
@@ -415,36 +323,3 @@ def _check_spans(marks: Sequence[Span]) -> None:
     for mark in marks:
         if not mark.start <= mark.stop:
             raise ValueError(f"{mark}: expected a start that is not after its stop")
-
-
-def _check_alt(alt: str) -> None:
-    if not isinstance(alt, str) or not alt.strip():
-        raise ValueError(
-            f"alt={alt!r}: expected a sentence that says what the figure shows, for readers who "
-            "can't see it"
-        )
-
-
-def _width(fig: Figure) -> int:
-    """Pixels on the page; the PNG has more, for sharp text on fine screens."""
-    return round(fig.get_figwidth() * 100)
-
-
-def _png(fig: Figure, alt: str | None = None) -> bytes:
-    file = io.BytesIO()
-    about = {"Description": alt, "Software": None}
-    fig.savefig(file, format="png", dpi=_DPI, transparent=True, metadata=about)
-    return file.getvalue()
-
-
-def _svg(fig: Figure, alt: str) -> bytes:
-    file = io.BytesIO()
-    fig.savefig(file, format="svg", transparent=True, metadata={"Description": alt, "Date": None})
-    return file.getvalue()
-
-
-def _close(fig: Figure) -> None:
-    """Figures of this module need no closing; one made with pyplot would be shown twice."""
-    pyplot = sys.modules.get("matplotlib.pyplot")
-    if pyplot is not None:
-        pyplot.close(fig)

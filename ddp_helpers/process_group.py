@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from ddp_helpers.rendezvous import (
     check_init_method,
     default_init_method,
-    let_ranks_host_their_own_store,
+    mend_rendezvous_under_a_launcher,
 )
 
 if TYPE_CHECKING:
@@ -248,7 +248,7 @@ def _init(group: ProcessGroup, init_method: str, timeout: timedelta) -> None:
 
     device = group.device if group.backend == "nccl" else None
     try:
-        let_ranks_host_their_own_store()
+        mend_rendezvous_under_a_launcher()
         dist.init_process_group(
             group.backend,
             init_method=init_method,

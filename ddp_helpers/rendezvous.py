@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import os
 import re
 import socket
@@ -47,20 +48,29 @@ def default_init_method(env: Mapping[str, str], world_size: int) -> str:
     return "env://"
 
 
-def let_ranks_host_their_own_store() -> None:
-    """Make `init_method="tcp://localhost:23456"` work under a launcher, for plain torch too.
+def mend_rendezvous_under_a_launcher() -> None:
+    """Mend two faults of torch's rendezvous under torchrun and `launch()`, for plain torch too.
 
-    torchrun and `launch()` serve the address in MASTER_PORT, and say so in a variable. torch
-    takes it as true of every address: each rank then waits for somebody else to listen.
+    A launcher serves the address in MASTER_PORT, and says so in a variable. torch takes it as
+    true of every address: with `init_method="tcp://localhost:23456"` each rank waits for somebody
+    else to listen. And the launcher's store outlives a process group: a second group in the same
+    processes finds the first one's addresses in it, and calls ranks that no longer listen there.
     """
+    from torch.distributed import PrefixStore
+
     torchs = importlib.import_module("torch.distributed.rendezvous")  # a function hides it
     create = torchs._create_c10d_store
     if getattr(create, "ours", False):
         return
 
+    starts = itertools.count()
+
     def create_store(hostname: str, port: int, *args: object, **kwargs: object):
         with _without_agent_store(not _is_launchers_port(port)):
-            return create(hostname, port, *args, **kwargs)
+            store = create(hostname, port, *args, **kwargs)
+        if not _hosted_by_launcher(port):
+            return store
+        return PrefixStore(f"start-{next(starts)}", store)  # each group has its own keys
 
     create_store.ours = True
     torchs._create_c10d_store = create_store

@@ -32,7 +32,7 @@ from types import TracebackType
 
 from ddp_helpers import progress
 from ddp_helpers.records import Frame, RankError
-from ddp_helpers.rendezvous import let_ranks_host_their_own_store
+from ddp_helpers.rendezvous import mend_rendezvous_under_a_launcher
 
 STACK_SIGNAL = signal.SIGRTMIN + 5  # rarely used by others; USR1 and USR2 often are
 LIBRARY_FOLDERS = tuple(
@@ -166,7 +166,7 @@ def _settle_in(rank: int, job: Job) -> None:
         linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
     import torch
 
-    let_ranks_host_their_own_store()
+    mend_rendezvous_under_a_launcher()
     torch.set_num_threads(job.threads)
     if "numpy" in sys.modules:  # forked ranks would all draw the same numbers
         sys.modules["numpy"].random.seed()

@@ -76,6 +76,23 @@ def test_init_method_tcp_works_under_the_launcher():
     assert launch(meet, 2, args=(url,), timeout=30).values == [0, 1]
 
 
+def test_a_group_can_start_again_and_again():
+    def again():
+        sums = []
+        for turn in range(4):
+            with process_group(timeout=30):
+                x = torch.tensor([float(turn)])
+                dist.all_reduce(x)
+                sums.append(x.item())
+        dist.init_process_group("gloo")  # plain torch too
+        dist.barrier()
+        dist.destroy_process_group()
+        return sums
+
+    for _ in range(3):
+        assert launch(again, 2, timeout=60).values == [[0.0, 2.0, 4.0, 6.0]] * 2
+
+
 def test_closures_lambdas_args_kwargs_env():
     base = 10
     assert launch(lambda a, b=0: base + a + b, 2, args=(1,), kwargs={"b": 2}).values == [13, 13]

@@ -97,6 +97,8 @@ def anonymous(text: str) -> str:
         (r"0x[0-9a-f]{8,16}", "0x..."),
         (r"127\.0\.0\.1:\d{4,5}|localhost:(?!23456)\d{4,5}", "127.0.0.1:PORT"),
         (r"(?<=\[127\.0\.0\.1\]:)\d+", "PORT"),
+        (r"(?<=MASTER_PORT': ')\d+|(?<=sport = :)\d+", "PORT"),
+        (r"(?<=port: )(?!23456)\d{4,5}\b|(?<=port )(?!23456)\d{4,5}\b", "PORT"),
         (r"\bpid[ =]\d+", "pid PID"),
     ]
     user = getpass.getuser()

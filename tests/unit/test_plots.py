@@ -20,7 +20,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 from torch.utils.data import DistributedSampler
 
-from ddp_helpers import plots
+from ddp_helpers import figures, plots
 from ddp_helpers.training import EpochRecord
 
 ALT = 'Two ranks run "forward" <side by side>, 2 µs → 3 µs.'
@@ -106,7 +106,7 @@ def test_each_text_and_line_stands_out(name, background):
 def test_the_background_is_transparent_and_ink_is_visible_on_both(name):
     from PIL import Image
 
-    drawn = Image.open(io.BytesIO(plots._png(figure(name), ALT))).convert("RGBA")
+    drawn = Image.open(io.BytesIO(figures.png_bytes(figure(name), ALT))).convert("RGBA")
     alpha = np.asarray(drawn)[..., 3]
     assert (alpha == 0).mean() > 0.3
     assert alpha[0, 0] == alpha[-1, -1] == 0
@@ -146,7 +146,7 @@ def test_no_text_is_cut_off_or_laid_over_another(name):
 @pytest.mark.parametrize("name", ["runs", "assignment"])
 def test_the_same_figure_is_drawn_the_same_twice(name):
     fig = FIGURES[name]()
-    assert plots._png(fig, ALT) == plots._png(fig, ALT)
+    assert figures.png_bytes(fig, ALT) == figures.png_bytes(fig, ALT)
 
 
 # ---- what is drawn
