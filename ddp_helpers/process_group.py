@@ -16,11 +16,8 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from ddp_helpers.rendezvous import (
-    check_init_method,
-    default_init_method,
-    mend_rendezvous_under_a_launcher,
-)
+from ddp_helpers.rendezvous import check_init_method, default_init_method
+from ddp_helpers.torch_mends import hold_ended_group, mend_rendezvous, release_ended_groups
 
 if TYPE_CHECKING:
     import torch
@@ -91,6 +88,7 @@ def init_distributed_mode(
         raise ValueError(f"timeout={timeout}: expected more than 0 seconds")
     group = _who(os.environ, world_size, rank, local_rank)
     group = replace(group, backend=choose_backend(backend, group.local_world_size))
+    release_ended_groups()
     method = init_method or default_init_method(os.environ, group.world_size)
     check_init_method(method, hosting=group.rank == 0)
     if group.backend == "nccl":
@@ -116,6 +114,7 @@ def cleanup_distributed(*, wait: bool = True) -> None:
     except RuntimeError:
         pass  # a peer has already gone: nothing is left to wait for
     finally:
+        hold_ended_group()
         dist.destroy_process_group()
 
 
@@ -248,7 +247,7 @@ def _init(group: ProcessGroup, init_method: str, timeout: timedelta) -> None:
 
     device = group.device if group.backend == "nccl" else None
     try:
-        mend_rendezvous_under_a_launcher()
+        mend_rendezvous()
         dist.init_process_group(
             group.backend,
             init_method=init_method,

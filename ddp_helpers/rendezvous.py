@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import itertools
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
@@ -33,7 +30,7 @@ def check_init_method(init_method: str, *, hosting: bool = True) -> None:
         _check_folder(init_method, url.path)
     else:
         address = _resolve_tcp(init_method)
-        if hosting and not _hosted_by_launcher(urlsplit(init_method).port):
+        if hosting and not hosted_by_launcher(urlsplit(init_method).port):
             _check_port_is_free(init_method, address)
 
 
@@ -48,50 +45,14 @@ def default_init_method(env: Mapping[str, str], world_size: int) -> str:
     return "env://"
 
 
-def mend_rendezvous_under_a_launcher() -> None:
-    """Mend two faults of torch's rendezvous under torchrun and `launch()`, for plain torch too.
-
-    A launcher serves the address in MASTER_PORT, and says so in a variable. torch takes it as
-    true of every address: with `init_method="tcp://localhost:23456"` each rank waits for somebody
-    else to listen. And the launcher's store outlives a process group: a second group in the same
-    processes finds the first one's addresses in it, and calls ranks that no longer listen there.
-    """
-    from torch.distributed import PrefixStore
-
-    torchs = importlib.import_module("torch.distributed.rendezvous")  # a function hides it
-    create = torchs._create_c10d_store
-    if getattr(create, "ours", False):
-        return
-
-    starts = itertools.count()
-
-    def create_store(hostname: str, port: int, *args: object, **kwargs: object):
-        with _without_agent_store(not _is_launchers_port(port)):
-            store = create(hostname, port, *args, **kwargs)
-        if not _hosted_by_launcher(port):
-            return store
-        return PrefixStore(f"start-{next(starts)}", store)  # each group has its own keys
-
-    create_store.ours = True
-    torchs._create_c10d_store = create_store
+def hosted_by_launcher(port: int | None) -> bool:
+    """True if torchrun or `launch()` already serves this port, so that no rank has to."""
+    return os.environ.get(AGENT_STORE) == "True" and is_launchers_port(port)
 
 
-def _hosted_by_launcher(port: int | None) -> bool:
-    return os.environ.get(AGENT_STORE) == "True" and _is_launchers_port(port)
-
-
-def _is_launchers_port(port: int | None) -> bool:
+def is_launchers_port(port: int | None) -> bool:
+    """True for the port that the launcher told its ranks."""
     return str(port) == os.environ.get("MASTER_PORT")
-
-
-@contextlib.contextmanager
-def _without_agent_store(needed: bool) -> Iterator[None]:
-    saved = os.environ.pop(AGENT_STORE, None) if needed else None
-    try:
-        yield
-    finally:
-        if saved is not None:
-            os.environ[AGENT_STORE] = saved
 
 
 def _check_master_variables(env: Mapping[str, str]) -> None:

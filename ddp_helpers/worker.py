@@ -32,7 +32,7 @@ from types import TracebackType
 
 from ddp_helpers import progress
 from ddp_helpers.records import Frame, RankError
-from ddp_helpers.rendezvous import mend_rendezvous_under_a_launcher
+from ddp_helpers.torch_mends import mend_destroy_process_group, mend_rendezvous
 
 STACK_SIGNAL = signal.SIGRTMIN + 5  # rarely used by others; USR1 and USR2 often are
 LIBRARY_FOLDERS = tuple(
@@ -166,7 +166,8 @@ def _settle_in(rank: int, job: Job) -> None:
         linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
     import torch
 
-    mend_rendezvous_under_a_launcher()
+    mend_rendezvous()
+    mend_destroy_process_group()
     torch.set_num_threads(job.threads)
     if "numpy" in sys.modules:  # forked ranks would all draw the same numbers
         sys.modules["numpy"].random.seed()

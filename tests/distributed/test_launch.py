@@ -14,7 +14,14 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from ddp_helpers import LaunchError, LaunchTimeoutError, launch, process_group, report
+from ddp_helpers import (
+    LaunchError,
+    LaunchTimeoutError,
+    launch,
+    process_group,
+    report,
+    torch_mends,
+)
 from ddp_helpers.failure_report import MOST_LINES
 
 pytestmark = pytest.mark.usefixtures("no_process_left")
@@ -91,6 +98,20 @@ def test_a_group_can_start_again_and_again():
 
     for _ in range(3):
         assert launch(again, 2, timeout=60).values == [[0.0, 2.0, 4.0, 6.0]] * 2
+
+
+def test_a_model_may_outlive_its_group():
+    def train():
+        dist.init_process_group("gloo")
+        ddp = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
+        ddp(torch.ones(1, 2)).sum().backward()
+        dist.barrier()
+        dist.destroy_process_group()
+        return ddp.module.weight.grad.sum().item(), len(torch_mends._ended_groups)
+
+    for _ in range(15):
+        assert launch(train, 2, timeout=60).values == [(4.0, 1)] * 2
+    assert not torch_mends._ended_groups  # the notebook never had one
 
 
 def test_closures_lambdas_args_kwargs_env():

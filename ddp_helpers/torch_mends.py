@@ -1,0 +1,92 @@
+"""Faults of torch 2.13 that would stop a correct program, mended in the process that asks."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import importlib
+import itertools
+import os
+from collections.abc import Iterator
+
+from ddp_helpers.rendezvous import AGENT_STORE, hosted_by_launcher, is_launchers_port
+
+_ended_groups: list[object] = []
+atexit.register(_ended_groups.clear)
+
+
+def hold_ended_group() -> None:
+    """Keep the running process group's object until the process ends; call before destroying it.
+
+    A DDP model that outlives its gloo group would hold the last reference. Its destructor then
+    waits, with Python's lock in hand, for a thread that needs this lock to finish: the process
+    hangs, in a few of a hundred runs on a busy machine. A reference of our own prevents that,
+    because Python's own way to drop a group lets go of the lock.
+    """
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        _ended_groups.append(dist.group.WORLD)
+
+
+def release_ended_groups() -> None:
+    """Let ended groups go, and with them the ports of their stores; call before the next start."""
+    _ended_groups.clear()
+
+
+def mend_destroy_process_group() -> None:
+    """Let plain `dist.destroy_process_group()` hold the ended group, too."""
+    import torch.distributed as dist
+
+    c10d = importlib.import_module("torch.distributed.distributed_c10d")
+    destroy = c10d.destroy_process_group
+    if getattr(destroy, "ours", False):
+        return
+
+    @functools.wraps(destroy)
+    def destroy_process_group(*args: object, **kwargs: object) -> None:
+        hold_ended_group()
+        destroy(*args, **kwargs)
+
+    destroy_process_group.ours = True
+    c10d.destroy_process_group = dist.destroy_process_group = destroy_process_group
+
+
+def mend_rendezvous() -> None:
+    """Mend two faults of torch's rendezvous under torchrun and `launch()`, for plain torch too.
+
+    A launcher serves the address in MASTER_PORT, and says so in a variable. torch takes it as
+    true of every address: with `init_method="tcp://localhost:23456"` each rank waits for somebody
+    else to listen. And the launcher's store outlives a process group: a second group in the same
+    processes finds the first one's addresses in it, and calls ranks that no longer listen there.
+    """
+    from torch.distributed import PrefixStore
+
+    torchs = importlib.import_module("torch.distributed.rendezvous")  # a function hides it
+    create = torchs._create_c10d_store
+    if getattr(create, "ours", False):
+        return
+
+    starts = itertools.count()
+
+    def create_store(hostname: str, port: int, *args: object, **kwargs: object):
+        release_ended_groups()
+        with _without_agent_store(not is_launchers_port(port)):
+            store = create(hostname, port, *args, **kwargs)
+        if not hosted_by_launcher(port):
+            return store
+        return PrefixStore(f"start-{next(starts)}", store)  # each group has its own keys
+
+    create_store.ours = True
+    torchs._create_c10d_store = create_store
+
+
+@contextlib.contextmanager
+def _without_agent_store(needed: bool) -> Iterator[None]:
+    saved = os.environ.pop(AGENT_STORE, None) if needed else None
+    try:
+        yield
+    finally:
+        if saved is not None:
+            os.environ[AGENT_STORE] = saved
