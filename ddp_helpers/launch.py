@@ -12,6 +12,7 @@ import inspect
 import io
 import linecache
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +27,7 @@ from ddp_helpers.view import PanelView, TextView, View
 from ddp_helpers.worker import Job
 
 START_METHODS = ("forkserver", "spawn")
+_variables_lock = threading.Lock()
 INSIDE_A_RANK = "DDP_HELPERS_INSIDE_A_RANK"
 
 
@@ -97,6 +99,8 @@ def launch(
         )
         if start_method == "forkserver":
             warm_up()
+        else:
+            _start_resource_tracker()
         supervisor = Supervisor(job, start_method, timeout, _view(nprocs, echo, live))
         ranks = tuple(supervisor.run())
     result = LaunchResult(ranks, supervisor.seconds, start_method)
@@ -112,8 +116,30 @@ def warm_up() -> None:
     from multiprocessing import forkserver, set_forkserver_preload
 
     set_forkserver_preload(["ddp_helpers.preload"])
+    _start_resource_tracker()
     with _variables(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1"):
         forkserver.ensure_running()  # a pool of threads would not survive the fork
+
+
+def _start_resource_tracker() -> None:
+    """Start multiprocessing's helper outside of the kernel's process group.
+
+    It ignores SIGTERM. Inside the group, a kernel that shuts down asks it to end for five
+    seconds, and is then killed before it could tidy up.
+    """
+    from multiprocessing import resource_tracker, util
+
+    def spawn(path: str, args: list[str], passfds: tuple[int, ...]) -> int:
+        process = subprocess.Popen(args, executable=path, pass_fds=passfds, start_new_session=True)
+        process.returncode = 0  # multiprocessing waits for it, not this object
+        return process.pid
+
+    with _variables_lock:
+        before, util.spawnv_passfds = util.spawnv_passfds, spawn
+        try:
+            resource_tracker.ensure_running()
+        finally:
+            util.spawnv_passfds = before
 
 
 def _check(
@@ -256,9 +282,6 @@ def notebook_cells() -> tuple[dict[str, str], dict[str, str]]:
 def _ipython_shell():
     ipython = sys.modules.get("IPython")
     return ipython.get_ipython() if ipython else None
-
-
-_variables_lock = threading.Lock()
 
 
 @contextlib.contextmanager

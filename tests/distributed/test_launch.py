@@ -516,3 +516,23 @@ def test_bad_arguments_are_named(arguments, text):
         launch(options.pop("fn"), **options)
     with pytest.raises(TypeError, match="fn=3"):
         launch(3)
+
+
+def test_a_kernel_that_launched_shuts_down_in_order(tmp_path):
+    from jupyter_client import KernelManager
+
+    manager = KernelManager()
+    manager.start_kernel(cwd=str(tmp_path))
+    client = manager.blocking_client()
+    client.start_channels()
+    client.wait_for_ready(timeout=60)
+    code = (
+        "import atexit\nfrom ddp_helpers import launch\n"
+        "atexit.register(lambda: open('bye', 'w').close())\n"
+        "launch(lambda: 1, 2)"
+    )
+    reply = client.execute_interactive(code, timeout=60, output_hook=lambda message: None)
+    client.stop_channels()
+    manager.shutdown_kernel()
+    assert reply["content"]["status"] == "ok"
+    assert (tmp_path / "bye").exists()  # it was asked, not killed
