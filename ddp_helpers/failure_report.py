@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 
+from ddp_helpers import worker
 from ddp_helpers.diagnosis import diagnose, is_consequence, name_ranks, waiting_in
 from ddp_helpers.records import Frame, RankResult, innermost_user_frame
 
@@ -127,6 +128,8 @@ def _stands(rank: RankResult) -> str:
     if not rank.stack:
         return f"rank {rank.rank} was still starting"
     place = innermost_user_frame(rank.stack) or rank.stack[-1]
+    if place.filename == worker.__file__:
+        return f"rank {rank.rank} was on its way into its function, or out of it"
     call = waiting_in(rank.stack)
     return f"rank {rank.rank} {f'waited in {call}' if call else 'was'} at {place}"
 

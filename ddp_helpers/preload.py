@@ -9,6 +9,9 @@ import contextlib
 import gc
 import os
 
+with contextlib.suppress(OSError):
+    os.setsid()  # a kernel that is killed takes its process group along; stay to tidy up
+
 with contextlib.suppress(ImportError):
     import cloudpickle
     import torch
@@ -20,9 +23,6 @@ with contextlib.suppress(ImportError):
 
 import ddp_helpers.process_group
 import ddp_helpers.worker
-
-with contextlib.suppress(OSError):
-    os.setsid()  # a kernel that is killed takes its process group along; stay to tidy up
 
 server_pid = os.getpid()
 

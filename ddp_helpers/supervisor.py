@@ -310,7 +310,8 @@ class Supervisor:
         ]
         inside = frames[::-1]
         starts = [i for i, frame in enumerate(inside) if frame.filename == worker.__file__]
-        return tuple(inside[starts[-1] + 1 :] if starts else inside)
+        own = starts[-1] if starts else -1
+        return tuple(inside[own + 1 :] or inside[own:])
 
     def _source(self, match: re.Match[str]) -> str:
         text = self.job.sources.get(match[1])

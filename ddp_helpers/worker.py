@@ -14,6 +14,7 @@ import fcntl
 import importlib.util
 import io
 import linecache
+import multiprocessing
 import multiprocessing.util
 import os
 import pickle
@@ -161,6 +162,8 @@ def _settle_in(rank: int, job: Job) -> None:
     os.environ.update(job.env)
     os.environ.update(rank_environment(rank, job.nprocs))
     os.chdir(job.cwd)
+    # as under torchrun: otherwise DataLoader workers would start the way this rank was started
+    multiprocessing.set_start_method(None, force=True)
     sys.argv = list(job.argv)
     for name, text in job.sources.items():  # no time stamp: linecache never drops these
         linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)

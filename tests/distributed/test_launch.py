@@ -154,6 +154,22 @@ def test_launch_inside_a_rank_says_so(tmp_path):
     assert "__main__" in report
 
 
+@BOTH
+def test_loader_workers_start_as_under_torchrun(start_method):
+    def load():
+        class Squares(torch.utils.data.Dataset):  # local: only a forked worker can have it
+            def __len__(self):
+                return 6
+
+            def __getitem__(self, index):
+                return index**2
+
+        loader = torch.utils.data.DataLoader(Squares(), batch_size=3, num_workers=2)
+        return [batch.tolist() for batch in loader]
+
+    assert launch(load, 2, start_method=start_method).values == [[[0, 1, 4], [9, 16, 25]]] * 2
+
+
 def test_ranks_find_torch_loaded_already():
     def loaded():
         return {"torch.distributed", "torch._dynamo"} <= set(sys.modules)

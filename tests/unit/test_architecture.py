@@ -24,7 +24,7 @@ ARROWS = {
     "view": set(),
     "worker": {"progress", "records", "torch_mends"},
     "supervisor": {"diagnosis", "records", "view", "worker"},
-    "failure_report": {"records", "diagnosis"},
+    "failure_report": {"records", "diagnosis", "worker"},
     "launch": {"environment", "failure_report", "records", "supervisor", "view", "worker"},
     "preload": {"process_group", "worker"},
     "figures": set(),
