@@ -12,6 +12,7 @@ import inspect
 import io
 import linecache
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -235,8 +236,16 @@ def _rendezvous_store() -> Iterator[int]:
     """The store where ranks meet, on a port that the system picks: no two launches can clash."""
     from torch.distributed import TCPStore
 
+    # torch's own socket would take IPv6 too: open to the network, and each rank that calls has
+    # an address (::ffff:127.0.0.1) whose name torch asks the name server for, 5 s if it is slow
+    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     store = TCPStore(
-        "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60)
+        "127.0.0.1",
+        listener.getsockname()[1],
+        is_master=True,
+        wait_for_workers=False,
+        timeout=timedelta(seconds=60),
+        master_listen_fd=listener.detach(),
     )
     yield store.port
     del store

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import functools
 import importlib
 import itertools
@@ -54,12 +55,14 @@ def mend_destroy_process_group() -> None:
 
 
 def mend_rendezvous() -> None:
-    """Mend two faults of torch's rendezvous under torchrun and `launch()`, for plain torch too.
+    """Mend faults of torch's rendezvous under torchrun and `launch()`, for plain torch too.
 
     A launcher serves the address in MASTER_PORT, and says so in a variable. torch takes it as
     true of every address: with `init_method="tcp://localhost:23456"` each rank waits for somebody
     else to listen. And the launcher's store outlives a process group: a second group in the same
     processes finds the first one's addresses in it, and calls ranks that no longer listen there.
+    At last, torch asks the name server who 127.0.0.1 is, for its log: a burst of ranks loses some
+    of these questions, and waits five seconds for each.
     """
     from torch.distributed import PrefixStore
 
@@ -72,10 +75,11 @@ def mend_rendezvous() -> None:
 
     def create_store(hostname: str, port: int, *args: object, **kwargs: object):
         release_ended_groups()
-        with _without_agent_store(not is_launchers_port(port)):
-            store = create(hostname, port, *args, **kwargs)
         if not hosted_by_launcher(port):
-            return store
+            with _without_agent_store(not is_launchers_port(port)):
+                return create(hostname, port, *args, **kwargs)
+        with _without_name_server(hostname == "127.0.0.1"):
+            store = create(hostname, port, *args, **kwargs)
         return PrefixStore(f"start-{next(starts)}", store)  # each group has its own keys
 
     create_store.ours = True
@@ -90,3 +94,26 @@ def _without_agent_store(needed: bool) -> Iterator[None]:
     finally:
         if saved is not None:
             os.environ[AGENT_STORE] = saved
+
+
+@contextlib.contextmanager
+def _without_name_server(needed: bool) -> Iterator[None]:
+    """Look names up in /etc/hosts only, for the length of the block (glibc can be told so)."""
+    configure = getattr(ctypes.CDLL(None), "__nss_configure_lookup", None) if needed else None
+    if configure is None:
+        yield
+        return
+    configure(b"hosts", b"files")
+    try:
+        yield
+    finally:
+        configure(b"hosts", _name_services())
+
+
+def _name_services() -> bytes:
+    """How this machine looks names up, from /etc/nsswitch.conf, otherwise glibc's default."""
+    with contextlib.suppress(OSError), open("/etc/nsswitch.conf", "rb") as file:
+        for line in file:
+            if line.startswith(b"hosts:"):
+                return line.split(b"#")[0].removeprefix(b"hosts:").strip()
+    return b"files dns"
