@@ -1,10 +1,11 @@
 """Data-parallel PyTorch, learned and started with real processes.
 
 Importing this package loads neither torch nor matplotlib; each function loads what it needs.
+In a notebook it also starts the process that will start ranks, which loads torch meanwhile.
 """
 
 from ddp_helpers.environment import check_environment
-from ddp_helpers.launch import LaunchError, LaunchTimeoutError, launch
+from ddp_helpers.launch import LaunchError, LaunchTimeoutError, launch, warm_up_in_a_kernel
 from ddp_helpers.process_group import (
     cleanup_distributed,
     get_rank,
@@ -28,3 +29,5 @@ __all__ = [
     "process_group",
     "report",
 ]
+
+warm_up_in_a_kernel()

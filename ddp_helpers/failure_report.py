@@ -75,7 +75,7 @@ def _how(rank: RankResult) -> str:
         return f"failed: {_cut(str(rank.error))}"
     if rank.exit_code is not None and rank.exit_code < 0:
         return f"was ended by {signal_in_words(-rank.exit_code)}"
-    return f"ended with exit code {rank.exit_code} before its function returned"
+    return f"ended with exit code {rank.exit_code} before its function returned (os._exit?)"
 
 
 def signal_in_words(number: int) -> str:

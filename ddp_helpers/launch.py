@@ -122,6 +122,12 @@ def warm_up() -> None:
         forkserver.ensure_running()  # a pool of threads would not survive the fork
 
 
+def warm_up_in_a_kernel() -> None:
+    """In a notebook, `warm_up()` while the reader still reads; elsewhere do nothing."""
+    if hasattr(_ipython_shell(), "kernel") and INSIDE_A_RANK not in os.environ:
+        warm_up()
+
+
 def _start_resource_tracker() -> None:
     """Start multiprocessing's helper outside of the kernel's process group.
 

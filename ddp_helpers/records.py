@@ -54,11 +54,13 @@ class RankResult:
     seconds: float = 0.0
     out_of_memory: bool = False
     """True if the system's count of out-of-memory kills went up while the rank was killed."""
+    returned: bool = True
+    """False if the process ended before its function did, for instance by `os._exit(0)`."""
 
     @property
     def ok(self) -> bool:
         """True if the function returned on this rank."""
-        return self.error is None and self.exit_code == 0
+        return self.error is None and self.exit_code == 0 and self.returned
 
     @property
     def traceback(self) -> str:

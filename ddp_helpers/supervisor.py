@@ -112,15 +112,21 @@ class Supervisor:
         self._job_file = self._memory_file("job")
         worker._write_all(self._job_file, pickle.dumps(self.job))
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
-        with without_main_import():
-            context = start_processes(
-                worker.main,
-                args=(self._address,),
-                nprocs=self.job.nprocs,
-                join=False,
-                daemon=False,
-                start_method=self.start_method,
-            )
+        try:
+            with without_main_import():
+                context = start_processes(
+                    worker.main,
+                    args=(self._address,),
+                    nprocs=self.job.nprocs,
+                    join=False,
+                    daemon=False,
+                    start_method=self.start_method,
+                )
+        except EOFError:
+            raise RuntimeError(
+                "the fork server ended while it started the ranks, perhaps because memory ran "
+                'out: launch again, or use start_method="spawn"'
+            ) from None
         for number, process in enumerate(context.processes):
             rank = _Rank(number, process, started_at=time.monotonic())
             self.ranks.append(rank)
@@ -133,9 +139,13 @@ class Supervisor:
         self._files.callback(link.close)
         _, uid, _ = struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         link.settimeout(5)
-        if uid != os.getuid():
-            return
-        rank = self.ranks[int(link.recv(16))]
+        with contextlib.suppress(OSError):  # the rank died at once: its end tells the rest
+            hello = link.recv(16) if uid == os.getuid() else b""
+            if hello:
+                self._hand_over(link, self.ranks[int(hello)])
+
+    def _hand_over(self, link: socket.socket, rank: _Rank) -> None:
+        """Give a rank that has called its files, and listen to it from now on."""
         rank.link = link
         rank.output, rank_output = os.pipe()
         rank_lifeline, rank.lifeline = os.pipe()
@@ -364,6 +374,7 @@ class Supervisor:
             rank.stack,
             outcome.seconds if outcome else rank.finished_at - rank.started_at,
             exit_code == -signal.SIGKILL and _count_memory_kills() > self._memory_kills,
+            returned=outcome is not None,
         )
 
     # ---- files

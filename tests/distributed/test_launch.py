@@ -290,6 +290,7 @@ def sleep_in_python():
     ("end", "text"),
     [
         (lambda: os._exit(3), "exit code 3"),
+        (lambda: os._exit(0), "exit code 0"),
         (lambda: sys.exit(4), "called sys.exit(4)"),
         (lambda: sys.exit("no data"), "called sys.exit(no data)"),
         (lambda: os.kill(os.getpid(), signal.SIGKILL), "SIGKILL"),
@@ -297,7 +298,16 @@ def sleep_in_python():
         (lambda: ctypes.CDLL(None).abort(), "SIGABRT"),
         (lambda: (_ for _ in ()).throw(Awkward(1, 2)), "failed: Awkward"),
     ],
-    ids=["_exit", "sys.exit", "sys.exit text", "SIGKILL", "SIGSEGV", "SIGABRT", "awkward"],
+    ids=[
+        "_exit",
+        "_exit 0",
+        "sys.exit",
+        "sys.exit text",
+        "SIGKILL",
+        "SIGSEGV",
+        "SIGABRT",
+        "awkward",
+    ],
 )
 def test_every_way_to_end_is_named(end, text, start_method):
     def train():
@@ -312,6 +322,11 @@ def test_every_way_to_end_is_named(end, text, start_method):
     assert result[0].exit_code is None
     assert re.search("rank 0 was (at|still starting)", report)
     assert time.monotonic() - started < 30
+
+
+def test_a_rank_that_vanishes_without_a_word_is_no_success():
+    report, _ = fails(lambda: os._exit(0))
+    assert report.startswith("ranks 0 and 1 ended with exit code 0 before")
 
 
 def test_exit_zero_is_a_normal_end():

@@ -37,7 +37,8 @@ errors = st.builds(
 stacks = st.sampled_from([(), (LINE,), (LINE, INSIDE)])
 outcomes = st.one_of(
     st.builds(lambda e: {"error": e, "exit_code": 1}, errors),
-    st.builds(lambda c: {"exit_code": c}, st.integers(-64, 255)),
+    st.builds(lambda c: {"exit_code": c, "returned": False}, st.integers(-64, 255)),
+    st.just({"exit_code": 0}),
     st.builds(lambda s: {"exit_code": None, "stack": s}, stacks),
 )
 
@@ -69,6 +70,7 @@ def test_a_consequence_is_the_cause_only_if_there_is_nothing_else(ranks):
         for rank in ranks
         if (rank.error and not is_consequence(rank.error))
         or (rank.error is None and rank.exit_code not in (None, 0))
+        or (rank.exit_code == 0 and not rank.returned)
     ]
     if own:
         assert all(rank in own for rank in causes)
