@@ -1,0 +1,170 @@
+"""What the soak's ranks do, and the long-living process that launches them.
+
+The soak runs this text in each of its hosts: as a script (`python soak_ranks.py --host FD`), or as
+the first cell of a Jupyter kernel. So its functions always travel from `__main__`, by value.
+"""
+
+import ctypes
+import gc
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import torch
+import torch.distributed as dist
+
+from ddp_helpers import launch, process_group, report
+
+STEP = 0.01  # seconds of a rank's step
+LINE = "y" * 99
+# the names of semaphores tell the soak's from other people's; children inherit the prefix
+multiprocessing.current_process()._config["semprefix"] = "/soak"
+
+
+def work(plan: dict) -> tuple[int, float]:
+    """Run on each rank: take `steps` steps with an all_reduce each; one of the ranks misbehaves.
+
+    Returns the rank and the sum of all ranks' numbers, which the soak knows beforehand.
+    """
+    rank = int(os.environ["RANK"])
+    chosen = rank == plan["victim"]
+    batches = take_habit(plan["habit"])
+    next(batches)
+    if chosen and plan["moment"] == "function":
+        time.sleep(plan["delay"])
+        misbehave(plan["event"])
+    with process_group():
+        strike_at = time.monotonic() + plan["delay"]
+        strikes = chosen and plan["moment"] == "collective"
+        if strikes and plan["event"].startswith("SIG"):  # in the middle of a call, not between two
+            later = threading.Timer(plan["delay"], misbehave, (plan["event"],))
+            later.daemon = True
+            later.start()
+        for step in range(plan["steps"]):
+            total = torch.tensor([rank + 1.0])
+            if strikes and time.monotonic() > strike_at:
+                misbehave(plan["event"])
+            dist.all_reduce(total)
+            next(batches)
+            report(step=step + 1, total=plan["steps"], loss=1 / (step + 1))
+    return rank, total.item()
+
+
+def take_habit(habit: str):
+    """What a rank does besides its work; a generator that is asked once a step."""
+    if habit == "children":
+        subprocess.Popen(["sleep", "300"])
+        subprocess.Popen(["sh", "-c", "trap '' TERM INT HUP; sleep 300 & sleep 300"])
+    if habit == "closes stdout":
+        os.close(1)
+        os.close(2)
+    if habit == "closes sys.stdout":
+        sys.stdout.close()
+    if habit.startswith("loader"):
+        if habit == "loader with files":
+            torch.multiprocessing.set_sharing_strategy("file_system")
+        return loaded()
+    return flood() if habit == "flood" else pause()
+
+
+def pause():
+    """Let a moment pass."""
+    while True:
+        time.sleep(STEP)
+        yield
+
+
+def flood():
+    """Write a quarter of a megabyte a step, with and without newlines."""
+    while True:
+        for _ in range(1250):
+            print(LINE)
+        os.write(2, LINE.encode() * 1250)
+        yield
+
+
+def loaded():
+    """Draw batches from two worker processes, for ever."""
+    data = torch.utils.data.TensorDataset(torch.arange(64.0))
+    loader = torch.utils.data.DataLoader(data, 4, num_workers=2, persistent_workers=True)
+    while True:
+        for _ in loader:
+            time.sleep(STEP)
+            yield
+
+
+def misbehave(event: str) -> None:
+    """Do what the soak asks this rank to do."""
+    if event.startswith("SIG"):
+        os.kill(os.getpid(), getattr(signal, event))
+    elif event == "sys.exit":
+        sys.exit(4)
+    elif event.startswith("os._exit"):
+        os._exit(int(event[-2]))
+    elif event == "exception":
+        raise ValueError("planned")
+    elif event == "hang in sleep":
+        time.sleep(1000)
+    elif event == "hang in a loop":
+        while True:
+            pass
+    elif event == "hang in C":
+        ctypes.PyDLL(None).sleep(1000)  # holds the interpreter's lock
+
+
+def state() -> dict:
+    """What must not grow in a process that launches again and again."""
+    from multiprocessing import forkserver
+
+    gc.collect()
+    address = forkserver._forkserver._forkserver_address
+    fds = []
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            fds.append(os.readlink(f"/proc/self/fd/{fd}"))
+        except FileNotFoundError:
+            continue  # the listing itself
+    return {
+        "fds": sorted(fds),
+        "threads": len(os.listdir("/proc/self/task")),
+        "folder": os.path.basename(os.path.dirname(address)) if address else "",
+        "server": forkserver._forkserver._forkserver_pid,
+    }
+
+
+def sums(nprocs: int, start_method: str) -> list:
+    """A correct launch."""
+    plan = {"victim": -1, "habit": "", "event": "", "moment": "", "delay": 0, "steps": 1}
+    return launch(work, nprocs, args=(plan,), start_method=start_method, echo=False).values
+
+
+def serve(answers: int) -> None:
+    """Obey commands from stdin, one JSON text a line; Ctrl-C counts only while one runs."""
+    os.set_inheritable(answers, False)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with os.fdopen(answers, "w", buffering=1) as out:
+        for line in sys.stdin:
+            reply = obey(json.loads(line))
+            out.write(json.dumps(reply) + "\n")
+
+
+def obey(command: dict) -> dict:
+    try:
+        try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            exec(command["code"], globals())
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return {"ename": "", "answer": json.dumps(eval(command["answer"], globals()))}
+    except BaseException as error:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return {"ename": type(error).__name__, "evalue": str(error)}
+
+
+if __name__ == "__main__" and "--host" in sys.argv:
+    serve(int(sys.argv[2]))
