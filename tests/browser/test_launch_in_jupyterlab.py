@@ -1,0 +1,51 @@
+"""The contract of launch() in a real JupyterLab."""
+
+import json
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import nbformat
+import pytest
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+CONTRACT = Path(__file__).parents[1] / "distributed" / "launch_contract.py"
+PROMPTS = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(x => x.textContent)"
+
+
+def open_and_run(lab, page, name, cells):
+    """Put a notebook into the served folder, open it, and run all cells."""
+    book = nbformat.v4.new_notebook()
+    book.cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
+    # without a kernel's name JupyterLab would ask for one
+    book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3 (ipykernel)"}
+    page.goto(lab)
+    page.locator("#jp-top-panel").wait_for(timeout=60_000)
+    cookies = {cookie["name"]: cookie["value"] for cookie in page.context.cookies()}
+    parts = urlsplit(lab)
+    answer = page.request.put(
+        f"{parts.scheme}://{parts.netloc}/api/contents/{name}",
+        headers={
+            "X-XSRFToken": cookies.get("_xsrf", ""),
+            "Content-Type": "application/json",
+        },
+        data=json.dumps({"type": "notebook", "format": "json", "content": book}),
+    )
+    assert answer.ok, answer.text()
+    page.goto(f"{lab}/tree/{name}")
+    page.locator(".jp-NotebookPanel .jp-CodeCell").first.wait_for(timeout=60_000)
+    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=60_000)
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_text("Run All Cells", exact=True).click()
+
+
+def until_all_have_run(page):
+    page.wait_for_function(f"() => {PROMPTS}.every(text => /\\d/.test(text))", timeout=180_000)
+
+
+def test_the_contract_holds_in_jupyterlab(lab, page):
+    text = CONTRACT.read_text()
+    cells = [text, "for check in CHECKS:\n    check()\nprint(len(CHECKS), 'checks are right')"]
+    open_and_run(lab, page, "contract.ipynb", cells)
+    until_all_have_run(page)
+    shown = page.locator(".jp-NotebookPanel").inner_text()
+    assert f"{text.count('def test_')} checks are right" in shown, shown[-3000:]
