@@ -7,7 +7,7 @@ PROMPTS = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(x 
 
 
 def test_the_first_notebook_runs_in_jupyterlab(lab, page):
-    page.goto(f"{lab}/tree/notebooks/00_check_your_machine.ipynb")
+    page.goto(f"{lab}/tree/notebooks/00_check_your_machine.ipynb?reset")
     cells = page.locator(".jp-NotebookPanel .jp-CodeCell")
     cells.first.wait_for(timeout=60_000)
     page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=60_000)

@@ -18,7 +18,7 @@ def open_and_run(lab, page, name, cells):
     book.cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
     # without a kernel's name JupyterLab would ask for one
     book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3 (ipykernel)"}
-    page.goto(lab)
+    page.goto(f"{lab}?reset")
     page.locator("#jp-top-panel").wait_for(timeout=60_000)
     cookies = {cookie["name"]: cookie["value"] for cookie in page.context.cookies()}
     parts = urlsplit(lab)
@@ -31,7 +31,7 @@ def open_and_run(lab, page, name, cells):
         data=json.dumps({"type": "notebook", "format": "json", "content": book}),
     )
     assert answer.ok, answer.text()
-    page.goto(f"{lab}/tree/{name}")
+    page.goto(f"{lab}/tree/{name}?reset")  # without the tabs of an earlier test
     page.locator(".jp-NotebookPanel .jp-CodeCell").first.wait_for(timeout=60_000)
     page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=60_000)
     page.get_by_role("menuitem", name="Run", exact=True).click()
