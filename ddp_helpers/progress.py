@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import select
 import socket
 import time
 
@@ -16,7 +17,8 @@ _last_sent = 0.0
 def report(*, step: int, total: int | None = None, loss: float | None = None) -> None:
     """Tell the launcher how far this rank is; does nothing without `launch()`.
 
-    Costs a few microseconds and never waits. `launch(..., live=True)` draws what it hears.
+    Costs a few microseconds and does not wait for a busy launcher. `launch(..., live=True)` draws
+    what it hears.
 
     Args:
         step: steps done so far.
@@ -34,6 +36,8 @@ def report(*, step: int, total: int | None = None, loss: float | None = None) ->
     message = {"step": int(step), "total": None if total is None else int(total), "loss": number}
     if number is not None and not math.isfinite(number):
         message["loss"] = repr(number)  # nan and inf are not JSON
+    if step == total:  # the last one is worth a moment
+        select.select([], [_link], [], 0.5)
     with contextlib.suppress(OSError):  # the launcher is busy: this report is dropped
         _link.send(json.dumps(message).encode(), socket.MSG_DONTWAIT)
 

@@ -224,7 +224,11 @@ class Supervisor:
             message = rank.link.recv(1024)
         if not message:  # the rank is gone; its sentinel tells the rest
             self._selector.unregister(rank.link)
-        elif message == b"done":
+        else:
+            self._take(rank, message)
+
+    def _take(self, rank: _Rank, message: bytes) -> None:
+        if message == b"done":
             self._read_outcome(rank)
         elif self.view:
             self.view.report(rank.rank, **json.loads(message))
@@ -273,8 +277,7 @@ class Supervisor:
         with contextlib.suppress(OSError):
             rank.link.setblocking(False)
             while message := rank.link.recv(1024):
-                if message == b"done":
-                    self._read_outcome(rank)
+                self._take(rank, message)
 
     def _drain(self, rank: _Rank) -> None:
         """Read what is left in the pipe, also the last line without a newline."""
