@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class LaunchResult:
 
     ranks: tuple[RankResult, ...]
     seconds: float = 0.0
-    start_method: str = field(default="forkserver")
+    start_method: str = "forkserver"
 
     @property
     def values(self) -> list[object]:

@@ -40,7 +40,6 @@ LIBRARY_FOLDERS = tuple(
     str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "purelib", "platlib")
 )
 OWN_FOLDER = str(Path(__file__).resolve().parent)
-NOT_SET = object()
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ def _redirect_output(output: int) -> None:
 
 def _run(rank: int, job: Job) -> Outcome:
     started = time.monotonic()
-    value: object = NOT_SET
+    value: object = None
     error, exit_code = None, 0
     try:
         _settle_in(rank, job)
@@ -152,7 +151,7 @@ def _run(rank: int, job: Job) -> Outcome:
     packed = None
     if error is None:
         try:
-            packed = dump_value(None if value is NOT_SET else value)
+            packed = dump_value(value)
         except Exception as raised:
             error, exit_code = _cannot_travel(value, raised), 1
     return Outcome(packed, error, exit_code, time.monotonic() - started)

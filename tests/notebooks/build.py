@@ -31,7 +31,6 @@ KEPT_CELL_METADATA = ("tags",)
 
 def execute(notebook: NotebookNode, seconds: float = SECONDS) -> float:
     """Run all cells in a fresh kernel, from notebooks/ as JupyterLab does; seconds it took."""
-    # the kernel must be this interpreter's, wherever a kernel spec of that name points
     client = NotebookClient(
         notebook,
         timeout=seconds,
