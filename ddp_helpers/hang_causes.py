@@ -1,0 +1,127 @@
+"""Why ranks do not end: read from where each of them stands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ddp_helpers.known_errors import Diagnosis
+from ddp_helpers.records import Frame, RankResult
+
+WAITING_FUNCTIONS = (
+    "all_reduce all_gather all_gather_into_tensor all_gather_object all_to_all all_to_all_single "
+    "barrier broadcast broadcast_object_list gather gather_object reduce reduce_scatter "
+    "reduce_scatter_tensor scatter scatter_object_list send recv monitored_barrier "
+    "init_process_group new_group"
+).split()
+DDP_FILE = "torch/nn/parallel/distributed.py"
+DDP_WAITS = {
+    "__init__": "DistributedDataParallel(...)",
+    "_sync_buffers": "the forward of DDP, which sends its buffers",
+}
+
+
+def waiting_in(stack: Sequence[Frame]) -> str | None:
+    """The collective that a rank waits in, from its Python stack (outermost line first)."""
+    if any(frame.function == "cleanup_distributed" for frame in stack):
+        return "the clean-up of its process group"
+    return next(filter(None, map(_call, stack)), None)
+
+
+def _call(frame: Frame) -> str | None:
+    if "torch/distributed/" in frame.filename and frame.function in WAITING_FUNCTIONS:
+        return frame.function
+    if frame.filename.endswith(DDP_FILE):
+        return DDP_WAITS.get(frame.function)
+    if frame.function == "backward" and frame.filename.endswith("torch/_tensor.py"):
+        return "backward"
+    return None
+
+
+def find_hang_cause(ranks: Sequence[RankResult]) -> Diagnosis | None:
+    """Why a run went on until it was ended, or None where the stacks do not tell."""
+    stacks = {rank.rank: rank.stack for rank in ranks if rank.stack}
+    if not stacks:
+        return Diagnosis(
+            "never-began",
+            "no rank had begun its function: the machine is busy, or the limit is short",
+            "try again with a larger timeout=",
+        )
+    waits = {rank: call for rank, stack in stacks.items() if (call := waiting_in(stack))}
+    for_child = [rank for rank, stack in stacks.items() if _waits_for_child(stack)]
+    if for_child:
+        return _stuck_child(for_child)
+    if not waits:
+        return Diagnosis(
+            "takes-longer",
+            "no rank waits for another: the work itself takes longer than the limit",
+            "give launch() a larger timeout=",
+        )
+    return _waiting(waits, len(ranks))
+
+
+def _waits_for_child(stack: Sequence[Frame]) -> bool:
+    """True where a rank waits for a process that it forked: joins it, or reads from a loader."""
+    fork = any(frame.filename.endswith("multiprocessing/popen_fork.py") for frame in stack)
+    loader = any(
+        frame.filename.endswith("torch/utils/data/dataloader.py")
+        and frame.function in ("_get_data", "_try_get_data")
+        for frame in stack
+    )
+    return fork or loader
+
+
+def _stuck_child(ranks: Sequence[int]) -> Diagnosis:
+    return Diagnosis(
+        "child-stuck",
+        f"{name_ranks(ranks)} waits for a child process of its own that does not end: a fork of "
+        "a process with threads or CUDA in use often freezes",
+        'start children with "spawn" or "forkserver", or before the threads; '
+        "for a loader try num_workers=0",
+    )
+
+
+def _waiting(waits: Mapping[int, str], world_size: int) -> Diagnosis | None:
+    calls = sorted(set(waits.values()), key=list(waits.values()).index)
+    if len(calls) > 1:
+        where = ", ".join(
+            f"{call} on {name_ranks([rank for rank in waits if waits[rank] == call])}"
+            for call in calls
+        )
+        return Diagnosis(
+            "different-collective",
+            f"the ranks wait in different calls ({where})",
+            "all ranks must make the same collectives in the same order",
+        )
+    if len(waits) < world_size:
+        return Diagnosis(
+            "rank-did-not-come",
+            f"{name_ranks(list(waits))} waits in {calls[0]}, and not all ranks came",
+            "let every rank make that call: look for an `if rank == ...` around it, a slow rank, "
+            "or ranks with different numbers of batches",
+        )
+    return _all_wait_in(calls[0])
+
+
+def _all_wait_in(call: str) -> Diagnosis | None:
+    if call == "init_process_group":
+        return Diagnosis(
+            "rank-missing",
+            "all ranks wait in init_process_group for more ranks than were started",
+            "leave world_size to the launcher, or start as many ranks as it says",
+        )
+    if call in ("recv", "send"):
+        other = "sends" if call == "recv" else "receives"
+        return Diagnosis(
+            "all-wait",
+            f"every rank waits in {call}, and none {other}",
+            "let one half of the ranks send while the other half receives, "
+            "or use dist.batch_isend_irecv",
+        )
+    return None
+
+
+def name_ranks(ranks: Sequence[int]) -> str:
+    """`rank 1`, `ranks 0 and 2`, `ranks 0, 1 and 2`."""
+    if len(ranks) == 1:
+        return f"rank {ranks[0]}"
+    return f"ranks {', '.join(map(str, ranks[:-1]))} and {ranks[-1]}"
