@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ddp_helpers import worker
 from ddp_helpers.diagnosis import diagnose, is_consequence, name_ranks, waiting_in
-from ddp_helpers.records import Frame, RankResult, innermost_user_frame
+from ddp_helpers.records import Frame, LaunchResult, RankResult, innermost_user_frame
 
 MOST_LINES = 20
 MOST_RANKS = 4  # of a group that gets a line each
@@ -26,6 +26,9 @@ def failure_report(
     """
     hang = bool(timeout) or stranded
     causes = [] if hang else find_causes(ranks)
+    found = _finding_lines(ranks, causes)
+    if found:
+        return "\n".join(found[:MOST_LINES])
     if hang:
         lines = _hang_lines(ranks, timeout)
     else:
@@ -35,6 +38,15 @@ def failure_report(
     if any(rank.traceback for rank in causes):
         lines.append(f"full traceback: print(sys.last_value.result[{causes[0].rank}].traceback)")
     return "\n".join(lines[:MOST_LINES])
+
+
+def _finding_lines(ranks: Sequence[RankResult], causes: Sequence[RankResult]) -> list[str]:
+    """What the sanitizer found, if that ended the run."""
+    if not causes or causes[0].error is None or causes[0].error.type_name != "SanitizerError":
+        return []
+    findings = [finding for finding in LaunchResult(tuple(ranks)).findings if finding.serious]
+    lines = [line for finding in findings[:1] for line in f"sanitizer: {finding}".splitlines()]
+    return lines + [f"also: {finding.cause} [{finding.kind}]" for finding in findings[1:]]
 
 
 def find_causes(ranks: Sequence[RankResult]) -> list[RankResult]:

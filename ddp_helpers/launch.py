@@ -30,6 +30,7 @@ from ddp_helpers.worker import Job
 START_METHODS = ("forkserver", "spawn")
 _variables_lock = threading.Lock()
 INSIDE_A_RANK = "DDP_HELPERS_INSIDE_A_RANK"
+SANITIZE = "DDP_HELPERS_SANITIZE"
 
 
 class LaunchError(RuntimeError):
@@ -60,6 +61,7 @@ def launch(
     start_method: str = "forkserver",
     echo: bool = True,
     live: bool = False,
+    sanitize: bool | int = False,
 ) -> LaunchResult:
     """Run `fn(*args, **kwargs)` on `nprocs` ranks and return what each one left.
 
@@ -73,17 +75,22 @@ def launch(
         start_method: "forkserver" (fast, torch is shared) or "spawn" (a fresh interpreter).
         echo: show each rank's output as it comes, tagged with its rank.
         live: in a notebook, a panel per rank instead: output, and what it tells with `report()`.
+        sanitize: watch the run for what goes wrong without telling (weights that drift apart,
+            repeated shuffles, crossed collectives). A number n compares weights and data on each
+            n-th step only, which costs less.
 
     Returns:
         `result.values` in rank order; `result[rank].output` holds what a rank printed.
 
     Raises:
         ValueError, TypeError: an argument is wrong, or can't travel to another process.
-        LaunchError: a rank failed; the text names the rank, the line and what to do.
+        LaunchError: a rank failed, or the sanitizer found something serious; the text names the
+            rank, the line and what to do.
         LaunchTimeoutError: the ranks did not end within `timeout`.
     """
     nprocs = default_nprocs() if nprocs is None else nprocs
     _check(fn, nprocs, timeout, threads_per_rank, start_method)
+    every = _sanitize_every(sanitize)
     threads = threads_per_rank or max(1, usable_cpu_count() // nprocs)
     sources, names = notebook_cells()
     packed = _pack(fn, tuple(args), dict(kwargs or {}))
@@ -97,6 +104,7 @@ def launch(
             threads=threads,
             sources=sources,
             names=names,
+            sanitize=every,
         )
         if start_method == "forkserver":
             warm_up()
@@ -106,6 +114,7 @@ def launch(
         ranks = tuple(supervisor.run())
     result = LaunchResult(ranks, supervisor.seconds, start_method)
     if all(rank.ok for rank in ranks):
+        _print_notes(result, echo)
         return result
     late = supervisor.timed_out
     report = failure_report(ranks, timeout=timeout if late else None, stranded=supervisor.stranded)
@@ -172,6 +181,23 @@ def _check(
         raise TypeError(f"fn={fn!r}: expected a function, or a text like 'script.py:main'")
     elif inspect.iscoroutinefunction(fn):
         raise TypeError(f"{fn.__name__} is an async function: pass a plain function")
+
+
+def _sanitize_every(sanitize: bool | int) -> int:
+    """0 is off; the environment can switch it on for a program that is not to be changed."""
+    text = os.environ.get(SANITIZE, "0")
+    if not text.isdigit():
+        raise ValueError(f"{SANITIZE}={text!r}: expected 0 (off), 1, or look at each n-th step")
+    if not isinstance(sanitize, int) or sanitize < 0:
+        raise ValueError(
+            f"sanitize={sanitize!r}: expected True, False, or a number n to look at each n-th step"
+        )
+    return int(sanitize) or int(text)
+
+
+def _print_notes(result: LaunchResult, echo: bool) -> None:
+    for finding in result.findings if echo else []:
+        print(f"sanitizer, a note: {finding}", flush=True)
 
 
 def _check_script(target: str) -> None:

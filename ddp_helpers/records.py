@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -40,6 +41,34 @@ class RankError:
 
 
 @dataclass(frozen=True)
+class Finding:
+    """Something that the sanitizer found wrong in a run."""
+
+    kind: str
+    """A short name that stays: `epoch-not-advanced`."""
+    cause: str
+    """One sentence that names ranks and values."""
+    advice: str
+    ranks: tuple[int, ...] = ()
+    """The ranks that did it, as far as that can be told."""
+    step: int | None = None
+    """Optimizer steps done before, counted from 0."""
+    place: Frame | None = None
+    """The reader's own line."""
+    details: tuple[str, ...] = ()
+    """Further lines, such as what each rank did."""
+    serious: bool = True
+    """False for what is only slow or wasteful."""
+
+    def __str__(self) -> str:
+        lines = [self.cause, *(f"  {line}" for line in self.details)]
+        if self.place and not self.details:
+            lines.append(f"  at {self.place}")
+            lines += [f"    {self.place.source}"] if self.place.source else []
+        return "\n".join([*lines, f"what to do: {self.advice}", f"[{self.kind}]"])
+
+
+@dataclass(frozen=True)
 class RankResult:
     """What one rank left: its value, everything it printed, and how it ended."""
 
@@ -56,6 +85,8 @@ class RankResult:
     """True if the system's count of out-of-memory kills went up while the rank was killed."""
     returned: bool = True
     """False if the process ended before its function did, for instance by `os._exit(0)`."""
+    findings: tuple[Finding, ...] = ()
+    """What the sanitizer found on this rank."""
 
     @property
     def ok(self) -> bool:
@@ -81,6 +112,16 @@ class LaunchResult:
         """The function's return values, in rank order."""
         return [rank.value for rank in self.ranks]
 
+    @property
+    def findings(self) -> list[Finding]:
+        """What the sanitizer found, each thing once, the serious ones first."""
+        found = {
+            (finding.kind, finding.cause): finding
+            for rank in self.ranks
+            for finding in rank.findings
+        }
+        return sorted(found.values(), key=lambda finding: not finding.serious)
+
     def __getitem__(self, rank: int) -> RankResult:
         return self.ranks[rank]
 
@@ -90,6 +131,13 @@ class LaunchResult:
     def __repr__(self) -> str:
         ended = "ok" if all(rank.ok for rank in self.ranks) else "failed"
         return f"LaunchResult({len(self)} ranks, {ended}, {self.seconds:.2f} s)"
+
+
+def name_ranks(ranks: Sequence[int]) -> str:
+    """`rank 1`, `ranks 0 and 2`, `ranks 0, 1 and 2`."""
+    if len(ranks) == 1:
+        return f"rank {ranks[0]}"
+    return f"ranks {', '.join(map(str, ranks[:-1]))} and {ranks[-1]}"
 
 
 def innermost_user_frame(frames: tuple[Frame, ...]) -> Frame | None:

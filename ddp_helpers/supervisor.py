@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 from ddp_helpers import worker
 from ddp_helpers.diagnosis import waiting_in
+from ddp_helpers.frames import make_frame
 from ddp_helpers.records import Frame, RankError, RankResult
 from ddp_helpers.view import PER_SECOND, View
 
@@ -315,9 +316,7 @@ class Supervisor:
         text = worker._read_all(rank.stacks_file)[start:].decode("utf-8", "replace")
         found = [STACK_LINE.search(line) for line in text.splitlines()]
         frames = [
-            worker.make_frame(
-                match[1], int(match[2]), match[3], self.job.names, self._source(match)
-            )
+            make_frame(match[1], int(match[2]), match[3], self.job.names, self._source(match))
             for match in found
             if match
         ]
@@ -378,6 +377,7 @@ class Supervisor:
             outcome.seconds if outcome else rank.finished_at - rank.started_at,
             exit_code == -signal.SIGKILL and _count_memory_kills() > self._memory_kills,
             returned=outcome is not None,
+            findings=outcome.findings if outcome else (),
         )
 
     # ---- files

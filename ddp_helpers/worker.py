@@ -23,23 +23,19 @@ import select
 import signal
 import socket
 import sys
-import sysconfig
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
 from ddp_helpers import progress
-from ddp_helpers.records import Frame, RankError
+from ddp_helpers.frames import make_frame
+from ddp_helpers.records import Finding, Frame, RankError
 from ddp_helpers.torch_mends import mend_destroy_process_group, mend_rendezvous
 
 STACK_SIGNAL = signal.SIGRTMIN + 5  # rarely used by others; USR1 and USR2 often are
-LIBRARY_FOLDERS = tuple(
-    str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "purelib", "platlib")
-)
-OWN_FOLDER = str(Path(__file__).resolve().parent)
 
 
 @dataclass(frozen=True)
@@ -57,6 +53,8 @@ class Job:
     """The text of notebook cells by file name, so that a traceback can quote them."""
     names: dict[str, str] = field(default_factory=dict)
     """How the reader knows those files: `cell In[4]`."""
+    sanitize: int = 0
+    """Watch the run, and look at weights and data on each n-th step; 0 is off."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +65,7 @@ class Outcome:
     error: RankError | None
     exit_code: int
     seconds: float
+    findings: tuple[Finding, ...] = ()
 
 
 def main(rank: int, address: str) -> None:
@@ -138,10 +137,12 @@ def _run(rank: int, job: Job) -> Outcome:
     started = time.monotonic()
     value: object = None
     error, exit_code = None, 0
+    findings: list[Finding] = []
     try:
         _settle_in(rank, job)
-        fn, args, kwargs = pickle.loads(job.function)
-        value = load_function(fn)(*args, **kwargs)
+        with _watched(job) as findings:
+            fn, args, kwargs = pickle.loads(job.function)
+            value = load_function(fn)(*args, **kwargs)
     except SystemExit as stop:
         exit_code = _exit_code(stop)
         if exit_code:
@@ -154,7 +155,7 @@ def _run(rank: int, job: Job) -> Outcome:
             packed = dump_value(value)
         except Exception as raised:
             error, exit_code = _cannot_travel(value, raised), 1
-    return Outcome(packed, error, exit_code, time.monotonic() - started)
+    return Outcome(packed, error, exit_code, time.monotonic() - started, tuple(findings))
 
 
 def _settle_in(rank: int, job: Job) -> None:
@@ -174,6 +175,23 @@ def _settle_in(rank: int, job: Job) -> None:
     torch.set_num_threads(job.threads)
     if "numpy" in sys.modules:  # forked ranks would all draw the same numbers
         sys.modules["numpy"].random.seed()
+
+
+@contextlib.contextmanager
+def _watched(job: Job) -> Iterator[list[Finding]]:
+    """The sanitizer around the function, if it is asked for; what it finds, also after an error."""
+    if not job.sanitize:
+        yield []
+        return
+    from ddp_helpers.sanitizer import FAILED, Options, install, uninstall
+
+    session = install(Options(every=job.sanitize), job.names)
+    try:
+        yield session.findings
+    except BaseException:
+        uninstall(session, FAILED)
+        raise
+    uninstall(session)
 
 
 def rank_environment(rank: int, nprocs: int) -> dict[str, str]:
@@ -263,16 +281,6 @@ def _frames(trace: TracebackType | None, names: dict[str, str]) -> list[Frame]:
         make_frame(entry.filename, entry.lineno or 0, entry.name, names, entry.line or "")
         for entry in traceback.extract_tb(trace)
     ]
-
-
-def make_frame(
-    filename: str, line: int, function: str, names: dict[str, str], source: str = ""
-) -> Frame:
-    """Name a stack line as the reader knows it, and say whether it is the reader's own."""
-    library = filename.startswith((*LIBRARY_FOLDERS, OWN_FOLDER, "<frozen"))
-    template = filename.startswith(os.path.join(OWN_FOLDER, "templates"))
-    shown = names.get(filename, filename)
-    return Frame(shown, line, function, source.strip(), not library or template)
 
 
 def _exit_code(stop: SystemExit) -> int:

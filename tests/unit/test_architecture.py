@@ -35,8 +35,10 @@ ARROWS = {
     "training": {"data", "model", "checkpoint", "process_group"},
     "progress": set(),
     "view": set(),
-    "worker": {"progress", "records", "torch_mends"},
-    "supervisor": {"diagnosis", "records", "view", "worker"},
+    "frames": {"records"},
+    "sanitizer": {"frames", "records"},
+    "worker": {"frames", "progress", "records", "sanitizer", "torch_mends"},
+    "supervisor": {"diagnosis", "frames", "records", "view", "worker"},
     "failure_report": {"records", "diagnosis", "worker"},
     "launch": {"environment", "failure_report", "records", "supervisor", "view", "worker"},
     "preload": {"process_group", "worker"},
@@ -49,6 +51,12 @@ ARROWS = {
 }
 
 
+def is_ours(name: str) -> bool:
+    """True for a module or a folder of modules of the package."""
+    path = PACKAGE / name.split(".")[0]
+    return path.is_dir() or path.with_suffix(".py").exists()
+
+
 def imports(path: Path) -> set[str]:
     """Modules of ours that a file imports anywhere, also within functions."""
     found = set()
@@ -56,10 +64,10 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ddp_helpers"):
             module = node.module.removeprefix("ddp_helpers").lstrip(".")
             names = [alias.name for alias in node.names] if not module else [module]
-            found |= {name for name in names if (PACKAGE / f"{name}.py").exists()} or {""}
+            found |= {name.split(".")[0] for name in names if is_ours(name)} or {""}
         elif isinstance(node, ast.Import):
             ours = [a.name for a in node.names if a.name.startswith("ddp_helpers.")]
-            found |= {name.removeprefix("ddp_helpers.") for name in ours}
+            found |= {name.removeprefix("ddp_helpers.").split(".")[0] for name in ours}
     return found
 
 
@@ -67,6 +75,11 @@ def imports(path: Path) -> set[str]:
 def test_imports_run_one_way(path):
     assert path.stem in ARROWS, f"{path.name} is new: say here what it may import"
     assert imports(path) <= ARROWS[path.stem]
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "sanitizer").glob("*.py")), ids=lambda p: p.stem)
+def test_the_sanitizer_stands_alone(path):
+    assert imports(path) <= ARROWS["sanitizer"] | {"sanitizer"}
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "templates").glob("*.py")), ids=lambda p: p.stem)

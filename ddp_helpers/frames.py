@@ -1,0 +1,31 @@
+"""Lines of a Python stack, named as the reader knows them."""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+from pathlib import Path
+
+from ddp_helpers.records import Frame
+
+LIBRARY_FOLDERS = tuple(
+    str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "purelib", "platlib")
+)
+OWN_FOLDER = str(Path(__file__).resolve().parent)
+OPEN_FOLDERS = tuple(  # ours, and yet code that a learner runs, reads and changes
+    os.path.join(OWN_FOLDER, name) for name in ("templates", "faults", "exercises")
+)
+
+
+def is_user_file(filename: str) -> bool:
+    """True for the reader's own code: neither a library's nor this package's."""
+    library = filename.startswith((*LIBRARY_FOLDERS, OWN_FOLDER, "<frozen"))
+    return not library or filename.startswith(OPEN_FOLDERS)
+
+
+def make_frame(
+    filename: str, line: int, function: str, names: dict[str, str], source: str = ""
+) -> Frame:
+    """Name a stack line as the reader knows it, and say whether it is the reader's own."""
+    shown = names.get(filename, filename)
+    return Frame(shown, line, function, source.strip(), is_user_file(filename))

@@ -1,0 +1,131 @@
+"""Watch a run for what goes wrong without telling; the training code stays as it is.
+
+Three ways to switch it on:
+
+    launch(train, nprocs=2, sanitize=True)
+    DDP_HELPERS_SANITIZE=1 torchrun --nproc-per-node 2 train.py
+    with sanitize(): train()
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping
+
+from ddp_helpers.sanitizer.session import FAILED, Options, SanitizerError, Session
+
+__all__ = [
+    "FAILED",
+    "Options",
+    "SanitizerError",
+    "Session",
+    "current_session",
+    "install",
+    "sanitize",
+    "uninstall",
+]
+
+_session: Session | None = None
+
+
+def install(options: Options | None = None, names: Mapping[str, str] | None = None) -> Session:
+    """Begin to watch this process.
+
+    Args:
+        options: how closely to look.
+        names: how the reader knows files: `{"/tmp/ipykernel_1/2.py": "cell In[4]"}`.
+
+    Raises:
+        RuntimeError: this process is watched already.
+    """
+    global _session
+    if _session is not None:
+        raise RuntimeError("the sanitizer already watches this process: switch it on once")
+    import torch.distributed as dist
+
+    from ddp_helpers.sanitizer.collectives import CollectiveChecker
+
+    session = Session(options, names)
+    for module in (dist, dist.distributed_c10d):
+        session.patches.put(module, "init_process_group", _starting(session))
+        session.patches.put(module, "destroy_process_group", _ending(session))
+    CollectiveChecker(session)
+    _session = session
+    if dist.is_initialized():
+        session.group_started(_seconds(None))
+    return session
+
+
+def uninstall(session: Session, how: str = "left") -> None:
+    """Make the last comparisons and stop watching.
+
+    Raises:
+        SanitizerError: something serious was found in the end.
+    """
+    global _session
+    try:
+        session.group_ends(how)
+    finally:
+        session.patches.undo()
+        _session = None
+
+
+def current_session() -> Session | None:
+    """The session that watches this process, or None."""
+    return _session
+
+
+@contextlib.contextmanager
+def sanitize(every: int = 1) -> Iterator[Session]:
+    """Watch the block; call it in each rank, before the process group starts or after.
+
+    Args:
+        every: compare weights and data on each `every`-th step only.
+
+    Raises:
+        SanitizerError: as soon as something serious is found, or at the end.
+    """
+    session = install(Options(every))
+    try:
+        yield session
+    except BaseException:
+        uninstall(session, FAILED)
+        raise
+    try:
+        uninstall(session)
+    finally:
+        session.print_findings()
+
+
+def _starting(session: Session) -> Callable[[Callable], Callable]:
+    def make(original: Callable) -> Callable:
+        @functools.wraps(original)
+        def init_process_group(*args: object, **kwargs: object) -> None:
+            original(*args, **kwargs)
+            session.group_started(_seconds(kwargs.get("timeout")))
+
+        return init_process_group
+
+    return make
+
+
+def _ending(session: Session) -> Callable[[Callable], Callable]:
+    def make(original: Callable) -> Callable:
+        @functools.wraps(original)
+        def destroy_process_group(group: object = None) -> None:
+            import sys
+
+            import torch.distributed as dist
+
+            if group is None or group is dist.group.WORLD:
+                session.group_ends(FAILED if sys.exc_info()[0] else "left")
+            original(group)
+
+        return destroy_process_group
+
+    return make
+
+
+def _seconds(timeout: object) -> float:
+    return timeout.total_seconds() if timeout is not None else 1800.0

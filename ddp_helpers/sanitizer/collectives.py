@@ -1,0 +1,243 @@
+"""The collectives that a program calls itself: the n-th of a group must be alike on all ranks."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+from ddp_helpers.records import Finding, name_ranks
+from ddp_helpers.sanitizer.callsite import CLEAN_UP, crossed, places, user_frames
+from ddp_helpers.sanitizer.sequence import CallSequence, describe
+from ddp_helpers.sanitizer.session import Session
+
+# the method of ProcessGroup, and which of its arguments holds what must agree between ranks;
+# every function of torch.distributed ends in one of them, however it was imported
+METHODS: dict[str, int | None] = {
+    "allreduce": 0,
+    "allreduce_coalesced": 0,
+    "broadcast": 0,
+    "reduce": 0,
+    "allgather": 1,
+    "all_gather_single": 1,
+    "_allgather_base": 1,
+    "allgather_coalesced": 1,
+    "allgather_into_tensor_coalesced": 1,
+    "all_gather_single_coalesced": 1,
+    "gather": 1,
+    "scatter": 0,
+    "reduce_scatter": 0,
+    "reduce_scatter_single": 0,
+    "_reduce_scatter_base": 0,
+    "reduce_scatter_tensor_coalesced": 0,
+    "reduce_scatter_single_coalesced": 0,
+    "alltoall": None,
+    "alltoall_base": None,
+    "all_to_all_single": None,
+    "barrier": None,
+    "monitored_barrier": None,
+}
+SAME_ORDER = (
+    "let every rank make the same calls in the same order: look for one under an "
+    "`if rank == ...`, in a loop of another length, or after an early end"
+)
+# what must agree: the record's key, the kind of its finding, words, and the way out
+MUST_AGREE = (
+    ("op", "different-collective", "the ranks call different collectives", SAME_ORDER),
+    (
+        "root",
+        "different-source",
+        "the ranks name different roots in one {called}",
+        "give the same src= or dst= on every rank",
+    ),
+    (
+        "reduce",
+        "different-reduce-op",
+        "the ranks reduce with different operations in one {called}",
+        "give the same op= on every rank",
+    ),
+    (
+        "dtypes",
+        "different-dtype",
+        "the ranks bring different dtypes to one {called}",
+        "convert to one dtype before the call, with tensor.to(...)",
+    ),
+    (
+        "shapes",
+        "different-shape",
+        "the ranks bring different shapes to one {called}",
+        "give tensors of one shape: pad them, or send the sizes first; or a call is missing before",
+    ),
+    ("ranks", "different-collective", "the ranks ask for different groups", SAME_ORDER),
+)
+
+
+class CollectiveChecker:
+    """Compares the collectives that the program calls; DDP's own are the weights checker's."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.sequence = CallSequence(session, self.compare)
+        self._inside = threading.local()
+        for name in METHODS:
+            session.patches.put(dist.ProcessGroup, name, self._watched(name))
+        session.patches.put(dist.Work, "wait", self._waiting)
+        for module in (dist, dist.distributed_c10d):
+            session.patches.put(module, "new_group", self._new_group)
+
+    def _watched(self, name: str) -> Callable[[Callable], Callable]:
+        def make(original: Callable) -> Callable:
+            def call(group: dist.ProcessGroup, *args: object, **kwargs: object) -> object:
+                if self.session.channel is None or getattr(self._inside, "on", False):
+                    return original(group, *args, **kwargs)
+                self._inside.on = True
+                try:
+                    pending = self._announce(name, group, args, kwargs)
+                    work = original(group, *args, **kwargs)
+                finally:
+                    self._inside.on = False
+                if pending:
+                    pending.work = work
+                return work
+
+            return call
+
+        return make
+
+    def _announce(self, name: str, group: dist.ProcessGroup, args: tuple, kwargs: dict):
+        frames, called = user_frames(3)
+        if is_of_join(called):
+            return None  # Join makes calls for ranks that have no data left
+        options = next((a for a in (*args, *kwargs.values()) if hasattr(a, "asyncOp")), None)
+        record = self._record(name, called or name, args, options, frames)
+        return self.sequence.event(
+            group.group_name,
+            dist.get_process_group_ranks(group),
+            record,
+            frames,
+            blocking=not (options is not None and options.asyncOp),
+        )
+
+    def _record(
+        self, name: str, called: str, args: tuple, options: object, frames: Sequence[FrameType]
+    ) -> dict:
+        position = METHODS[name]
+        tensors = list(_tensors(args[position])) if position is not None else []
+        reduce_op = getattr(options, "reduceOp", None)
+        return {
+            "op": name,
+            "called": called,
+            "reduce": _reduce_name(reduce_op) if "reduce" in name else None,
+            "root": getattr(options, "rootRank", None),
+            "tensors": [[str(t.dtype).removeprefix("torch."), list(t.shape)] for t in tensors],
+            "stack": places(frames),
+            "step": self.session.step,
+        }
+
+    def _waiting(self, original: Callable) -> Callable:
+        def wait(work: object, *args: object, **kwargs: object) -> object:
+            if self.session.channel is not None:
+                self.sequence.settle(work)
+            return original(work, *args, **kwargs)
+
+        return wait
+
+    def _new_group(self, original: Callable) -> Callable:
+        def new_group(ranks: Sequence[int] | None = None, *args: object, **kwargs: object):
+            everyone = list(range(self.session.world_size))
+            frames, _ = user_frames(2)
+            record = {
+                "op": "new_group",
+                "called": "new_group",
+                "ranks": sorted(ranks) if ranks is not None else everyone,
+                "stack": places(frames),
+                "step": self.session.step,
+            }
+            local = kwargs.get("use_local_synchronization")  # then only members call
+            if not getattr(self._inside, "on", False) and not local:
+                self.sequence.event("new_group", everyone, record, frames)
+            return original(ranks, *args, **kwargs)
+
+        return new_group
+
+    # ---- comparison
+
+    def compare(self, records: dict[int, dict], frames: Sequence[FrameType]) -> Finding | None:
+        """What is wrong with one call of all ranks, or None."""
+        views = {rank: _comparable(record) for rank, record in sorted(records.items())}
+        for key, kind, cause, advice in MUST_AGREE:
+            if _differ(view.get(key) for view in views.values()):
+                return self._finding(kind, cause, advice, records, views, key)
+        mine = records[self.session.rank]["stack"]
+        for rank, record in records.items():
+            if rank != self.session.rank and crossed(frames, mine, _as_places(record["stack"])):
+                cause = "the ranks are at different {called} calls, one of them is too many"
+                return self._finding(
+                    "different-call-site", cause, SAME_ORDER, records, views, "site"
+                )
+        return None
+
+    def _finding(
+        self, kind: str, cause: str, advice: str, records: dict, views: dict, key: str
+    ) -> Finding:
+        values = {rank: repr(view.get(key)) for rank, view in views.items()}
+        common = Counter(values.values()).most_common(1)[0][0]
+        odd = tuple(rank for rank, value in values.items() if value != common)
+        called = [record["called"] for record in records.values() if record["called"] != CLEAN_UP]
+        culprit = odd[0] if odd else self.session.rank
+        stack = records[culprit]["stack"]
+        return Finding(
+            kind,
+            cause.format(called=called[0] if called else "call"),
+            advice,
+            odd or tuple(records),
+            self.session.step,
+            self.session.frame(stack[-1]) if stack else None,
+            _details(self.session, records),
+        )
+
+
+def _details(session: Session, records: dict[int, dict]) -> tuple[str, ...]:
+    """A line for each way to call, with the ranks that did so."""
+    lines: dict[str, list[int]] = {}
+    for rank, record in sorted(records.items()):
+        lines.setdefault(describe(session, 0, record).partition(": ")[2], []).append(rank)
+    return tuple(f"{name_ranks(ranks)}: {line}" for line, ranks in lines.items())
+
+
+def _comparable(record: dict) -> dict:
+    tensors = record.get("tensors") or []
+    return record | {
+        "dtypes": [dtype for dtype, _ in tensors],
+        "shapes": [list(shape) for _, shape in tensors],
+        "site": record["stack"][-1] if record["stack"] else None,
+    }
+
+
+def _differ(values: Iterator[object]) -> bool:
+    return len({repr(value) for value in values}) > 1
+
+
+def _as_places(stack: Sequence[Sequence]) -> list[tuple]:
+    return [tuple(place) for place in stack]
+
+
+def _tensors(value: object) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _reduce_name(op: object) -> str | None:
+    return None if op is None else str(getattr(op, "op", op)).rpartition(".")[2]
+
+
+def is_of_join(called: str) -> bool:
+    """True for calls of torch's Join context, which differ between ranks on purpose."""
+    return called in ("notify_join_context", "_notify_procs_to_terminate") or "shadow" in called

@@ -1,0 +1,217 @@
+"""The n-th call of a group must be the same on all its ranks: number it, show it, compare it."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import FrameType
+
+from ddp_helpers.records import Finding, name_ranks
+from ddp_helpers.sanitizer.channel import Gone
+from ddp_helpers.sanitizer.session import FAILED, LEFT, Session
+
+ASYNC_PATIENCE = 0.5  # seconds; an asynchronous call must not wait for its peers for long
+SLOW = 1.0  # seconds of waiting after which a rank tells the others what it waits for
+Compare = Callable[[dict[int, dict], Sequence[FrameType]], Finding | None]
+
+
+@dataclass
+class Pending:
+    """An asynchronous call that has not been compared yet."""
+
+    group: str
+    ranks: list[int]
+    number: int
+    record: dict
+    work: object = None
+
+
+class CallSequence:
+    """Numbers the calls of each group, and compares them between ranks before they are made.
+
+    Args:
+        session: this process's session.
+        compare: gets the records of one call by rank and this rank's frames; returns what is
+            wrong with them, or None.
+    """
+
+    def __init__(self, session: Session, compare: Compare) -> None:
+        self.session = session
+        self.compare = compare
+        self.last: dict | None = None
+        self._counts: dict[str, int] = defaultdict(int)
+        self._pending: list[Pending] = []
+        session.on_group.append(self._forget_all)
+        session.at_end.append(self._look_at_pending)
+
+    def event(
+        self,
+        group: str,
+        ranks: Sequence[int],
+        record: dict,
+        frames: Sequence[FrameType] = (),
+        *,
+        blocking: bool = True,
+    ) -> Pending | None:
+        """Number a call, show it to the group's other ranks, and compare it with theirs.
+
+        Args:
+            group: a name that is the same on all ranks.
+            ranks: the group's members, as ranks of the default group.
+            record: what the call is; plain values.
+            frames: this rank's own frames.
+            blocking: the call waits for its peers anyway, so we may.
+
+        Returns:
+            What is left to compare later, or None.
+
+        Raises:
+            SanitizerError: the ranks' calls do not match, or a rank will never make this one.
+        """
+        session = self.session
+        if session.channel is None or len(ranks) < 2:
+            return None
+        number = self._counts[group]
+        self._counts[group] += 1
+        self.last = record
+        pending = Pending(group, list(ranks), number, record)
+        session.channel.publish(_name(group, number), record)
+        self._look_at_pending()
+        if self._verify(pending, frames, None if blocking else ASYNC_PATIENCE):
+            return None
+        self._pending.append(pending)
+        return pending
+
+    def settle(self, work: object) -> None:
+        """An asynchronous call is being waited for: compare it now."""
+        for pending in [p for p in self._pending if p.work is work]:
+            self._pending.remove(pending)
+            self._verify(pending, (), None)
+
+    def _verify(self, call: Pending, frames: Sequence[FrameType], patience: float | None) -> bool:
+        """Compare one call; False if `patience` (seconds) was over before all ranks had come."""
+        session, channel = self.session, self.session.channel
+        name = _name(call.group, call.number)
+        limit = session.timeout if patience is None else patience
+        others = [rank for rank in call.ranks if rank != session.rank]
+        started = time.monotonic()
+        try:
+            records = channel.wait(
+                name, others, limit, lambda missing: self._hopeless(call, missing, started)
+            )
+        except Gone as gone:
+            if gone.why in ("store", FAILED):
+                return True  # the run is ending already; its cause is told elsewhere
+            if gone.why == "limit" and patience is not None:
+                return False
+            session.found(self._absence(call, gone))
+            return True
+        finally:
+            if time.monotonic() > started + SLOW:
+                channel.forget("waits")
+        finding = self.compare(records | {session.rank: call.record}, frames)
+        if finding:
+            session.found(finding)
+        if call.number:  # all have come this far, so nobody needs the one before
+            channel.forget(_name(call.group, call.number - 1))
+        return True
+
+    def _hopeless(self, call: Pending, missing: list[int], started: float) -> str | None:
+        ended = self.session.what_became_of(missing)
+        if ended:
+            return FAILED if FAILED in ended.values() else LEFT
+        if time.monotonic() < started + SLOW:
+            return None
+        waits = {"for": missing, "group": call.group, "number": call.number, "call": call.record}
+        self.session.channel.publish("waits", waits)
+        return "deadlock" if self._is_waited_for(missing) else None
+
+    def _is_waited_for(self, missing: Sequence[int]) -> bool:
+        """True if a rank that we wait for waits, through whomever, for us."""
+        everyone = range(self.session.world_size)
+        waits = self.session.channel.read_those_here("waits", everyone)
+        seen, ahead = set(), list(missing)
+        while ahead:
+            rank = ahead.pop()
+            if rank == self.session.rank:
+                return True
+            if rank in seen or rank not in waits or self._has_moved_on(rank, waits[rank]):
+                continue
+            seen.add(rank)
+            ahead += waits[rank]["for"]
+        return False
+
+    def _has_moved_on(self, rank: int, wait: dict) -> bool:
+        """True if this rank's wait is over: those that it waited for have come."""
+        return self.session.channel.here(_name(wait["group"], wait["number"]), wait["for"])
+
+    def _absence(self, call: Pending, gone: Gone) -> Finding:
+        """Some ranks never made this call."""
+        session = self.session
+        who, what = name_ranks(gone.ranks), describe(session, session.rank, call.record)
+        details = [what]
+        waits = session.channel.read_those_here("waits", gone.ranks)
+        for rank in gone.ranks:
+            if rank in waits:
+                details.append(describe(session, rank, waits[rank]["call"]))
+            elif before := self._call_before(call, rank):
+                details.append(f"{describe(session, rank, before)} was its last call in this group")
+        kind, cause = {
+            LEFT: ("rank-ended-early", f"{who} ended while others wait for it"),
+            "deadlock": (
+                "different-collective",
+                "the ranks wait for one another in different calls",
+            ),
+            "limit": ("rank-did-not-come", f"{who} did not come within {session.timeout:g} s"),
+        }[gone.why]
+        return Finding(
+            kind,
+            cause,
+            "let every rank make the same calls in the same order: look for one under an "
+            "`if rank == ...`, a loop of another length, or an early end",
+            tuple(gone.ranks),
+            session.step,
+            session.frame(call.record["stack"][-1]) if call.record["stack"] else None,
+            tuple(details),
+        )
+
+    def _call_before(self, call: Pending, rank: int) -> dict | None:
+        before = [
+            _name(call.group, n) for n in range(call.number - 1, max(-1, call.number - 3), -1)
+        ]
+        found = (self.session.channel.read(name, [rank]) for name in before)
+        return next((records[rank] for records in found if records), None)
+
+    def _look_at_pending(self) -> None:
+        """Compare what has become comparable, without waiting."""
+        for pending in list(self._pending):
+            others = [rank for rank in pending.ranks if rank != self.session.rank]
+            if self.session.channel and self.session.channel.here(
+                _name(pending.group, pending.number), others
+            ):
+                self._pending.remove(pending)
+                self._verify(pending, (), None)
+
+    def _forget_all(self) -> None:
+        self._counts.clear()
+        self._pending.clear()
+
+
+def _name(group: str, number: int) -> str:
+    return f"call/{group}/{number}"
+
+
+def describe(session: Session, rank: int, record: dict) -> str:
+    """`rank 1: all_reduce(SUM) of float32 (3,) at cell In[4], line 7, in train`."""
+    inside = ", ".join(
+        [*([record["reduce"]] if record.get("reduce") else [])]
+        + ([f"root {record['root']}"] if record.get("root") is not None else [])
+    )
+    what = record["called"] + (f"({inside})" if inside else "")
+    if tensors := record.get("tensors"):
+        what += " of " + ", ".join(f"{dtype} {tuple(shape)}" for dtype, shape in tensors[:3])
+        what += ", ..." if len(tensors) > 3 else ""
+    place = f" at {session.frame(record['stack'][-1])}" if record["stack"] else ""
+    return f"rank {rank}: {what}{place}"

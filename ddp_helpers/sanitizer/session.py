@@ -1,0 +1,152 @@
+"""One watched process: what it found, where it stands, and how it talks to the other ranks."""
+
+from __future__ import annotations
+
+import linecache
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ddp_helpers.frames import make_frame
+from ddp_helpers.records import Finding, Frame
+from ddp_helpers.sanitizer.callsite import Place, places, user_frames
+from ddp_helpers.sanitizer.channel import Channel, Gone, open_channel
+from ddp_helpers.sanitizer.patches import Patches
+
+PATIENCE_AT_END = 2.0  # seconds to wait for the other ranks' last records
+RUNNING, LEFT, FAILED = "running", "left", "failed"
+
+
+class SanitizerError(RuntimeError):
+    """The sanitizer stopped a run; `.finding` says what it found."""
+
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(str(finding))
+        self.finding = finding
+
+
+@dataclass(frozen=True)
+class Options:
+    """How closely to look.
+
+    Args:
+        every: compare weights, gradients and data on each `every`-th step only; collectives that
+            the program calls itself are compared always.
+    """
+
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
+            raise ValueError(f"every={self.every!r}: expected a whole number, at least 1")
+
+
+class Session:
+    """The sanitizer in one process.
+
+    Checkers register themselves in these lists; each entry is called without arguments:
+        on_group: once a process group has started (the channel is open).
+        at_end: when the group ends, or the program does; here a checker leaves its last records
+            and compares what it has not compared yet, waiting at most `PATIENCE_AT_END`.
+    """
+
+    def __init__(
+        self, options: Options | None = None, names: Mapping[str, str] | None = None
+    ) -> None:
+        self.options = options or Options()
+        self.names = dict(names or {})
+        self.patches = Patches()
+        self.findings: list[Finding] = []
+        self.channel: Channel | None = None
+        self.rank, self.world_size = 0, 1
+        self.step = 0  # optimizer steps so far
+        self.timeout = 1800.0
+        self.on_group: list[Callable[[], None]] = []
+        self.at_end: list[Callable[[], None]] = []
+        self._groups_started = 0
+        self._ending = False
+
+    # ---- the life of a group
+
+    def group_started(self, timeout: float) -> None:
+        """The default process group runs: open the channel."""
+        import torch.distributed as dist
+
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.timeout = timeout
+        self._groups_started += 1
+        if self.world_size > 1:
+            self.channel = open_channel(f"sanitizer-{self._groups_started}")
+        for call in self.on_group:
+            call()
+
+    def group_ends(self, how: str = LEFT) -> None:
+        """The group, or the program, ends: last comparisons, then tell the others."""
+        if self.channel is None or self._ending:
+            return
+        if how == FAILED:
+            self.channel.publish("end", how)
+            self.channel = None
+            return
+        self._ending = True
+        raised = None
+        for call in self.at_end:
+            try:
+                call()
+            except SanitizerError as error:
+                raised = raised or error
+        self._ending = False
+        self.channel.publish("end", how)
+        self.channel = None
+        if raised:
+            raise raised
+
+    def what_became_of(self, ranks: Sequence[int]) -> dict[int, str]:
+        """`left` or `failed` for those of these ranks that have ended."""
+        return self.channel.read_those_here("end", ranks) if self.channel else {}
+
+    def gather(
+        self, name: str, record: object, limit: float = PATIENCE_AT_END
+    ) -> dict[int, object]:
+        """Leave a record and return those of all ranks that come within the limit, by rank."""
+        if self.channel is None:
+            return {self.rank: record}
+        self.channel.publish(name, record)
+        everyone = range(self.world_size)
+        try:
+            return self.channel.wait(name, everyone, limit, self._has_failed)
+        except Gone:
+            return self.channel.read_those_here(name, everyone)
+
+    def _has_failed(self, ranks: list[int]) -> str | None:
+        return FAILED if FAILED in self.what_became_of(ranks).values() else None
+
+    # ---- findings
+
+    def found(self, finding: Finding) -> None:
+        """Keep a finding; a serious one stops the program here.
+
+        Raises:
+            SanitizerError: if it is serious.
+        """
+        known = any((f.kind, f.cause) == (finding.kind, finding.cause) for f in self.findings)
+        if not known:
+            self.findings.append(finding)
+        if finding.serious:
+            raise SanitizerError(finding)
+
+    def frame(self, place: Place) -> Frame:
+        """A place in the reader's code, with its text."""
+        filename, line, function = place
+        return make_frame(filename, line, function, self.names, linecache.getline(filename, line))
+
+    def here(self) -> Frame | None:
+        """The reader's innermost line right now."""
+        frames, _ = user_frames(2)
+        return self.frame(places(frames)[-1]) if frames else None
+
+    def print_findings(self) -> None:
+        """Tell on stderr what was found and not raised."""
+        for finding in self.findings:
+            head = "sanitizer" if finding.serious else "sanitizer, a note"
+            print(f"{head}: {finding}", file=sys.stderr, flush=True)
