@@ -137,6 +137,8 @@ def _hang_lines(ranks: Sequence[RankResult], timeout: float | None) -> list[str]
 
 
 def _stands(rank: RankResult) -> str:
+    if rank.stopped:
+        return f"rank {rank.rank} was paused from outside (SIGSTOP: `kill -CONT` wakes it)"
     if not rank.stack:
         return f"rank {rank.rank} was still starting"
     place = innermost_user_frame(rank.stack) or rank.stack[-1]

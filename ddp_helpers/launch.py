@@ -13,13 +13,13 @@ import io
 import linecache
 import os
 import socket
-import subprocess
 import sys
-import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 
+from ddp_helpers import fork_server
 from ddp_helpers.environment import default_nprocs, usable_cpu_count
 from ddp_helpers.failure_report import failure_report
 from ddp_helpers.records import LaunchResult
@@ -28,7 +28,6 @@ from ddp_helpers.view import PanelView, TextView, View
 from ddp_helpers.worker import Job
 
 START_METHODS = ("forkserver", "spawn")
-_variables_lock = threading.Lock()
 INSIDE_A_RANK = "DDP_HELPERS_INSIDE_A_RANK"
 SANITIZE = "DDP_HELPERS_SANITIZE"
 
@@ -91,6 +90,7 @@ def launch(
     nprocs = default_nprocs() if nprocs is None else nprocs
     _check(fn, nprocs, timeout, threads_per_rank, start_method)
     every = _sanitize_every(sanitize)
+    started_at = time.monotonic()
     threads = threads_per_rank or max(1, usable_cpu_count() // nprocs)
     sources, names = notebook_cells()
     packed = _pack(fn, tuple(args), dict(kwargs or {}))
@@ -106,11 +106,10 @@ def launch(
             names=names,
             sanitize=every,
         )
-        if start_method == "forkserver":
-            warm_up()
-        else:
-            _start_resource_tracker()
-        supervisor = Supervisor(job, start_method, timeout, _view(nprocs, echo, live))
+        _prepare(start_method, timeout)
+        supervisor = Supervisor(
+            job, start_method, timeout, _view(nprocs, echo, live), started_at=started_at
+        )
         ranks = tuple(supervisor.run())
     result = LaunchResult(ranks, supervisor.seconds, start_method)
     if all(rank.ok for rank in ranks):
@@ -121,41 +120,25 @@ def launch(
     raise (LaunchTimeoutError if late else LaunchError)(report, result) from None
 
 
-def warm_up() -> None:
-    """Start the fork server, if it does not run yet; returns at once, torch loads meanwhile."""
-    from multiprocessing import forkserver, set_forkserver_preload
-
-    set_forkserver_preload(["ddp_helpers.preload"])
-    _start_resource_tracker()
-    with _variables(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1"):
-        forkserver.ensure_running()  # a pool of threads would not survive the fork
+def _prepare(start_method: str, timeout: float) -> None:
+    """Have a fork server that can fork at once, or be ready to spawn."""
+    fork_server.tidy_up()
+    if start_method == "spawn":
+        fork_server.start_resource_tracker()
+        return
+    fork_server.warm_up()
+    if not fork_server.wait_until_ready(timeout):
+        raise LaunchTimeoutError(
+            f"no rank has started: the fork server still loads torch after {timeout:g} s: try "
+            "again, or give launch() a larger timeout=",
+            LaunchResult(()),
+        )
 
 
 def warm_up_in_a_kernel() -> None:
-    """In a notebook, `warm_up()` while the reader still reads; elsewhere do nothing."""
+    """In a notebook, start the fork server while the reader still reads; elsewhere do nothing."""
     if hasattr(_ipython_shell(), "kernel") and INSIDE_A_RANK not in os.environ:
-        warm_up()
-
-
-def _start_resource_tracker() -> None:
-    """Start multiprocessing's helper outside of the kernel's process group.
-
-    It ignores SIGTERM. Inside the group, a kernel that shuts down asks it to end for five
-    seconds, and is then killed before it could tidy up.
-    """
-    from multiprocessing import resource_tracker, util
-
-    def spawn(path: str, args: list[str], passfds: tuple[int, ...]) -> int:
-        process = subprocess.Popen(args, executable=path, pass_fds=passfds, start_new_session=True)
-        process.returncode = 0  # multiprocessing waits for it, not this object
-        return process.pid
-
-    with _variables_lock:
-        before, util.spawnv_passfds = util.spawnv_passfds, spawn
-        try:
-            resource_tracker.ensure_running()
-        finally:
-            util.spawnv_passfds = before
+        fork_server.warm_up()
 
 
 def _check(
@@ -323,17 +306,3 @@ def notebook_cells() -> tuple[dict[str, str], dict[str, str]]:
 def _ipython_shell():
     ipython = sys.modules.get("IPython")
     return ipython.get_ipython() if ipython else None
-
-
-@contextlib.contextmanager
-def _variables(**values: str) -> Iterator[None]:
-    with _variables_lock:
-        before = {name: os.environ.get(name) for name in values}
-        os.environ.update(values)
-        try:
-            yield
-        finally:
-            for name, value in before.items():
-                os.environ.pop(name, None)
-                if value is not None:
-                    os.environ[name] = value

@@ -1,4 +1,4 @@
-# ruff: noqa: F401
+# ruff: noqa: E402, F401
 """What the fork server imports once, so that each rank starts with it in memory.
 
 Nothing here may start a thread or touch CUDA: neither survives a fork.
@@ -8,21 +8,10 @@ import atexit
 import contextlib
 import gc
 import os
+import socket
 
 with contextlib.suppress(OSError):
     os.setsid()  # a kernel that is killed takes its process group along; stay to tidy up
-
-with contextlib.suppress(ImportError):
-    import cloudpickle
-    import torch
-    import torch._dynamo  # the first optimizer imports it, a second and a half in each rank
-    import torch.distributed
-    import torch.nn.parallel
-    import torch.optim
-    import torch.utils.data
-
-import ddp_helpers.process_group
-import ddp_helpers.worker
 
 server_pid = os.getpid()
 
@@ -39,4 +28,22 @@ def remove_listener() -> None:
             os.rmdir(os.path.dirname(address))
 
 
+with contextlib.suppress(ImportError):
+    import cloudpickle
+    import torch
+    import torch._dynamo  # the first optimizer imports it, a second and a half in each rank
+    import torch.distributed
+    import torch.nn.parallel
+    import torch.optim
+    import torch.utils.data
+
+import ddp_helpers.process_group
+import ddp_helpers.worker
+
 gc.freeze()  # ranks share these pages as long as the collector does not touch them
+
+with (  # tell whoever started this server that it is ready
+    contextlib.suppress(OSError, KeyError),
+    socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as call,
+):
+    call.connect("\0" + os.environ["DDP_HELPERS_READY"])

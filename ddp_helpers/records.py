@@ -87,6 +87,8 @@ class RankResult:
     """False if the process ended before its function did, for instance by `os._exit(0)`."""
     findings: tuple[Finding, ...] = ()
     """What the sanitizer found on this rank."""
+    stopped: bool = False
+    """True if the process was paused (SIGSTOP, Ctrl-Z) when a hang was reported."""
 
     @property
     def ok(self) -> bool:

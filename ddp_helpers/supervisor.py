@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 from ddp_helpers import worker
 from ddp_helpers.diagnosis import waiting_in
+from ddp_helpers.fork_server import ENDED, without_interrupts
 from ddp_helpers.frames import make_frame
 from ddp_helpers.records import Frame, RankError, RankResult
 from ddp_helpers.view import PER_SECOND, View
@@ -51,6 +52,7 @@ class _Rank:
     started_at: float = 0.0
     finished_at: float = 0.0
     stack: tuple[Frame, ...] = ()
+    stopped: bool = False
 
 
 class Supervisor:
@@ -61,6 +63,7 @@ class Supervisor:
         start_method: "forkserver" or "spawn".
         timeout: limit of the whole run in seconds.
         view: what the reader sees while the ranks run; None keeps quiet.
+        started_at: when the limit began to count (time.monotonic()); by default now.
     """
 
     def __init__(
@@ -69,11 +72,14 @@ class Supervisor:
         start_method: str,
         timeout: float,
         view: View | None,
+        *,
+        started_at: float | None = None,
     ) -> None:
         self.job = job
         self.start_method = start_method
         self.timeout = timeout
         self.view = view
+        self._started_at = time.monotonic() if started_at is None else started_at
         self.timed_out = False
         self.stranded = False
         self.ranks: list[_Rank] = []
@@ -89,7 +95,6 @@ class Supervisor:
 
     def run(self) -> list[RankResult]:
         """Start, watch and end the ranks; results in rank order."""
-        self._started_at = time.monotonic()
         self._memory_kills = _count_memory_kills()
         try:
             self._start()
@@ -113,8 +118,9 @@ class Supervisor:
         self._job_file = self._memory_file("job")
         worker._write_all(self._job_file, pickle.dumps(self.job))
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
-        try:
-            with without_main_import():
+        # interrupted halfway, started ranks would be lost to us: Ctrl-C waits for a moment
+        with delayed_interrupt(), without_interrupts(), without_main_import():
+            try:
                 context = start_processes(
                     worker.main,
                     args=(self._address,),
@@ -123,17 +129,14 @@ class Supervisor:
                     daemon=False,
                     start_method=self.start_method,
                 )
-        except EOFError:
-            raise RuntimeError(
-                "the fork server ended while it started the ranks, perhaps because memory ran "
-                'out: launch again, or use start_method="spawn"'
-            ) from None
-        for number, process in enumerate(context.processes):
-            rank = _Rank(number, process, started_at=time.monotonic())
-            self.ranks.append(rank)
-            self._selector.register(
-                process.sentinel, selectors.EVENT_READ, lambda rank=rank: self._on_end(rank)
-            )
+            except EOFError:
+                raise RuntimeError(ENDED) from None
+            for number, process in enumerate(context.processes):
+                rank = _Rank(number, process, started_at=time.monotonic())
+                self.ranks.append(rank)
+                self._selector.register(
+                    process.sentinel, selectors.EVENT_READ, lambda rank=rank: self._on_end(rank)
+                )
 
     def _accept(self) -> None:
         link, _ = self._listener.accept()
@@ -310,6 +313,7 @@ class Supervisor:
             self._pump(0.005)
         for rank in asked:
             rank.stack = self._parse_stack(rank, sizes[rank.rank])
+            rank.stopped = _is_stopped(rank.process.pid)
         self.view = view
 
     def _parse_stack(self, rank: _Rank, start: int) -> tuple[Frame, ...]:
@@ -378,6 +382,7 @@ class Supervisor:
             exit_code == -signal.SIGKILL and _count_memory_kills() > self._memory_kills,
             returned=outcome is not None,
             findings=outcome.findings if outcome else (),
+            stopped=rank.stopped,
         )
 
     # ---- files
@@ -393,6 +398,13 @@ def _count_memory_kills() -> int:
     with contextlib.suppress(OSError), open("/proc/vmstat") as file:
         return next((int(line.split()[1]) for line in file if line.startswith("oom_kill ")), 0)
     return 0
+
+
+def _is_stopped(pid: int) -> bool:
+    """True for a process that was paused from outside, and so can't tell its stack."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] in "Tt"
+    return False
 
 
 def _load_value(data: bytes) -> tuple[object, RankError | None]:

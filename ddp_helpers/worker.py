@@ -71,6 +71,7 @@ class Outcome:
 def main(rank: int, address: str) -> None:
     """Run one rank of a launch; `torch.multiprocessing.start_processes` calls this."""
     os.setsid()  # a group of its own: Ctrl-C reaches the launcher only, and it ends them all
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # blocked while ranks start
     signal.signal(STACK_SIGNAL, signal.SIG_IGN)  # asked for its stack too early, it must not die
     with contextlib.suppress(OSError):
         link = _connect(address, rank)

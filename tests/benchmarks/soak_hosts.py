@@ -99,6 +99,12 @@ class Host:
         with contextlib.suppress(ProcessLookupError):
             (os.killpg if group else os.kill)(self.pid, signum)
 
+    def dies(self, seconds: float = 30.0) -> bool:
+        """True if the host ends within this time."""
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
+            psutil.Process(self.pid).wait(seconds)
+        return not psutil.pid_exists(self.pid) or is_zombie(self.pid)
+
     def processes(self) -> dict[int, str]:
         """Everything that this host, or a process of its, has started and that still runs."""
         return marked(self._marker)
@@ -174,6 +180,13 @@ def marked(marker: bytes) -> dict[int, str]:
                 if command:
                     found[int(name)] = command.replace(b"\0", b" ").decode()[:120]
     return found
+
+
+def is_zombie(pid: int) -> bool:
+    """True for a process that has ended and that its parent has not asked about yet."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    return True
 
 
 def is_empty_cache(path: Path) -> bool:

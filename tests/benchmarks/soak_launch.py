@@ -82,6 +82,8 @@ def play(scenario: Scenario, host: Host) -> tuple[list[str], bool]:
         except TimeoutError:
             return [f"no end within {scenario.timeout + PATIENCE} s"], False
     problems = judge(scenario, reply)
+    if scenario.event in ("host SIGTERM", "host SIGKILL") and not reply.died:
+        reply.died = host.dies()  # the launch was over before the signal came
     if reply.died and scenario.event != "kernel restart":
         return problems + host.left(False, ""), False
     found, alive = launch_again(host, scenario.start_method)
@@ -111,8 +113,9 @@ def grown(host: Host, state: dict) -> list[str]:
     if len(state["fds"]) > len(before["fds"]):
         more = [kind for kind in state["fds"] if kind not in before["fds"]]
         problems.append(f"{len(state['fds'])} files open, at first {len(before['fds'])}: {more}")
-    if state["threads"] > before["threads"]:
-        problems.append(f"{state['threads']} threads, at first {before['threads']}")
+    if len(state["threads"]) > len(before["threads"]):
+        new = [name for name in state["threads"] if name not in before["threads"]]
+        problems.append(f"{len(state['threads'])} threads, {len(before['threads'])} first: {new}")
     if not problems:
         host.baseline = before
     return problems

@@ -131,10 +131,23 @@ def state() -> dict:
             continue  # the listing itself
     return {
         "fds": sorted(fds),
-        "threads": len(os.listdir("/proc/self/task")),
+        "threads": sorted(thread_names()),
         "folder": os.path.basename(os.path.dirname(address)) if address else "",
         "server": forkserver._forkserver._forkserver_pid,
     }
+
+
+def thread_names() -> list[str]:
+    """What the system calls this process's threads, and Python's own names for its own."""
+    known = {thread.native_id: thread.name for thread in threading.enumerate()}
+    names = []
+    for task in os.listdir("/proc/self/task"):
+        try:
+            with open(f"/proc/self/task/{task}/comm") as file:
+                names.append(f"{file.read().strip()} {known.get(int(task), '')}")
+        except OSError:
+            continue  # it has just ended
+    return names
 
 
 def sums(nprocs: int, start_method: str) -> list:

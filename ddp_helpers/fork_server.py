@@ -1,0 +1,177 @@
+"""The process that ranks are forked from: started early, and ready before it is asked.
+
+multiprocessing's own fork server does the work; this module starts it with torch preloaded, knows
+when it is ready, and tidies up after one that was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import select
+import signal
+import socket
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+
+READY = "DDP_HELPERS_READY"
+LOOK = 0.1  # seconds between looks at a server that still loads
+_variables_lock = threading.Lock()
+_listener: socket.socket | None = None  # open while the server that we started still loads
+_started_pid: int | None = None
+
+
+def warm_up() -> None:
+    """Start the fork server, if it does not run yet; returns at once, torch loads meanwhile."""
+    global _started_pid
+    from multiprocessing import forkserver, set_forkserver_preload
+
+    tidy_up()
+    server = forkserver._forkserver
+    set_forkserver_preload(["ddp_helpers.preload"])
+    start_resource_tracker()
+    if server._forkserver_pid is not None:
+        return
+    name = _listen()
+    threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
+    # a pool of threads would not survive the fork, nor the server a Ctrl-C while it loads
+    with _variables(**threads, **{READY: name}), without_interrupts():
+        forkserver.ensure_running()
+    _started_pid = server._forkserver_pid
+
+
+def wait_until_ready(seconds: float) -> bool:
+    """Wait until the fork server has loaded torch; False if it takes longer than that.
+
+    Raises:
+        RuntimeError: it ended instead.
+    """
+    from multiprocessing import forkserver
+
+    limit = time.monotonic() + seconds
+    pid = forkserver._forkserver._forkserver_pid
+    while _listener is not None and pid == _started_pid:  # somebody else's server tells nobody
+        if has_ended(pid):
+            raise RuntimeError(ENDED)
+        if _has_called(pid):
+            _hang_up()
+        elif time.monotonic() > limit:
+            return False
+    return True
+
+
+def _has_called(pid: int) -> bool:
+    """True once the server says that it is ready; waits a moment for it."""
+    listener = _listener
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # another thread was first
+        if select.select([listener], [], [], LOOK)[0]:
+            with listener.accept()[0] as caller:
+                return _pid_of(caller) == pid
+    return False
+
+
+ENDED = (
+    "the fork server ended while it started the ranks, perhaps because memory ran out: launch "
+    'again, or use start_method="spawn"'
+)
+
+
+def tidy_up() -> None:
+    """Forget a fork server that was killed, as multiprocessing does when it needs the next one."""
+    from multiprocessing import forkserver
+
+    server = forkserver._forkserver
+    with server._lock:
+        if server._forkserver_pid is None or not has_ended(server._forkserver_pid):
+            return
+        os.waitpid(server._forkserver_pid, 0)  # else it would stay as a zombie
+        os.close(server._forkserver_alive_fd)
+        server._forkserver_address = None
+        server._forkserver_alive_fd = None
+        server._forkserver_pid = None
+    _hang_up()
+
+
+def has_ended(pid: int) -> bool:
+    """True for a child that has ended, also if nobody has asked for its exit code yet."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return False  # not our child: nothing to tidy up
+
+
+def start_resource_tracker() -> None:
+    """Start multiprocessing's helper outside of the kernel's process group.
+
+    It ignores SIGTERM. Inside the group, a kernel that shuts down asks it to end for five
+    seconds, and is then killed before it could tidy up.
+    """
+    from multiprocessing import resource_tracker, util
+
+    def spawn(path: str, args: list[str], passfds: tuple[int, ...]) -> int:
+        process = subprocess.Popen(args, executable=path, pass_fds=passfds, start_new_session=True)
+        process.returncode = 0  # multiprocessing waits for it, not this object
+        return process.pid
+
+    with _variables_lock:
+        before, util.spawnv_passfds = util.spawnv_passfds, spawn
+        try:
+            resource_tracker.ensure_running()
+        finally:
+            util.spawnv_passfds = before
+
+
+@contextlib.contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Keep Ctrl-C from the processes that are started in the block; each lets it in when ready.
+
+    A terminal sends it to the whole process group, and a child that still imports would die of
+    it with a traceback of its own.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _listen() -> str:
+    """A socket on which the next server says that it is ready; its name."""
+    global _listener
+    _hang_up()
+    name = f"ddp_helpers-ready-{os.getpid()}-{secrets.token_hex(16)}"
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.setblocking(False)
+    listener.bind("\0" + name)
+    listener.listen(1)
+    _listener = listener
+    return name
+
+
+def _hang_up() -> None:
+    global _listener
+    listener, _listener = _listener, None
+    if listener is not None:
+        listener.close()
+
+
+def _pid_of(link: socket.socket) -> int:
+    return struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+
+
+@contextlib.contextmanager
+def _variables(**values: str) -> Iterator[None]:
+    with _variables_lock:
+        before = {name: os.environ.get(name) for name in values}
+        os.environ.update(values)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
