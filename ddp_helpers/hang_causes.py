@@ -16,7 +16,7 @@ WAITING_FUNCTIONS = (
 DDP_FILE = "torch/nn/parallel/distributed.py"
 DDP_WAITS = {
     "__init__": "DistributedDataParallel(...)",
-    "_sync_buffers": "the forward of DDP, which sends its buffers",
+    "_pre_forward": "the forward of DDP",  # it sends buffers, and agrees on buckets
 }
 
 
