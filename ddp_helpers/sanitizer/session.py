@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import linecache
+import os
 import sys
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -65,6 +68,8 @@ class Session:
         self.at_end: list[Callable[[], None]] = []
         self._groups_started = 0
         self._ending = False
+        self._faulty: set[str] = set()
+        _watch_forks(self)
 
     # ---- the life of a group
 
@@ -121,7 +126,33 @@ class Session:
     def _has_failed(self, ranks: list[int]) -> str | None:
         return FAILED if FAILED in self.what_became_of(ranks).values() else None
 
+    def in_child(self) -> None:
+        """This process is a fork of the watched one: never touch the parent's connection."""
+        self._parents, self.channel = self.channel, None  # kept, so that nothing closes it
+
     # ---- findings
+
+    def guarded(self, check: str, call: Callable) -> Callable:
+        """Make a callback of a checker safe: a fault of ours must not break the watched run.
+
+        Whatever it raises, except SanitizerError, is told once as a note, and from then on the
+        check of this name stays quiet and its callbacks return None.
+        """
+
+        @functools.wraps(call)
+        def safe(*args: object, **kwargs: object) -> object:
+            if check in self._faulty:
+                return None
+            try:
+                return call(*args, **kwargs)
+            except SanitizerError:
+                raise
+            except Exception as error:
+                self._faulty.add(check)
+                self.found(_own_fault(check, error))
+                return None
+
+        return safe
 
     def found(self, finding: Finding) -> None:
         """Keep a finding; a serious one stops the program here.
@@ -150,3 +181,28 @@ class Session:
         for finding in self.findings:
             head = "sanitizer" if finding.serious else "sanitizer, a note"
             print(f"{head}: {finding}", file=sys.stderr, flush=True)
+
+
+def _own_fault(check: str, error: Exception) -> Finding:
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    where = f"{os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"
+    return Finding(
+        "sanitizer-fault",
+        f"the sanitizer's check of {check} failed itself ({type(error).__name__}: {error}, "
+        f"{where}) and is off now",
+        "report it; your run goes on and is not concerned",
+        serious=False,
+    )
+
+
+def _watch_forks(session: Session) -> None:
+    """DataLoader workers may be forks: there the session is off."""
+    reference = weakref.ref(session)
+
+    def after_fork() -> None:
+        if (alive := reference()) is not None:
+            alive.in_child()
+
+    os.register_at_fork(after_in_child=after_fork)
