@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ddp_helpers.known_errors import Diagnosis
-from ddp_helpers.records import Frame, RankResult
+from ddp_helpers.records import Frame, RankResult, name_ranks
 
 WAITING_FUNCTIONS = (
     "all_reduce all_gather all_gather_into_tensor all_gather_object all_to_all all_to_all_single "
@@ -118,10 +118,3 @@ def _all_wait_in(call: str) -> Diagnosis | None:
             "or use dist.batch_isend_irecv",
         )
     return None
-
-
-def name_ranks(ranks: Sequence[int]) -> str:
-    """`rank 1`, `ranks 0 and 2`, `ranks 0, 1 and 2`."""
-    if len(ranks) == 1:
-        return f"rank {ranks[0]}"
-    return f"ranks {', '.join(map(str, ranks[:-1]))} and {ranks[-1]}"
