@@ -5,7 +5,13 @@ In a notebook it also starts the process that will start ranks, which loads torc
 """
 
 from ddp_helpers.environment import check_environment
-from ddp_helpers.launch import LaunchError, LaunchTimeoutError, launch, warm_up_in_a_kernel
+from ddp_helpers.launch import (
+    LaunchError,
+    LaunchStopped,
+    LaunchTimeoutError,
+    launch,
+    warm_up_in_a_kernel,
+)
 from ddp_helpers.process_group import (
     cleanup_distributed,
     get_rank,
@@ -18,6 +24,7 @@ from ddp_helpers.progress import report
 
 __all__ = [
     "LaunchError",
+    "LaunchStopped",
     "LaunchTimeoutError",
     "check_environment",
     "cleanup_distributed",

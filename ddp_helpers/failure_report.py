@@ -133,6 +133,8 @@ def _hang_lines(ranks: Sequence[RankResult], timeout: float | None) -> list[str]
         frame = innermost_user_frame(rank.stack)
         source = f": {_cut(frame.source)}" if frame and frame.source else ""
         lines.append(f"{_stands(rank)}{source}")
+        if rank.last_call and not waiting_in(rank.stack):
+            lines.append(f"  its last collective was {rank.last_call}")
     return lines
 
 

@@ -48,6 +48,17 @@ class LaunchTimeoutError(LaunchError):
     """The ranks did not end within launch()'s timeout."""
 
 
+class LaunchStopped(KeyboardInterrupt):
+    """The reader pressed the stop button of the live view. `.result` holds what each rank left."""
+
+    def __init__(self, result: LaunchResult) -> None:
+        super().__init__(f"stopped after {result.seconds:.1f} s, and all ranks have ended")
+        self.result = result
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{type(self).__name__}: {self}"]
+
+
 def launch(
     fn: Callable | str,
     nprocs: int | None = None,
@@ -86,6 +97,7 @@ def launch(
         LaunchError: a rank failed, or the sanitizer found something serious; the text names the
             rank, the line and what to do.
         LaunchTimeoutError: the ranks did not end within `timeout`.
+        LaunchStopped: the stop button of the live view was pressed.
     """
     nprocs = default_nprocs() if nprocs is None else nprocs
     _check(fn, nprocs, timeout, threads_per_rank, start_method)
@@ -112,6 +124,8 @@ def launch(
         )
         ranks = tuple(supervisor.run())
     result = LaunchResult(ranks, supervisor.seconds, start_method)
+    if supervisor.stopped:
+        raise LaunchStopped(result) from None
     if all(rank.ok for rank in ranks):
         _print_notes(result, echo)
         return result

@@ -41,6 +41,19 @@ class RankError:
 
 
 @dataclass(frozen=True)
+class LastCall:
+    """The last collective that a rank called itself; DDP's own are made in C++ and not seen."""
+
+    number: int
+    """Its place among this rank's calls, counted from 1."""
+    name: str
+    frame: Frame
+
+    def __str__(self) -> str:
+        return f"{self.name} (its call number {self.number}) at {self.frame}"
+
+
+@dataclass(frozen=True)
 class Finding:
     """Something that the sanitizer found wrong in a run."""
 
@@ -87,6 +100,8 @@ class RankResult:
     """False if the process ended before its function did, for instance by `os._exit(0)`."""
     findings: tuple[Finding, ...] = ()
     """What the sanitizer found on this rank."""
+    last_call: LastCall | None = None
+    """The last collective it called, when a hang was reported."""
     stopped: bool = False
     """True if the process was paused (SIGSTOP, Ctrl-Z) when a hang was reported."""
 

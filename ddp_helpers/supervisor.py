@@ -21,7 +21,7 @@ from ddp_helpers import worker
 from ddp_helpers.diagnosis import waiting_in
 from ddp_helpers.fork_server import ENDED, without_interrupts
 from ddp_helpers.frames import make_frame
-from ddp_helpers.records import Frame, RankError, RankResult
+from ddp_helpers.records import Frame, LastCall, RankError, RankResult
 from ddp_helpers.view import PER_SECOND, View
 
 GRACE_AFTER_FAILURE = 0.15  # seconds in which other ranks may still tell what became of them
@@ -43,6 +43,7 @@ class _Rank:
     lifeline: int = -1
     outcome_file: int = -1
     stacks_file: int = -1
+    last_call_file: int = -1
     text: list[str] = field(default_factory=list)
     partial: bytes = b""
     outcome: worker.Outcome | None = None
@@ -52,6 +53,7 @@ class _Rank:
     started_at: float = 0.0
     finished_at: float = 0.0
     stack: tuple[Frame, ...] = ()
+    last_call: LastCall | None = None
     stopped: bool = False
 
 
@@ -82,6 +84,7 @@ class Supervisor:
         self._started_at = time.monotonic() if started_at is None else started_at
         self.timed_out = False
         self.stranded = False
+        self.stopped = False
         self.ranks: list[_Rank] = []
         self._failed_at: float | None = None
         self._looked_at = 0.0
@@ -157,12 +160,13 @@ class Supervisor:
             self._files.callback(os.close, file)
         rank.outcome_file = self._memory_file("outcome")
         rank.stacks_file = self._memory_file("stacks")
+        rank.last_call_file = self._memory_file("last-call")
         os.set_blocking(rank.output, False)
         self._selector.register(rank.output, selectors.EVENT_READ, lambda: self._on_output(rank))
         self._selector.register(link, selectors.EVENT_READ, lambda: self._on_message(rank))
-        theirs = [rank_output, rank_lifeline, self._job_file, rank.outcome_file, rank.stacks_file]
+        files = [self._job_file, rank.outcome_file, rank.stacks_file, rank.last_call_file]
         try:
-            socket.send_fds(link, [b"files"], theirs)
+            socket.send_fds(link, [b"files"], [rank_output, rank_lifeline, *files])
         except OSError:
             pass  # the rank died at once: its end tells the rest
         finally:
@@ -177,6 +181,9 @@ class Supervisor:
             self._pump(self._patience(deadline))
             if self.view:
                 self.view.tick()
+                if self.view.is_stop_asked():
+                    self.stopped = True
+                    return
             now = time.monotonic()
             if self._failed_at is not None and now > self._failed_at + GRACE_AFTER_FAILURE:
                 self._take_stacks()
@@ -313,6 +320,7 @@ class Supervisor:
             self._pump(0.005)
         for rank in asked:
             rank.stack = self._parse_stack(rank, sizes[rank.rank])
+            rank.last_call = self._read_last_call(rank)
             rank.stopped = _is_stopped(rank.process.pid)
         self.view = view
 
@@ -328,6 +336,14 @@ class Supervisor:
         starts = [i for i, frame in enumerate(inside) if frame.filename == worker.__file__]
         own = starts[-1] if starts else -1
         return tuple(inside[own + 1 :] or inside[own:])
+
+    def _read_last_call(self, rank: _Rank) -> LastCall | None:
+        data = worker._read_all(rank.last_call_file)
+        try:
+            number, name, filename, line, function = json.loads(data)
+        except ValueError:  # none so far
+            return None
+        return LastCall(number, name, make_frame(filename, line, function, self.job.names))
 
     def _source(self, match: re.Match[str]) -> str:
         text = self.job.sources.get(match[1])
@@ -382,6 +398,7 @@ class Supervisor:
             exit_code == -signal.SIGKILL and _count_memory_kills() > self._memory_kills,
             returned=outcome is not None,
             findings=outcome.findings if outcome else (),
+            last_call=rank.last_call,
             stopped=rank.stopped,
         )
 

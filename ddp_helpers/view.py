@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import sys
 import time
@@ -33,6 +34,9 @@ class View(Protocol):
     def close(self) -> None:
         """All ranks have ended."""
 
+    def is_stop_asked(self) -> bool:
+        """True once the reader has pressed the view's own stop button."""
+
 
 class TextView:
     """Plain lines tagged with their rank: the same in JupyterLab, a terminal or a log."""
@@ -53,6 +57,9 @@ class TextView:
 
     def close(self) -> None:
         pass
+
+    def is_stop_asked(self) -> bool:
+        return False
 
 
 @dataclass
@@ -77,6 +84,7 @@ class PanelView:
         self._panels = [_Panel() for _ in range(nprocs)]
         self._drawn_at = 0.0
         self._dirty = False
+        self._stop = _StopButton()
         self._display = display(HTML(self._draw()), display_id=True)
 
     def output(self, rank: int, lines: list[str]) -> None:
@@ -98,15 +106,58 @@ class PanelView:
 
     def tick(self) -> None:
         if self._dirty and time.monotonic() > self._drawn_at + 1 / PER_SECOND:
-            self.close()
+            self._redraw()
+
+    def is_stop_asked(self) -> bool:
+        return self._stop.pressed
 
     def close(self) -> None:
+        self._stop.remove()
+        self._redraw()
+
+    def _redraw(self) -> None:
         self._display.update(self._html(self._draw()))
         self._drawn_at, self._dirty = time.monotonic(), False
 
     def _draw(self) -> str:
         panels = "".join(_panel_html(rank, panel) for rank, panel in enumerate(self._panels))
         return f'<div style="display:flex;flex-wrap:wrap;gap:8px">{panels}</div>'
+
+
+class _StopButton:
+    """Ends the ranks of one launch, while JupyterLab's own button interrupts the whole kernel.
+
+    A click arrives although the cell still runs: JupyterLab sends it to a subshell of the kernel.
+    Without subshells (an older kernel), or without ipywidgets, there is no button.
+    """
+
+    def __init__(self) -> None:
+        self.pressed = False
+        self._display = None
+        shell = sys.modules["IPython"].get_ipython()
+        if not getattr(shell.kernel, "_supports_kernel_subshells", False):
+            return
+        with contextlib.suppress(ImportError):
+            from IPython.display import display
+            from ipywidgets import Button
+
+            self._button = Button(description="Stop", icon="stop", tooltip="End these ranks")
+            self._button.on_click(self._press)
+            self._display = display(self._button, display_id=True)
+            # ipykernel 7.4 would send a click to the shell that drew the button, which is busy
+            vars(self._button.comm).pop("_reply_subshell_id", None)
+
+    def _press(self, _: object) -> None:
+        self.pressed = True
+
+    def remove(self) -> None:
+        """Take it away; a saved notebook must not show a button that can't be pressed."""
+        if self._display is not None:
+            from IPython.display import HTML
+
+            self._display.update(HTML(""))
+            self._button.close()
+            self._display = None
 
 
 def _panel_html(rank: int, panel: _Panel) -> str:

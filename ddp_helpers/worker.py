@@ -32,6 +32,7 @@ from types import TracebackType
 
 from ddp_helpers import progress
 from ddp_helpers.frames import make_frame
+from ddp_helpers.last_call import keep_last_call
 from ddp_helpers.records import Finding, Frame, RankError
 from ddp_helpers.torch_mends import mend_destroy_process_group, mend_rendezvous
 
@@ -81,7 +82,7 @@ def main(rank: int, address: str) -> None:
         faulthandler.register(STACK_SIGNAL, file=files["stacks"], all_threads=False)
         progress.connect(link)
         job = pickle.loads(_read_all(files["job"]))
-        outcome = _run(rank, job)
+        outcome = _run(rank, job, files["last call"])
         _leave(outcome, files["outcome"], link)
     os._exit(1)  # the launcher is gone
 
@@ -94,7 +95,7 @@ def _connect(address: str, rank: int) -> socket.socket:
 
 
 def _receive_files(link: socket.socket) -> dict[str, int]:
-    names = ("output", "lifeline", "job", "outcome", "stacks")
+    names = ("output", "lifeline", "job", "outcome", "stacks", "last call")
     room = socket.CMSG_SPACE(len(names) * array.array("i").itemsize)
     message, ancillary, _, _ = link.recvmsg(16, room, socket.MSG_CMSG_CLOEXEC)
     if not message:
@@ -134,13 +135,13 @@ def _redirect_output(output: int) -> None:
         libc.setvbuf(ctypes.c_void_p.in_dll(libc, name), None, 1, 0)
 
 
-def _run(rank: int, job: Job) -> Outcome:
+def _run(rank: int, job: Job, last_call: int) -> Outcome:
     started = time.monotonic()
     value: object = None
     error, exit_code = None, 0
     findings: list[Finding] = []
     try:
-        _settle_in(rank, job)
+        _settle_in(rank, job, last_call)
         with _watched(job) as findings:
             fn, args, kwargs = pickle.loads(job.function)
             value = load_function(fn)(*args, **kwargs)
@@ -159,7 +160,7 @@ def _run(rank: int, job: Job) -> Outcome:
     return Outcome(packed, error, exit_code, time.monotonic() - started, tuple(findings))
 
 
-def _settle_in(rank: int, job: Job) -> None:
+def _settle_in(rank: int, job: Job, last_call: int) -> None:
     os.environ.clear()
     os.environ.update(job.env)
     os.environ.update(rank_environment(rank, job.nprocs))
@@ -173,6 +174,7 @@ def _settle_in(rank: int, job: Job) -> None:
 
     mend_rendezvous()
     mend_destroy_process_group()
+    keep_last_call(last_call)
     torch.set_num_threads(job.threads)
     if "numpy" in sys.modules:  # forked ranks would all draw the same numbers
         sys.modules["numpy"].random.seed()

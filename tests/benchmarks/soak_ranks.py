@@ -119,10 +119,9 @@ def misbehave(event: str) -> None:
 
 def state() -> dict:
     """What must not grow in a process that launches again and again."""
-    from multiprocessing import forkserver
+    from multiprocessing import forkserver, process
 
     gc.collect()
-    address = forkserver._forkserver._forkserver_address
     fds = []
     for fd in os.listdir("/proc/self/fd"):
         try:
@@ -132,7 +131,7 @@ def state() -> dict:
     return {
         "fds": sorted(fds),
         "threads": sorted(thread_names()),
-        "folder": os.path.basename(os.path.dirname(address)) if address else "",
+        "folder": os.path.basename(process.current_process()._config.get("tempdir") or ""),
         "server": forkserver._forkserver._forkserver_pid,
     }
 

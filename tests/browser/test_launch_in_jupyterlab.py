@@ -49,3 +49,33 @@ def test_the_contract_holds_in_jupyterlab(lab, page):
     until_all_have_run(page)
     shown = page.locator(".jp-NotebookPanel").inner_text()
     assert f"{text.count('def test_')} checks are right" in shown, shown[-3000:]
+
+
+LONG = """\
+import os, time
+from ddp_helpers import LaunchStopped, launch, report
+
+def long_run():
+    print("pid", os.getpid(), flush=True)
+    for step in range(10_000):
+        report(step=step + 1, total=10_000, loss=1 / (step + 1))
+        time.sleep(0.01)
+
+try:
+    launch(long_run, 2, live=True)
+except LaunchStopped as stopped:
+    pids = [int(rank.output.split()[1]) for rank in stopped.result.ranks]
+    print("STOPPED; still running:", [pid for pid in pids if os.path.exists(f"/proc/{pid}")])
+"""
+
+
+def test_the_stop_button_ends_the_ranks_while_their_cell_runs(lab, page):
+    open_and_run(lab, page, "stop.ipynb", [LONG, "print(launch(lambda: 7, 2).values)"])
+    page.locator(".jp-OutputArea", has_text="step 1").first.wait_for(timeout=60_000)
+    page.wait_for_timeout(2000)  # JupyterLab prepares a subshell for the button
+    page.locator(".jp-OutputArea button", has_text="Stop").click()
+    until_all_have_run(page)
+    shown = page.locator(".jp-NotebookPanel").inner_text()
+    assert "STOPPED; still running: []" in shown, shown[-2000:]
+    assert "[7, 7]" in shown
+    assert page.locator(".jp-OutputArea button").count() == 0  # nothing left to press

@@ -36,8 +36,9 @@ ARROWS = {
     "progress": set(),
     "view": set(),
     "frames": {"records"},
+    "last_call": {"frames"},
     "sanitizer": {"frames", "records"},
-    "worker": {"frames", "progress", "records", "sanitizer", "torch_mends"},
+    "worker": {"frames", "last_call", "progress", "records", "sanitizer", "torch_mends"},
     "supervisor": {"diagnosis", "fork_server", "frames", "records", "view", "worker"},
     "failure_report": {"records", "diagnosis", "worker"},
     "fork_server": set(),
@@ -50,7 +51,7 @@ ARROWS = {
     "plots": {"figures"},
     "collective_plots": {"figures"},
     "__init__": {"environment", "launch", "process_group", "progress"},
-    "cli": {"environment", "launch", "plots", "process_group", "training"},
+    "cli": {"diagnosis", "environment", "launch", "plots", "process_group", "training"},
     "__main__": {"cli"},
 }
 

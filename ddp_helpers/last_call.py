@@ -1,0 +1,64 @@
+"""The last collective that a rank has called, kept where its launcher can read it at any time.
+
+A stack tells what a rank does now. This tells how far it had come: a rank that sleeps, or is
+stuck in C++, can't be asked any more.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import os
+import sys
+from collections.abc import Callable
+
+from ddp_helpers.frames import is_user_file
+
+# every function of torch.distributed ends in one of these methods of ProcessGroup
+METHODS = (
+    "allreduce allreduce_coalesced broadcast reduce allgather all_gather_single _allgather_base "
+    "allgather_coalesced gather scatter reduce_scatter reduce_scatter_single "
+    "_reduce_scatter_base alltoall alltoall_base all_to_all_single barrier monitored_barrier "
+    "send recv recv_anysource"
+).split()
+SIZE = 1024  # bytes of the record; the rest of a longer one is lost
+_is_user_file = functools.lru_cache(maxsize=None)(is_user_file)
+
+
+def keep_last_call(file: int) -> None:
+    """From now on write each collective of this process to a file: its number, name and place.
+
+    Args:
+        file: a descriptor; always the same `SIZE` bytes are written, at its beginning.
+    """
+    import torch.distributed as dist
+
+    numbers = itertools.count(1)
+    for name in METHODS:
+        original = getattr(dist.ProcessGroup, name, None)
+        if original is not None:
+            setattr(dist.ProcessGroup, name, _kept(original, file, numbers))
+
+
+def _kept(original: Callable, file: int, numbers: itertools.count) -> Callable:
+    @functools.wraps(original)
+    def call(*args: object, **kwargs: object) -> object:
+        record = json.dumps([next(numbers), *_caller(original.__name__)])
+        os.pwrite(file, record.encode().ljust(SIZE)[:SIZE], 0)
+        return original(*args, **kwargs)
+
+    return call
+
+
+def _caller(method: str) -> tuple[str, str, int, str]:
+    """Name of torch's function that was called, and the reader's line that called it."""
+    frame, called = sys._getframe(2), method
+    while frame is not None:
+        code = frame.f_code
+        if _is_user_file(code.co_filename):
+            return called, code.co_filename, frame.f_lineno, code.co_name
+        if code.co_filename.endswith("torch/distributed/distributed_c10d.py"):
+            called = code.co_name
+        frame = frame.f_back
+    return called, "", 0, ""
