@@ -45,12 +45,16 @@ def install(options: Options | None = None, names: Mapping[str, str] | None = No
     import torch.distributed as dist
 
     from ddp_helpers.sanitizer.collectives import CollectiveChecker
+    from ddp_helpers.sanitizer.data_watch import watch_data
+    from ddp_helpers.sanitizer.training_events import TrainingEvents
 
     session = Session(options, names)
     for module in (dist, dist.distributed_c10d):
         session.patches.put(module, "init_process_group", _starting(session))
         session.patches.put(module, "destroy_process_group", _ending(session))
     CollectiveChecker(session)
+    events = TrainingEvents(session)
+    watch_data(session, events)
     _session = session
     if dist.is_initialized():
         session.group_started(_seconds(None))

@@ -1,0 +1,153 @@
+"""A file must not be read, or written, by one rank while another one writes it."""
+
+from __future__ import annotations
+
+import functools
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import asdict
+
+import torch
+
+from ddp_helpers.records import Finding, name_ranks
+from ddp_helpers.sanitizer.callsite import Place, places, user_frames
+from ddp_helpers.sanitizer.order import Moment, Order, is_before
+from ddp_helpers.sanitizer.session import Session
+
+MOST_LOADS = 200  # whoever reads more files than this reads its data with torch.load
+KEPT = 64  # accesses of a rank that are compared
+ADVICE = (
+    "let one rank write, then let all ranks come to dist.barrier() before any of them reads the "
+    "file; better still, write to another name and then os.replace() it"
+)
+
+
+class CheckpointChecker:
+    """Compares who saved and who loaded which file when."""
+
+    def __init__(self, session: Session, order: Order) -> None:
+        self.session, self.order = session, order
+        self._forget()
+        session.on_group.append(self._forget)
+        for module in (torch, torch.serialization):
+            session.patches.put(module, "save", functools.partial(self._watched, "save", 1))
+            session.patches.put(module, "load", functools.partial(self._watched, "load", 0))
+
+    def _forget(self) -> None:
+        self.accesses: dict[tuple[str, str], dict] = {}  # the last of each kind
+        self.loads = 0
+        self._inside = False
+
+    def _watched(self, what: str, position: int, original: Callable) -> Callable:
+        begin = self.session.guarded("checkpoints", self._begin)
+        end = self.session.guarded("checkpoints", self._end)
+
+        def access(*args: object, **kwargs: object) -> object:
+            file = args[position] if len(args) > position else kwargs.get("f")
+            if self.session.channel is None or self._inside:
+                return original(*args, **kwargs)
+            self._inside, begun = True, None
+            try:
+                begun = begin(what, file)
+                return original(*args, **kwargs)
+            finally:
+                self._inside = False
+                if begun:
+                    end(begun)
+
+        return access
+
+    def _begin(self, what: str, file: object) -> dict | None:
+        path = path_of(file)
+        if path is None or (what == "load" and self._too_many()):
+            return None
+        frames, _ = user_frames(3)
+        begun = {
+            "what": what,
+            "path": path,
+            "begin": asdict(self.order.now()),
+            "end": None,
+            "place": places(frames)[-1] if frames else None,
+        }
+        self.accesses.pop((what, path), None)
+        self.accesses[what, path] = begun
+        while len(self.accesses) > KEPT:
+            del self.accesses[next(iter(self.accesses))]
+        self._show()
+        self._compare(begun)
+        return begun
+
+    def _too_many(self) -> bool:
+        self.loads += 1
+        return self.loads > MOST_LOADS
+
+    def _end(self, begun: dict) -> None:
+        begun["end"] = asdict(self.order.now())
+        self._show()
+
+    def _show(self) -> None:
+        channel, rank = self.session.channel, self.session.rank
+        accesses = list(self.accesses.values())
+        channel.publish("files", {"host": socket.gethostname(), "accesses": accesses})
+        channel.here("files", [rank])  # answered only once the record is there for others, too
+
+    def _compare(self, mine: dict) -> None:
+        """Look at what the others have begun so far; what they begin later, they compare."""
+        session = self.session
+        others = [rank for rank in range(session.world_size) if rank != session.rank]
+        for rank, record in session.channel.read_those_here("files", others).items():
+            for theirs in record["accesses"] if record["host"] == socket.gethostname() else []:
+                if clash(mine, rank, theirs):
+                    session.found(self._finding(mine, rank, theirs))
+
+    def _finding(self, mine: dict, rank: int, theirs: dict) -> Finding:
+        session = self.session
+        both = sorted([(session.rank, mine), (rank, theirs)], key=lambda one: one[1]["what"])
+        (loader, first), (saver, second) = both
+        name = os.path.basename(mine["path"])
+        if first["what"] == second["what"]:
+            ranks = sorted((loader, saver))
+            cause = f"{name_ranks(ranks)} save to {name}, and nothing orders them"
+        else:
+            ranks = [loader, saver]
+            cause = f"rank {loader} loads {name} and rank {saver} saves it, and nothing orders them"
+        details = tuple(
+            f"rank {who}: torch.{one['what']} at {self._where(one['place'])}"
+            for who, one in sorted(both, key=lambda one: one[0])
+        )
+        frame = session.frame(tuple(mine["place"])) if mine["place"] else None
+        return Finding(
+            "checkpoint-read-while-written",
+            cause,
+            ADVICE,
+            tuple(ranks),
+            session.step,
+            frame,
+            details,
+        )
+
+    def _where(self, place: Place | None) -> str:
+        return str(self.session.frame(tuple(place))) if place else "an unknown line"
+
+
+def clash(mine: dict, other: int, theirs: dict) -> bool:
+    """True if two accesses of one file, one of them to write, are not ordered.
+
+    Args:
+        mine: this rank's, which begins now; so it can't have been before theirs, seen now.
+        other, theirs: another rank and one of its accesses.
+    """
+    if mine["path"] != theirs["path"] or {mine["what"], theirs["what"]} == {"load"}:
+        return False
+    ended = theirs["end"]
+    return ended is None or not is_before(Moment(**ended), other, Moment(**mine["begin"]))
+
+
+def path_of(file: object) -> str | None:
+    """The real path of what torch.save or torch.load was given, or None if it is no file."""
+    is_path = isinstance(file, str | os.PathLike)
+    path = os.fspath(file) if is_path else getattr(file, "name", None)
+    if not isinstance(path, str) or path == os.devnull:
+        return None
+    return os.path.realpath(path)

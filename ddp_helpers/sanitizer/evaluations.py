@@ -1,0 +1,125 @@
+"""An evaluation that counts padded samples twice."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch.utils.data import DistributedSampler
+
+from ddp_helpers.records import Finding
+from ddp_helpers.sanitizer.passes import Pass, PassRecorder
+from ddp_helpers.sanitizer.session import Session
+
+GATHERS = (
+    "allgather",
+    "all_gather_single",
+    "_allgather_base",
+    "allgather_coalesced",
+    "allgather_into_tensor_coalesced",
+    "gather",
+)
+
+
+class EvaluationChecker:
+    """Looks for sums over a padded sampler's samples.
+
+    A DistributedSampler without drop_last repeats samples until all ranks have equally many. In
+    training that is harmless. In an evaluation whose results are summed it is not, unless the
+    results are gathered, where they may be cut to length, or the program counts without them.
+    """
+
+    def __init__(self, session: Session, passes: PassRecorder) -> None:
+        self.session = session
+        self._looked_at: Pass | None = None
+        self._forget()
+        passes.on_batch.append(session.guarded("evaluation", self._delivered))
+        session.on_group.append(self._forget)
+        session.at_end.append(session.guarded("evaluation", self._decide))
+        look = session.guarded("evaluation", self._look_at_sum)
+        session.patches.put(dist.ProcessGroup, "allreduce", functools.partial(self._sums, look))
+        for name in GATHERS:
+            session.patches.put(dist.ProcessGroup, name, self._gathers)
+
+    def _delivered(self, current: Pass, batch: object) -> None:
+        if self._looked_at is not current:
+            self._decide()
+            self._forget()
+            self._looked_at = current if padded_here(current.sampler) else None
+
+    def _forget(self) -> None:
+        self._looked_at, self._gathered = None, False
+        self._summed = self._counted_right = False
+
+    def _gathers(self, original: Callable) -> Callable:
+        def gather(*args: object, **kwargs: object) -> object:
+            self._gathered = True
+            return original(*args, **kwargs)
+
+        return gather
+
+    def _sums(self, look: Callable, original: Callable) -> Callable:
+        def allreduce(group: object, *args: object, **kwargs: object) -> object:
+            if self._looked_at is not None and self.session.channel is not None:
+                look(*args, **kwargs)
+            return original(group, *args, **kwargs)
+
+        return allreduce
+
+    def _look_at_sum(self, tensors: object = (), options: object = None, **_: object) -> None:
+        """The numbers that a rank brings tell whether it counted its repeated samples."""
+        current = self._looked_at
+        if not _adds(getattr(options, "reduceOp", options)):
+            return
+        mine = padded_here(current.sampler)
+        if current.delivered + mine <= current.sampler.num_samples:
+            return  # it has not come to the repeated ones
+        self._summed = True
+        given = [tensors] if isinstance(tensors, torch.Tensor) else list(tensors)
+        small = [tensor for tensor in given if tensor.numel() <= 1024]
+        if any(bool((tensor == current.delivered - mine).any()) for tensor in small):
+            self._counted_right = True
+        if any(bool((tensor == current.delivered).any()) for tensor in small):
+            self._counted_right = False
+            self._decide()
+
+    def _decide(self) -> None:
+        current = self._looked_at
+        if current is None or not self._summed or self._gathered or self._counted_right:
+            return
+        if current.steps or current.backwards:
+            return  # training: a sample that comes twice does no harm
+        self._forget()
+        self.session.found(self._finding(current))
+
+    def _finding(self, current: Pass) -> Finding:
+        sampler = current.sampler
+        size, places = len(sampler.dataset), sampler.total_size
+        twice = places - size
+        samples = "1 sample counts" if twice == 1 else f"{twice} samples count"
+        place = self.session.frame(current.place) if current.place else None
+        return Finding(
+            "padded-evaluation",
+            f"{samples} twice in an evaluation: DistributedSampler gave {places} places to "
+            f"{size} samples, so that all ranks have {sampler.num_samples}",
+            "evaluate on an exact split, for instance Subset(dataset, range(rank, len(dataset), "
+            "world_size)), then all-reduce sums and counts; or gather, and cut to "
+            "len(dataset)",
+            (self.session.rank,),
+            self.session.step,
+            place,
+        )
+
+
+def padded_here(sampler: object) -> int:
+    """How many of this rank's samples are repeated ones."""
+    if not isinstance(sampler, DistributedSampler) or sampler.drop_last:
+        return 0
+    own = range(sampler.rank, sampler.total_size, sampler.num_replicas)
+    return sum(position >= len(sampler.dataset) for position in own)
+
+
+def _adds(operation: object) -> bool:
+    return operation in (None, dist.ReduceOp.SUM, dist.ReduceOp.AVG)

@@ -1,0 +1,183 @@
+"""The first steps of each training pass: equal inputs, equal random numbers on all ranks?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import FrameType
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from ddp_helpers.records import Finding
+from ddp_helpers.sanitizer.callsite import places, user_frames
+from ddp_helpers.sanitizer.data_checks import Peers
+from ddp_helpers.sanitizer.exchange import Exchange
+from ddp_helpers.sanitizer.passes import Pass, PassRecorder
+from ddp_helpers.sanitizer.randomness import Draws, draws_between, random_states, same_draws
+from ddp_helpers.sanitizer.samples import contents_hash, digest
+from ddp_helpers.sanitizer.session import Session
+from ddp_helpers.sanitizer.shares import SPLIT
+from ddp_helpers.sanitizer.training_events import TrainingEvents
+from ddp_helpers.sanitizer.worker_watch import WorkerWatcher, batch_size_of
+
+STEPS = 4  # looked at, at the beginning of each pass
+ENOUGH = 3  # of them
+AUGMENT = (
+    "seed each rank differently once the model is made: torch.manual_seed(seed + rank), and the "
+    "same for `random` and numpy"
+)
+WORKERS = (
+    "give the loader generator=torch.Generator().manual_seed(seed + rank): its workers' seeds come "
+    "from it"
+)
+
+
+class FirstStepsChecker:
+    """Notes for each of the first steps what went into the model and which numbers were drawn."""
+
+    def __init__(
+        self, session: Session, events: TrainingEvents, passes: PassRecorder, peers: Peers
+    ) -> None:
+        self.session = session
+        self.passes, self.peers = passes, peers
+        self.workers = WorkerWatcher(session)
+        self.exchange = Exchange(session, "first-steps")
+        session.on_group.append(self._restart)
+        session.at_end.insert(0, session.guarded("first steps", self._at_end))
+        safe = lambda call: session.guarded("first steps", call)
+        passes.on_begin.append(safe(self._arm))
+        passes.after_index.append(safe(self._index_drawn))
+        passes.on_batch.append(safe(self._delivered))
+        events.before_forward.append(safe(self._forward))
+        events.after_step.append(safe(self._stepped))
+        self._restart()
+
+    def _restart(self) -> None:
+        self.armed, self.began_at = True, 0
+        self.entries: list[dict] = []
+        self.place = None
+        self._clear()
+
+    def _clear(self) -> None:
+        """Begin the notes of one step."""
+        self.inputs: list[str | None] = []
+        self.loading: dict | None = None  # the states before a batch is loaded
+        self.waiting: dict | None = None  # the states after it was
+        self.size = 1
+        self.drawn: dict[str, Draws] = {}
+
+    def _arm(self, begun: Pass) -> None:
+        self.armed = True
+
+    def _index_drawn(self, current: Pass) -> None:
+        loader = current.loader()
+        if self.armed and loader is not None and loader.num_workers == 0:
+            self.loading = random_states()
+
+    def _delivered(self, current: Pass, batch: object) -> None:
+        if not self.armed:
+            return
+        self.size, states = batch_size_of(batch), random_states()
+        if self.loading is not None:
+            self.drawn["load"] = draws_between(self.loading, states)
+        self.loading, self.waiting = None, states
+
+    def _forward(self, ddp: DistributedDataParallel, args: tuple, kwargs: dict) -> None:
+        if not self.armed or not ddp.training or not torch.is_grad_enabled():
+            return
+        if self.waiting is not None:
+            self.drawn["between"] = draws_between(self.waiting, random_states())
+            self.waiting = None
+        self.inputs.append(contents_hash([args, kwargs]))
+        self.place = self.place or _place(user_frames(2)[0])
+
+    def _stepped(self, optimizer: object) -> None:
+        self.exchange.look()
+        if not self.armed or not (self.inputs or self.drawn):
+            return
+        if not self.entries:
+            self.began_at = self.session.step
+        known = bool(self.inputs) and None not in self.inputs
+        inputs = digest(*(text.encode() for text in self.inputs)) if known else None
+        self.entries.append({"inputs": inputs, "size": self.size, "drawn": self.drawn})
+        self._clear()
+        if len(self.entries) == STEPS:
+            self._leave()
+
+    def _at_end(self) -> None:
+        if len(self.entries) >= ENOUGH:
+            self._leave()
+
+    def _leave(self) -> None:
+        current = self.passes.current
+        workers = self.workers.read(current.loader() if current else None)
+        record = {"steps": self.entries, "workers": workers, "place": self.place}
+        name, ranks = f"{self.began_at}/{self.peers.ranks}", self.peers.ranks
+        self._restart()
+        self.armed = False
+        self.exchange.leave(name, record, ranks, self._compare)
+
+    def _compare(self, records: dict[int, dict]) -> None:
+        place = records[min(records)]["place"]
+        frame = self.session.frame(tuple(place)) if place else None
+        for kind, cause, advice in judge_first_steps(records):
+            ranks = tuple(sorted(records))
+            self.session.found(Finding(kind, cause, advice, ranks, self.session.step, frame))
+
+
+def judge_first_steps(records: dict[int, dict]) -> list[tuple[str, str, str]]:
+    """Kind, cause and advice of what is wrong, the cause of the rest first."""
+    if have_same_inputs([record["steps"] for record in records.values()]):
+        cause = "the model got the same inputs on all ranks, and other ones in each step"
+        return [("same-data-on-every-rank", cause, f"{SPLIT}; or seed + rank where you draw it")]
+    found = []
+    moments = (("load", "while a batch was loaded"), ("between", "between a batch and the forward"))
+    for phase, when in moments:
+        least = _least(records, phase)
+        drawn = {
+            rank: [step["drawn"].get(phase, {}) for step in record["steps"]]
+            for rank, record in records.items()
+        }
+        if names := same_draws(drawn, least):
+            found.append((*_drawn_alike(names, when), AUGMENT))
+    if names := _same_in_workers(records):
+        found.append((*_drawn_alike(names, "in the loader's workers"), WORKERS))
+    return found
+
+
+def have_same_inputs(by_rank: Sequence[Sequence[dict]]) -> bool:
+    """True if inputs are equal between ranks in each step, and other ones from step to step."""
+    hashes = [[step["inputs"] for step in steps] for steps in by_rank]
+    first = hashes[0]
+    known = None not in first and len(set(first)) >= ENOUGH
+    return known and all(other == first for other in hashes)
+
+
+def _least(records: dict[int, dict], phase: str) -> list[int]:
+    """Draws that one step must have had: one a sample, so a choice for a whole batch is none."""
+    counts = [[step["size"] for step in record["steps"]] for record in records.values()]
+    least = [max(sizes) for sizes in zip(*counts, strict=False)]
+    least += [1 << 30] * (max(map(len, counts)) - len(least))
+    return [max(2, size) if phase == "between" else size for size in least]
+
+
+def _drawn_alike(names: list[str], when: str) -> tuple[str, str]:
+    which = " and ".join({"torch": "torch's default generator"}.get(n, f"`{n}`") for n in names)
+    cause = f"all ranks drew the same random numbers from {which} {when}"
+    return "identical-random-draws", cause
+
+
+def _same_in_workers(records: dict[int, dict]) -> list[str]:
+    names: set[str] = set()
+    counts = {len(record["workers"]) for record in records.values()}
+    for worker in range(min(counts)):
+        seen = {rank: record["workers"][worker] for rank, record in records.items()}
+        moments = min(len(batches) for batches in seen.values())
+        least = [max(batches[m]["size"] for batches in seen.values()) for m in range(moments)]
+        drawn = {r: [batch["draws"] for batch in b[:moments]] for r, b in seen.items()}
+        names |= set(same_draws(drawn, least, enough=1) if moments else [])
+    return sorted(names)
+
+
+def _place(frames: Sequence[FrameType]) -> tuple | None:
+    return places(frames)[-1] if frames else None

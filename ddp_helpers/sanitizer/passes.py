@@ -1,0 +1,291 @@
+"""Each pass over a DataLoader, seen from outside: its indices, its batches, what was done then."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    WeightedRandomSampler,
+)
+from torch.utils.data.dataloader import _BaseDataLoaderIter
+
+from ddp_helpers.sanitizer.callsite import Place, places, user_frames
+from ddp_helpers.sanitizer.samples import SampledContents
+from ddp_helpers.sanitizer.session import Session
+from ddp_helpers.sanitizer.training_events import TrainingEvents
+
+MARK = "_sanitizer_pass"  # the name under which an iterator keeps its pass
+
+
+@dataclass
+class Pass:
+    """One pass over one DataLoader in this process."""
+
+    loader: weakref.ref[DataLoader]
+    dataset: object
+    sampler: object
+    key: str
+    """The same on all ranks that came to this pass on the same way."""
+    stack: list[Place]
+    iterator: weakref.ref | None = None
+    epoch: object = None
+    """The sampler's epoch, where it has one."""
+    indices: array | None = field(default_factory=lambda: array("q"))
+    """All indices asked for, in order; None where they are not plain numbers."""
+    sizes: list[int] = field(default_factory=list)
+    """Indices of each batch; a loader with workers asks for more than it delivers."""
+    batches: int = 0
+    delivered: int = 0
+    complete: bool = False
+    closed: bool = False
+    steps: int = 0
+    backwards: int = 0
+    joined: bool = False
+    contents: SampledContents = field(default_factory=SampledContents)
+
+    @property
+    def consumed(self) -> array | None:
+        """The indices of the batches that were delivered, in order."""
+        return None if self.indices is None else self.indices[: self.delivered]
+
+    @property
+    def place(self) -> Place | None:
+        """The reader's line that began it."""
+        return self.stack[-1] if self.stack else None
+
+
+class PassRecorder:
+    """Follows every DataLoader of this process.
+
+    Lists of callbacks, each with the pass as its argument:
+        on_begin: before its first batch is loaded.
+        after_index: the indices of a batch are drawn, the batch is not loaded yet.
+        on_batch: a batch was delivered; the batch is the second argument.
+        on_end: it was gone through, or its loader began another one, or the group ends.
+    """
+
+    def __init__(self, session: Session, events: TrainingEvents) -> None:
+        self.session = session
+        self.current: Pass | None = None  # the one that delivered the latest batch
+        self.on_begin: list[Callable[[Pass], None]] = []
+        self.after_index: list[Callable[[Pass], None]] = []
+        self.on_batch: list[Callable[[Pass, object], None]] = []
+        self.on_end: list[Callable[[Pass], None]] = []
+        self.joins = 0  # Join contexts that are open
+        self._open: list[Pass] = []
+        self._counts: dict[str, Iterator[int]] = {}
+        safe = session.guarded
+        events.after_step.append(safe("data", self._stepped))
+        events.before_backward.append(safe("data", self._went_back))
+        session.on_group.append(self._forget_all)
+        session.at_end.append(safe("data", self.close_all))
+        put = session.patches.put
+        put(_BaseDataLoaderIter, "__init__", self._starting)
+        put(_BaseDataLoaderIter, "_reset", self._starting)
+        put(_BaseDataLoaderIter, "_next_index", self._indexing)
+        put(_BaseDataLoaderIter, "__next__", self._delivering)
+        self._watch_join()
+
+    # ---- what stands in for torch's functions
+
+    def _starting(self, original: Callable) -> Callable:
+        begin = self.session.guarded("data", self._begin)
+
+        def start(iterator: object, loader: DataLoader, *args: object, **kwargs: object) -> None:
+            original(iterator, loader, *args, **kwargs)
+            if self.session.channel is not None:
+                begin(iterator, loader)
+
+        return start
+
+    def _indexing(self, original: Callable) -> Callable:
+        note = self.session.guarded("data", self._note_index)
+
+        def next_index(iterator: object) -> object:
+            index = original(iterator)
+            if self.session.channel is not None:
+                note(iterator, index)
+            return index
+
+        return next_index
+
+    def _delivering(self, original: Callable) -> Callable:
+        note = self.session.guarded("data", self._note_batch)
+        end = self.session.guarded("data", self._note_end)
+
+        def deliver(iterator: object) -> object:
+            try:
+                batch = original(iterator)
+            except StopIteration:
+                if self.session.channel is not None:
+                    end(iterator)
+                raise
+            if self.session.channel is not None:
+                note(iterator, batch)
+            return batch
+
+        return deliver
+
+    def _watch_join(self) -> None:
+        from torch.distributed.algorithms.join import Join
+
+        def entering(original: Callable) -> Callable:
+            def enter(join: Join) -> object:
+                self.joins += 1
+                return original(join)
+
+            return enter
+
+        def leaving(original: Callable) -> Callable:
+            def leave(join: Join, *args: object) -> object:
+                self.joins -= 1
+                return original(join, *args)
+
+            return leave
+
+        self.session.patches.put(Join, "__enter__", entering)
+        self.session.patches.put(Join, "__exit__", leaving)
+
+    # ---- the life of a pass
+
+    def _begin(self, iterator: _BaseDataLoaderIter, loader: DataLoader) -> None:
+        before = getattr(iterator, MARK, None)
+        if before is not None and not before.sizes and not before.batches:
+            return  # with workers, torch starts the first pass twice
+        for other in [p for p in self._open if p.loader() in (loader, None)]:
+            self._close(other)
+        frames, _ = user_frames(3)
+        stack = places(frames)
+        begun = Pass(weakref.ref(loader), loader.dataset, _sampler(loader), "", stack)
+        begun.key = self._number(stack, loader)
+        begun.epoch = getattr(begun.sampler, "epoch", None)
+        begun.iterator = weakref.ref(iterator)
+        if isinstance(loader.dataset, torch.utils.data.IterableDataset):
+            begun.indices = None
+        setattr(iterator, MARK, begun)
+        self._open.append(begun)
+        for call in self.on_begin:
+            call(begun)
+
+    def _number(self, stack: list[Place], loader: DataLoader) -> str:
+        kind = type(loader.dataset).__name__
+        name = f"{kind}@" + ";".join(f"{file}:{line}" for file, line, _ in stack)
+        count = self._counts.setdefault(name, itertools.count())
+        return f"{name}#{next(count)}"
+
+    def _note_index(self, iterator: object, index: object) -> None:
+        found = getattr(iterator, MARK, None)
+        if found is None or found.closed:
+            return
+        add_indices(found, index)
+        for call in self.after_index:
+            call(found)
+
+    def _note_batch(self, iterator: object, batch: object) -> None:
+        found = getattr(iterator, MARK, None)
+        if found is None or found.closed:
+            return
+        self.current = found
+        found.joined = found.joined or self.joins > 0
+        if found.indices is not None and found.batches < len(found.sizes):
+            start, found.delivered = (
+                found.delivered,
+                found.delivered + found.sizes[found.batches],
+            )
+            found.contents.add(found.indices[start : found.delivered], batch)
+        found.batches += 1
+        for call in self.on_batch:
+            call(found, batch)
+
+    def _note_end(self, iterator: object) -> None:
+        found = getattr(iterator, MARK, None)
+        if found is not None and not found.closed:
+            found.complete = True
+            self._close(found)
+
+    def close_all(self) -> None:
+        """End every pass that is still open."""
+        for found in list(self._open):
+            self._close(found)
+
+    def _close(self, found: Pass) -> None:
+        self._open.remove(found)
+        found.closed = True
+        for call in self.on_end:
+            call(found)
+
+    def _stepped(self, optimizer: object) -> None:
+        if self.current is not None:
+            self.current.steps += 1
+
+    def _went_back(self, roots: object) -> None:
+        if self.current is not None:
+            self.current.backwards += 1
+
+    def _forget_all(self) -> None:
+        self.current = None
+        self._open.clear()
+        self._counts.clear()
+
+
+def add_indices(found: Pass, index: object) -> None:
+    """Keep the indices of one batch, or give the indices of this pass up."""
+    if found.indices is None:
+        found.sizes.append(0)
+        return
+    values = index if isinstance(index, list | tuple) else [index]
+    try:
+        found.indices.extend([value.__index__() for value in values])
+        found.sizes.append(len(values))
+    except (AttributeError, TypeError):  # keys of another kind
+        found.indices = None
+
+
+def _sampler(loader: DataLoader) -> object:
+    """What decides the order: the sampler inside the batch sampler, as far as it shows."""
+    inner = getattr(loader.batch_sampler, "sampler", None)
+    if loader.batch_sampler is not None and type(loader.sampler) is SequentialSampler:
+        return inner if inner is not None else loader.batch_sampler
+    return loader.sampler
+
+
+def draws_with_replacement(sampler: object) -> bool:
+    """True for samplers that are meant to give a sample several times, or only some of them."""
+    if isinstance(sampler, RandomSampler):
+        return sampler.replacement or sampler._num_samples is not None
+    return isinstance(sampler, WeightedRandomSampler)
+
+
+def shuffles(sampler: object) -> bool:
+    """True for samplers whose order should differ from pass to pass."""
+    if isinstance(sampler, DistributedSampler):
+        return bool(sampler.shuffle)
+    if isinstance(sampler, RandomSampler | torch.utils.data.SubsetRandomSampler):
+        return True
+    return hasattr(sampler, "set_epoch") and bool(getattr(sampler, "shuffle", False))
+
+
+def root_dataset(dataset: object) -> object:
+    """The dataset inside Subset(Subset(...))."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return dataset
+
+
+def root_indices(dataset: object, indices: array) -> array:
+    """Indices of a Subset as indices of the dataset inside."""
+    while isinstance(dataset, Subset):
+        inner = dataset.indices
+        indices = array("q", [int(inner[i]) for i in indices])
+        dataset = dataset.dataset
+    return indices

@@ -1,0 +1,96 @@
+"""The states of the random generators: equal on two ranks? drawn from meanwhile?
+
+Looking at a state never changes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import struct
+import sys
+from array import array
+from collections.abc import Mapping
+
+import torch
+
+WORDS = 624  # numbers that a Mersenne Twister, which all three are, makes at a time
+States = dict[str, tuple[str, str, int]]
+Draws = dict[str, tuple[str, int]]
+
+
+def random_states() -> States:
+    """For each generator: a hash of its state, one of its block of numbers, its place in there."""
+    found = {"torch": _torch_state(), "random": _python_state()}
+    if (numpy := _numpy_state()) is not None:
+        found["numpy"] = numpy
+    return found
+
+
+def draws_between(before: States, after: States) -> Draws:
+    """For each generator: the hash of its state before, and at least how many were drawn since."""
+    return {
+        name: (before[name][0], _drawn(before[name], after[name]))
+        for name in before.keys() & after.keys()
+    }
+
+
+def _drawn(before: tuple[str, str, int], after: tuple[str, str, int]) -> int:
+    if before[0] == after[0]:
+        return 0
+    if before[1] == after[1]:
+        return max(1, after[2] - before[2])
+    return max(1, WORDS - before[2] + after[2])  # a new block was made, or several
+
+
+def same_draws(entries: Mapping[int, list[Draws]], least: list[int], enough: int = 2) -> list[str]:
+    """The generators that all ranks drew the same numbers from, at several moments.
+
+    Args:
+        entries: by rank, what was drawn at each moment.
+        least: for each moment, the draws below which one number decided for the whole batch,
+            on purpose the same on all ranks: a random size, for instance.
+        enough: at how many moments.
+    """
+    ranks = list(entries)
+    first = entries[ranks[0]]
+    count = {name: 0 for draws in first for name in draws}
+    for moment, draws in enumerate(first):
+        for name, (state, _) in draws.items():
+            theirs = [
+                entries[rank][moment].get(name) for rank in ranks if moment < len(entries[rank])
+            ]
+            together = len(theirs) == len(ranks) and all(
+                other is not None and other[0] == state and other[1] >= least[moment]
+                for other in theirs
+            )
+            count[name] += together
+    return sorted(name for name, times in count.items() if times >= enough)
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
+def _torch_state() -> tuple[str, str, int]:
+    data = bytes(torch.default_generator.get_state().untyped_storage())
+    # at::mt19937_data_pod: seed (8 bytes), left, seeded, next (8 bytes), the block
+    _, left, _, _ = struct.unpack_from("<QiiQ", data)
+    return _hash(data), _hash(data[24 : 24 + 8 * WORDS]), WORDS - left
+
+
+def _python_state() -> tuple[str, str, int]:
+    _, numbers, gauss = random.getstate()
+    block, place = array("Q", numbers[:-1]).tobytes(), numbers[-1]
+    return _hash(block + f"{place}{gauss}".encode()), _hash(block), place
+
+
+def _numpy_state() -> tuple[str, str, int] | None:
+    module = sys.modules.get("numpy.random")
+    if module is None:
+        return None
+    state = module.get_state()
+    if not isinstance(state, tuple):  # the reader put another generator in
+        return None
+    _, block, place, *gauss = state
+    return _hash(block.tobytes() + f"{place}{gauss}".encode()), _hash(block.tobytes()), int(place)

@@ -1,0 +1,191 @@
+"""What stands for data when ranks compare it: hashes of contents, compressed sets of indices."""
+
+from __future__ import annotations
+
+import base64
+import ctypes
+import hashlib
+import os
+import zlib
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
+
+import torch
+from torch.utils.data import Dataset
+
+KEPT = 16  # samples of a pass whose contents are compared
+MOST_INDICES = 1 << 20  # of a dataset; of a larger one every so many are looked at
+MOST_ELEMENTS = 1 << 16  # of a tensor that go into its hash
+LOOKED_AT = 64  # items of a list that go into a fingerprint
+DATA = 8  # items that make a list data; fewer may be settings, as a mean for each colour
+
+
+def digest(*parts: bytes) -> str:
+    """A short hash."""
+    return hashlib.blake2b(b"|".join(parts), digest_size=8).hexdigest()
+
+
+def leaves(value: object, depth: int = 4) -> Iterator[torch.Tensor]:
+    """The tensors in a batch, in a fixed order."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif depth and isinstance(value, Mapping):
+        for item in value.values():
+            yield from leaves(item, depth - 1)
+    elif depth and isinstance(value, list | tuple):
+        for item in value:
+            yield from leaves(item, depth - 1)
+    elif depth and hasattr(value, "__dataclass_fields__"):
+        yield from leaves(vars(value), depth - 1)
+
+
+def tensor_sample(tensor: torch.Tensor, most: int = MOST_ELEMENTS) -> torch.Tensor | None:
+    """Up to `most` elements, evenly spaced, on the CPU; None for a tensor that can't be read."""
+    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter)
+    if not plain or tensor.layout is not torch.strided or tensor.device.type == "meta":
+        return None
+    flat = tensor.detach().reshape(-1)
+    return flat[:: max(1, -(-flat.numel() // most))].cpu().contiguous()
+
+
+def tensor_bytes(tensor: torch.Tensor, most: int = MOST_ELEMENTS) -> bytes | None:
+    """Shape, dtype and the sampled elements, so that equal tensors give equal bytes."""
+    sample = tensor_sample(tensor, most)
+    if sample is None:
+        return None
+    size = sample.numel() * sample.element_size()
+    raw = ctypes.string_at(sample.data_ptr(), size) if size else b""
+    return f"{tuple(tensor.shape)}{tensor.dtype}".encode() + raw
+
+
+def contents_hash(value: object) -> str | None:
+    """A hash of all tensors in there; None if there is none, or only constant ones."""
+    parts, varied = [], False
+    for leaf in leaves(value):
+        part, sample = tensor_bytes(leaf), tensor_sample(leaf, 4096)
+        if part is None or sample is None:
+            return None
+        parts.append(part)
+        varied = varied or sample.unique().numel() > 2  # ones and zeros tell nothing
+    return digest(*parts) if varied else None
+
+
+def mix(index: int) -> int:
+    """Spread indices evenly over 32 bits, the same way on every rank."""
+    value = (index * 2654435761) & 0xFFFFFFFF
+    return ((value >> 15) ^ value) * 0x2C1B3C6D & 0xFFFFFFFF
+
+
+class SampledContents:
+    """The contents of a few samples of a pass, chosen by index: the same ones on every rank."""
+
+    def __init__(self) -> None:
+        self.hashes: dict[int, list[str]] = {}
+        self._limit = 1 << 32
+
+    def add(self, indices: Sequence[int], batch: object) -> None:
+        """Look at one batch; a sample's hash begins with `r` if it is too rich for chance."""
+        chosen = [at for at, index in enumerate(indices) if mix(index) < self._limit]
+        if not chosen:
+            return
+        tensors = [
+            leaf for leaf in leaves(batch) if leaf.ndim > 0 and leaf.shape[0] == len(indices)
+        ]
+        for at in chosen:
+            self.hashes[indices[at]] = [_sample_hash(leaf[at]) for leaf in tensors[:8]]
+        if len(self.hashes) > KEPT:
+            kept = sorted(self.hashes, key=mix)[:KEPT]
+            self.hashes = {index: self.hashes[index] for index in kept}
+            self._limit = mix(kept[-1])
+
+
+def _sample_hash(leaf: torch.Tensor) -> str:
+    part = tensor_bytes(leaf, 4096)
+    rich = leaf.is_floating_point() or leaf.numel() >= 4
+    return "?" if part is None else ("r" if rich else "") + digest(part)
+
+
+# ---- sets of indices
+
+
+def encode_indices(indices: array, population: int) -> dict:
+    """A set of indices as plain values; of more than MOST_INDICES only a share chosen by hash."""
+    every = -(-population // MOST_INDICES)
+    if every > 1:
+        indices = array("q", [index for index in indices if mix(index) % every == 0])
+    ordered = torch.tensor(sorted(set(indices)), dtype=torch.int64, device="cpu")
+    steps = torch.diff(ordered, prepend=torch.zeros(1, dtype=torch.int64, device="cpu"))
+    narrow = bool(((steps >= 0) & (steps < 256)).all())
+    raw = tensor_raw(steps.to(torch.uint8) if narrow else steps)
+    text = base64.b64encode(zlib.compress(raw, 1)).decode()
+    return {"every": every, "narrow": narrow, "steps": text}
+
+
+def decode_indices(record: dict) -> torch.Tensor:
+    """The sorted set of indices, or the share of it that was kept."""
+    raw = bytearray(zlib.decompress(base64.b64decode(record["steps"])))
+    kind = torch.uint8 if record["narrow"] else torch.int64
+    if not raw:
+        return torch.zeros(0, dtype=torch.int64, device="cpu")
+    return torch.frombuffer(raw, dtype=kind).to(torch.int64).cumsum(0)
+
+
+def tensor_raw(tensor: torch.Tensor) -> bytes:
+    """The bytes of a contiguous CPU tensor."""
+    size = tensor.numel() * tensor.element_size()
+    return ctypes.string_at(tensor.data_ptr(), size) if size else b""
+
+
+# ---- what a dataset holds
+
+
+def fingerprint(dataset: object) -> dict:
+    """A hash of what a dataset holds, and whether that is data at all.
+
+    It reads attributes only: dataset[i] might draw random numbers. Ranks whose datasets differ
+    here may each have a part of the data; where a rank's number is an attribute, they do.
+    """
+    found: list[bytes] = []
+    holds = _describe(dataset, found, 4)
+    return {"hash": digest(*found), "data": holds, "name": type(dataset).__name__}
+
+
+def _describe(value: object, found: list[bytes], depth: int) -> bool:
+    """Append what can be told about a value; True if it is data."""
+    if isinstance(value, torch.Tensor):
+        found.append(tensor_bytes(value, 4096) or b"?")
+        return value.numel() >= DATA
+    if isinstance(value, str | bytes | PurePath):
+        found.append(repr(value)[:4096].encode())
+        return not isinstance(value, bytes) and _is_path(str(value))
+    if value is None or isinstance(value, int | float | complex):
+        found.append(repr(value).encode())
+        return False
+    found.append(type(value).__qualname__.encode())
+    if hasattr(value, "__array_interface__"):
+        return _describe_array(value, found)
+    if depth and isinstance(value, list | tuple | range | array | Mapping):
+        return _describe_items(value, found, depth - 1)
+    if depth and (isinstance(value, Dataset) or hasattr(value, "__getitem__")):
+        return _describe_items(getattr(value, "__dict__", {}), found, depth - 1)
+    return False
+
+
+def _describe_items(value: Sequence | Mapping, found: list[bytes], depth: int) -> bool:
+    items = list(value.items()) if isinstance(value, Mapping) else value
+    found.append(str(len(items)).encode())
+    chosen = items[:: max(1, len(items) // LOOKED_AT)]
+    told = [_describe(item, found, depth) for item in chosen]
+    return any(told) or (len(items) >= DATA and not isinstance(value, Mapping))
+
+
+def _describe_array(value, found: list[bytes]) -> bool:
+    flat = value.reshape(-1)
+    sample = flat[:: max(1, -(-flat.size // 4096))]
+    found.append(f"{value.shape}{value.dtype}".encode() + sample.tobytes())
+    return flat.size >= DATA
+
+
+def _is_path(text: str) -> bool:
+    return len(text) < 4096 and "\0" not in text and os.path.sep in text and os.path.exists(text)

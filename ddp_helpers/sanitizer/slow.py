@@ -1,0 +1,153 @@
+"""Notes on what makes a run slow, given only where it is sure."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from ddp_helpers.records import Finding
+from ddp_helpers.sanitizer.passes import Pass, PassRecorder
+from ddp_helpers.sanitizer.session import Session
+from ddp_helpers.sanitizer.training_events import TrainingEvents
+
+MB = 1024 * 1024
+DEFAULT_BUCKET = 25 * MB
+MANY = 4  # times as many buckets as needed, and at least so many
+FEW_STEPS = 3  # too few backwards to say that no parameter is ever unused
+
+
+class SlowChecker:
+    """Looks at threads, buckets, unused parameters and loader workers."""
+
+    def __init__(self, session: Session, events: TrainingEvents, passes: PassRecorder) -> None:
+        self.session = session
+        self.used: list[UsedParameters] = []
+        self._told: set[str] = set()
+        safe = lambda call: session.guarded("speed", call)
+        events.after_wrap.append(safe(self._wrapped))
+        events.before_forward.append(safe(self._forward))
+        events.before_step.append(safe(self._stepping))
+        passes.on_begin.append(safe(self._pass_begins))
+        session.on_group.append(self.used.clear)
+        session.at_end.append(safe(self._at_end))
+
+    def _note(self, kind: str, cause: str, advice: str) -> None:
+        if kind in self._told:
+            return
+        self._told.add(kind)
+        everyone = tuple(range(self.session.world_size))
+        self.session.found(Finding(kind, cause, advice, everyone, None, None, (), serious=False))
+
+    def _stepping(self, optimizer: torch.optim.Optimizer) -> None:
+        if "threads" in self._told:
+            return
+        self._told.add("threads")
+        threads, ranks, cores = torch.get_num_threads(), local_ranks(), usable_cores()
+        device = next(iter(optimizer.param_groups[0]["params"])).device
+        if device.type == "cpu" and threads > 1 and threads * ranks > cores:
+            self._note(
+                "too-many-threads",
+                f"{ranks} ranks with {threads} threads each share {cores} cores",
+                f"torch.set_num_threads({max(1, cores // ranks)}), or OMP_NUM_THREADS",
+            )
+
+    def _pass_begins(self, begun: Pass) -> None:
+        loader = begun.loader()
+        workers = loader.num_workers if isinstance(loader, DataLoader) else 0
+        ranks, cores = local_ranks(), usable_cores()
+        if workers > 1 and workers * ranks > 2 * cores:
+            self._note(
+                "too-many-workers",
+                f"{ranks} ranks with {workers} loader workers each share {cores} cores",
+                f"num_workers={max(1, cores // ranks)} is as fast here, or faster",
+            )
+
+    def _wrapped(self, ddp: DistributedDataParallel) -> None:
+        sizes = [p.numel() * p.element_size() for p in ddp.parameters() if p.requires_grad]
+        cap = getattr(ddp, "bucket_bytes_cap", DEFAULT_BUCKET)
+        made, needed = count_buckets(sizes, cap), count_buckets(sizes, DEFAULT_BUCKET)
+        lists = getattr(ddp, "bucket_bytes_cap_list", [])
+        if cap < MB and not lists and made >= MANY * needed:
+            self._note(
+                "tiny-buckets",
+                f"DDP sends its gradients in {made} buckets, where {needed} would do: "
+                f"bucket_cap_mb is {cap / MB:g}",
+                "leave bucket_cap_mb at its default of 25",
+            )
+        if ddp.find_unused_parameters:
+            self.used.append(UsedParameters(ddp))
+
+    def _forward(self, ddp: DistributedDataParallel, args: tuple, kwargs: dict) -> None:
+        for used in self.used:
+            if used.ddp() is ddp:
+                used.forward_begins()
+
+    def _at_end(self) -> None:
+        for number, used in enumerate(self.used):
+            used.remove()
+            records = self.session.gather(f"unused/{number}", [used.steps, used.missed])
+            everyone = len(records) == self.session.world_size
+            if everyone and all(s >= FEW_STEPS and not missed for s, missed in records.values()):
+                self._note(
+                    "needless-find-unused",
+                    f"find_unused_parameters=True, but in {used.steps} backwards every parameter "
+                    "was used",
+                    "leave find_unused_parameters out: it costs a walk through the graph each step",
+                )
+
+
+class UsedParameters:
+    """Counts the backwards of one model, and those that left a parameter out."""
+
+    def __init__(self, ddp: DistributedDataParallel) -> None:
+        self.ddp = weakref.ref(ddp)
+        self.steps, self.missed = 0, 0
+        self._seen: set[int] = set()
+        parameters = [p for p in ddp.parameters() if p.requires_grad]
+        self._expected = len(parameters)
+        self._hooks = [
+            parameter.register_post_accumulate_grad_hook(self._hook(number))
+            for number, parameter in enumerate(parameters)
+        ]
+
+    def _hook(self, number: int) -> Callable[[torch.Tensor], None]:
+        return lambda parameter: self._seen.add(number)
+
+    def forward_begins(self) -> None:
+        """Judge the backward since the last forward."""
+        if self._seen:
+            self.steps += 1
+            self.missed += len(self._seen) < self._expected
+            self._seen.clear()
+
+    def remove(self) -> None:
+        """Take the hooks away."""
+        self.forward_begins()
+        for hook in self._hooks:
+            hook.remove()
+
+
+def count_buckets(sizes: list[int], cap: int) -> int:
+    """How many buckets DDP makes of gradients of these sizes in bytes, filling one at a time."""
+    count, filled = 0, 0
+    for size in reversed(sizes):
+        filled += size
+        if filled >= cap:
+            count, filled = count + 1, 0
+    return count + (filled > 0)
+
+
+def local_ranks() -> int:
+    """The number of ranks on this machine, as the launcher says."""
+    text = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return int(text) if text.isdigit() else 1
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))

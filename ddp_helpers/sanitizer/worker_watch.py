@@ -1,0 +1,142 @@
+"""A look at the random numbers that a DataLoader's workers draw, from within the workers.
+
+The worker's `worker_init_fn` is wrapped by an object that can be pickled, so it comes along with
+fork, spawn and forkserver. It writes what it sees into a file in memory that the rank holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import weakref
+from collections.abc import Callable
+
+import torch
+from torch.utils.data import DataLoader
+from torch.utils.data._utils import fetch
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+from ddp_helpers.sanitizer.randomness import draws_between, random_states
+from ddp_helpers.sanitizer.session import Session
+
+ROOM = 4096  # bytes of each worker's part of the file
+BATCHES = 3  # that a worker looks at
+FETCHERS = (fetch._MapDatasetFetcher, fetch._IterableDatasetFetcher)
+
+
+class WorkerInit:
+    """Stands in for a `worker_init_fn`: calls it, then watches the first few batches.
+
+    Args:
+        original: the reader's own, or None.
+        path: the file to write to.
+    """
+
+    def __init__(self, original: Callable[[int], None] | None, path: str) -> None:
+        self.original = original
+        self.path = path
+
+    def __call__(self, worker_id: int) -> None:
+        if self.original is not None:
+            self.original(worker_id)
+        with contextlib.suppress(Exception):
+            _Watch(self.path, worker_id).begin()
+
+
+class _Watch:
+    def __init__(self, path: str, worker_id: int) -> None:
+        self.path, self.place = path, worker_id * ROOM
+        self.seen: list[dict] = []
+        self.originals = [(kind, kind.fetch) for kind in FETCHERS]
+
+    def begin(self) -> None:
+        for kind, original in self.originals:
+            kind.fetch = self._watched(original)
+
+    def _watched(self, original: Callable) -> Callable:
+        def fetch_and_look(fetcher: object, indices: object) -> object:
+            before = self._states()
+            data = original(fetcher, indices)
+            if before is not None:
+                self._note(before, len(indices) if isinstance(indices, list) else 1)
+            return data
+
+        return fetch_and_look
+
+    def _states(self) -> dict | None:
+        try:
+            return random_states()
+        except Exception:
+            self._end()
+            return None
+
+    def _note(self, before: dict, size: int) -> None:
+        try:
+            self.seen.append({"size": size, "draws": draws_between(before, random_states())})
+            data = json.dumps(self.seen).encode().ljust(ROOM, b" ")
+            with open(self.path, "r+b") as file:
+                file.seek(self.place)
+                file.write(data[:ROOM])
+        except Exception:
+            self._end()
+        if len(self.seen) >= BATCHES:
+            self._end()
+
+    def _end(self) -> None:
+        for kind, original in self.originals:
+            kind.fetch = original
+
+
+class WorkerWatcher:
+    """Gives each loader's workers a WorkerInit, and reads what they wrote."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._files: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # by loader
+        session.patches.put(_MultiProcessingDataLoaderIter, "__init__", self._starting)
+
+    def _starting(self, original: Callable) -> Callable:
+        prepare = self.session.guarded("workers", self._prepare)
+
+        def start(iterator: object, loader: DataLoader) -> None:
+            path = prepare(loader) if self.session.channel is not None else None
+            if path is None:
+                return original(iterator, loader)
+            own = loader.worker_init_fn
+            loader.worker_init_fn = WorkerInit(own, path)
+            try:
+                original(iterator, loader)
+            finally:
+                loader.worker_init_fn = own
+
+        return start
+
+    def _prepare(self, loader: DataLoader) -> str:
+        # in memory, without a name on a disk: nothing can be left behind
+        file = os.fdopen(os.memfd_create("sanitizer-workers"), "r+b", buffering=0)
+        file.truncate(ROOM * loader.num_workers)
+        self._files[loader] = file  # the one before is closed
+        return f"/proc/{os.getpid()}/fd/{file.fileno()}"
+
+    def read(self, loader: DataLoader | None) -> list[list[dict]]:
+        """For each worker of a loader: what it drew with the first batches of its life."""
+        file = self._files.get(loader) if loader is not None else None
+        if file is None:
+            return []
+        parts = [
+            os.pread(file.fileno(), ROOM, worker * ROOM).strip(b" \0")
+            for worker in range(loader.num_workers)
+        ]
+        return [json.loads(part) if part else [] for part in parts]
+
+
+def batch_size_of(batch: object) -> int:
+    """The number of samples in a batch, 1 where it can't be told."""
+    if isinstance(batch, torch.Tensor):
+        return batch.shape[0] if batch.ndim else 1
+    if isinstance(batch, dict):
+        batch = list(batch.values())
+    if isinstance(batch, list | tuple) and batch:
+        return batch_size_of(batch[0])
+    return 1
