@@ -10,13 +10,14 @@ import contextlib
 import os
 import secrets
 import select
-import signal
 import socket
 import struct
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
+
+from ddp_helpers.interrupts import interrupts_blocked
 
 READY = "DDP_HELPERS_READY"
 LOOK = 0.1  # seconds between looks at a server that still loads
@@ -39,7 +40,7 @@ def warm_up() -> None:
     name = _listen()
     threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
     # a pool of threads would not survive the fork, nor the server a Ctrl-C while it loads
-    with _variables(**threads, **{READY: name}), without_interrupts():
+    with _variables(**threads, **{READY: name}), interrupts_blocked():
         forkserver.ensure_running()
     _started_pid = server._forkserver_pid
 
@@ -123,20 +124,6 @@ def start_resource_tracker() -> None:
             resource_tracker.ensure_running()
         finally:
             util.spawnv_passfds = before
-
-
-@contextlib.contextmanager
-def without_interrupts() -> Iterator[None]:
-    """Keep Ctrl-C from the processes that are started in the block; each lets it in when ready.
-
-    A terminal sends it to the whole process group, and a child that still imports would die of
-    it with a traceback of its own.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _listen() -> str:

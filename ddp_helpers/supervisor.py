@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 
 from ddp_helpers import worker
 from ddp_helpers.diagnosis import waiting_in
-from ddp_helpers.fork_server import ENDED, without_interrupts
+from ddp_helpers.fork_server import ENDED
 from ddp_helpers.frames import make_frame
+from ddp_helpers.interrupts import HeldInterrupts, interrupts_blocked
 from ddp_helpers.records import Frame, LastCall, RankError, RankResult
 from ddp_helpers.view import PER_SECOND, View
 
@@ -88,6 +89,7 @@ class Supervisor:
         self.ranks: list[_Rank] = []
         self._failed_at: float | None = None
         self._looked_at = 0.0
+        self._interrupts = HeldInterrupts()
         self._files = contextlib.ExitStack()
         self._selector = self._files.enter_context(selectors.DefaultSelector())
 
@@ -99,12 +101,13 @@ class Supervisor:
     def run(self) -> list[RankResult]:
         """Start, watch and end the ranks; results in rank order."""
         self._memory_kills = _count_memory_kills()
-        try:
-            self._start()
-            self._watch()
-        finally:
-            self._end()
-            self._ended_at = time.monotonic()
+        with self._interrupts:
+            try:
+                self._start()
+                self._watch()
+            finally:
+                self._end()
+                self._ended_at = time.monotonic()
         return [self._result(rank) for rank in self.ranks]
 
     # ---- start
@@ -121,8 +124,7 @@ class Supervisor:
         self._job_file = self._memory_file("job")
         worker._write_all(self._job_file, pickle.dumps(self.job))
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
-        # interrupted halfway, started ranks would be lost to us: Ctrl-C waits for a moment
-        with delayed_interrupt(), without_interrupts(), without_main_import():
+        with interrupts_blocked(), without_main_import():
             try:
                 context = start_processes(
                     worker.main,
@@ -178,6 +180,7 @@ class Supervisor:
     def _watch(self) -> None:
         deadline = self._started_at + self.timeout
         while self._living():
+            self._interrupts.deliver()
             self._pump(self._patience(deadline))
             if self.view:
                 self.view.tick()
@@ -356,20 +359,19 @@ class Supervisor:
     # ---- end
 
     def _end(self) -> None:
-        """Kill what still runs and give everything back. A second Ctrl-C waits until it's done."""
-        with delayed_interrupt():
-            for rank in self._living():
-                rank.ended_by_us = True
-                self._kill(rank)
-            limit = time.monotonic() + 10
-            while self._living() and time.monotonic() < limit:
-                self._pump(0.05)
-            self._files.close()
-            if self.view:
-                self.view.close()
-            for rank in self.ranks:
-                if rank.ended:
-                    rank.process.close()
+        """Kill what still runs and give everything back."""
+        for rank in self._living():
+            rank.ended_by_us = not _has_exited(rank.process.pid)  # its exit code may be under way
+            self._kill(rank)
+        limit = time.monotonic() + 10
+        while self._living() and time.monotonic() < limit:
+            self._pump(0.05)
+        self._files.close()
+        if self.view:
+            self.view.close()
+        for rank in self.ranks:
+            if rank.ended:
+                rank.process.close()
 
     def _kill(self, rank: _Rank) -> None:
         kill = os.killpg if rank.link else os.kill  # its group exists once it has called us
@@ -417,11 +419,21 @@ def _count_memory_kills() -> int:
     return 0
 
 
+def _has_exited(pid: int) -> bool:
+    """True for a process that has come to its end, even if its exit code has not arrived yet."""
+    return _state(pid) in "ZX"
+
+
 def _is_stopped(pid: int) -> bool:
     """True for a process that was paused from outside, and so can't tell its stack."""
+    return _state(pid) in "Tt"
+
+
+def _state(pid: int) -> str:
+    """The letter that `ps` shows for a process; X if there is none."""
     with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
-        return file.read().rpartition(")")[2].split()[0] in "Tt"
-    return False
+        return file.read().rpartition(")")[2].split()[0]
+    return "X"
 
 
 def _load_value(data: bytes) -> tuple[object, RankError | None]:
@@ -429,25 +441,6 @@ def _load_value(data: bytes) -> tuple[object, RankError | None]:
         return pickle.loads(data), None
     except Exception as raised:
         return None, worker.describe(raised, {})
-
-
-@contextlib.contextmanager
-def delayed_interrupt() -> Iterator[None]:
-    """Hold Ctrl-C back for the length of the block, then let it happen.
-
-    Blocking the signal would not do: another thread of the kernel would take it.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came = []
-    before = signal.signal(signal.SIGINT, lambda *args: came.append(args))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
-        if came and callable(before):
-            before(*came[0])
 
 
 _without_main = threading.local()

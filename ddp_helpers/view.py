@@ -153,9 +153,7 @@ class _StopButton:
     def remove(self) -> None:
         """Take it away; a saved notebook must not show a button that can't be pressed."""
         if self._display is not None:
-            from IPython.display import HTML
-
-            self._display.update(HTML(""))
+            self._display.update({"text/plain": ""}, raw=True)
             self._button.close()
             self._display = None
 

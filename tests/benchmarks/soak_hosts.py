@@ -294,6 +294,7 @@ class KernelHost(Host):
         self.pid = self.manager.provisioner.pid
         reply = self.run(RANKS_FILE.read_text(), seconds=self._patience)
         assert not reply.ename, reply
+        self.run("print('y' * 200_000)")  # pyzmq starts a thread for large messages, once
 
     def restart(self, now: bool) -> None:
         """What a notebook's restart button does; a new process with the same connection file."""
@@ -304,7 +305,7 @@ class KernelHost(Host):
 
     def start(self, code: str, answer: str = "None") -> None:
         self._asked = self.client.execute(
-            code, user_expressions={"answer": f"json.dumps({answer})"}, store_history=True
+            code, user_expressions={"answer": f"json.dumps({answer})"}, stop_on_error=False
         )
 
     def reply(self, seconds: float) -> Reply:

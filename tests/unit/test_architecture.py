@@ -39,9 +39,10 @@ ARROWS = {
     "last_call": {"frames"},
     "sanitizer": {"frames", "records"},
     "worker": {"frames", "last_call", "progress", "records", "sanitizer", "torch_mends"},
-    "supervisor": {"diagnosis", "fork_server", "frames", "records", "view", "worker"},
+    "supervisor": {"diagnosis", "fork_server", "frames", "interrupts", "records", "view", "worker"},
     "failure_report": {"records", "diagnosis", "worker"},
-    "fork_server": set(),
+    "fork_server": {"interrupts"},
+    "interrupts": set(),
     "launch": {
         *{"environment", "failure_report", "fork_server", "records", "supervisor"},
         *{"view", "worker"},

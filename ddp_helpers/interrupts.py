@@ -1,0 +1,61 @@
+"""Ctrl-C, held back until a moment when it does no harm."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+
+ENOUGH = 3  # whoever presses it this often means it, even if the terminal no longer reads
+
+
+class HeldInterrupts:
+    """Within the block a Ctrl-C is only noted; `deliver()` lets it happen, and so does the end.
+
+    An interrupt may strike between any two instructions, also between the birth of a process and
+    the line that notes its number. In a thread other than the main one there is nothing to hold:
+    Python delivers signals to the main thread only.
+    """
+
+    def __init__(self) -> None:
+        self._came: list[tuple] = []
+        self._before = None
+
+    def __enter__(self) -> HeldInterrupts:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+        if kind is None:  # else an error is on its way already, perhaps a Ctrl-C
+            self.deliver()
+
+    def deliver(self) -> None:
+        """Let a Ctrl-C that has come happen now: by default that raises KeyboardInterrupt."""
+        if self._came:
+            args = self._came[0]
+            self._came.clear()
+            if callable(self._before):
+                self._before(*args)
+
+    def _note(self, *args: object) -> None:
+        self._came.append(args)
+        if len(self._came) >= ENOUGH:
+            self.deliver()
+
+
+@contextlib.contextmanager
+def interrupts_blocked() -> Iterator[None]:
+    """Keep Ctrl-C from the processes that are started in the block; each lets it in when ready.
+
+    A terminal sends it to the whole process group, and a child that still imports would die of
+    it with a traceback of its own.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
