@@ -1,4 +1,4 @@
-"""The command line: python -m ddp_helpers check | train | run | new."""
+"""The command line: python -m ddp_helpers check | train | run | diagnose | new."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ddp_helpers import LaunchError, environment, launch, process_group
+from ddp_helpers.diagnosis import diagnose_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -82,6 +83,20 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def diagnose(options: argparse.Namespace) -> int:
+    """Read the log of any run (torchrun, mp.spawn, Slurm) and name the cause; 1 if unknown."""
+    if options.log == "-":
+        text = sys.stdin.read()
+    else:
+        text = Path(options.log).read_text(encoding="utf-8", errors="replace")
+    found = diagnose_text(text, options.exit_code)
+    for diagnosis in found:
+        print(f"why: {diagnosis.cause} [{diagnosis.kind}]\nwhat to do: {diagnosis.advice}")
+    if not found:
+        print("no error found in this log")
+    return int(any(diagnosis.kind == "not-recognised" for diagnosis in found))
+
+
 def new(options: argparse.Namespace) -> int:
     """Copy a template."""
     source, target = TEMPLATES / f"{options.template}.py", Path(options.name)
@@ -118,6 +133,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--timeout", type=float, default=86_400.0, help="seconds for the whole run")
     sub.add_argument("--start-method", default="forkserver", choices=("forkserver", "spawn"))
     sub.add_argument("--threads-per-rank", type=int)
+
+    sub = add(diagnose)
+    sub.add_argument("log", help="a file, or - to read what is piped in")
+    sub.add_argument("--exit-code", type=int, help="how the command ended, if you know it")
 
     sub = add(new)
     sub.add_argument("name", help="file to write, such as train.py")

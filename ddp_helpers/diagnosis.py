@@ -15,7 +15,7 @@ from ddp_helpers.error_texts import CONSEQUENCES, KNOWN_ERRORS, PEER_IS_GONE
 from ddp_helpers.hang_causes import find_hang_cause, waiting_in
 from ddp_helpers.known_errors import Diagnosis, recognise
 from ddp_helpers.known_lines import OUT_OF_MEMORY, recognise_exit_code, recognise_lines
-from ddp_helpers.log_text import find_errors
+from ddp_helpers.log_text import find_errors, plain_text
 from ddp_helpers.records import RankError, RankResult, name_ranks
 
 __all__ = [
@@ -47,9 +47,10 @@ def diagnose(ranks: Sequence[RankResult], *, hang: bool = False) -> list[Diagnos
     found += [_meaning(str(error)) for error in raised if not is_consequence(error)]
     found += [_last_words(rank) for rank in crashed]
     found += recognise_lines("".join(rank.output for rank in ranks if not rank.ok))
-    found += [rule(ranks) for rule in (_ended_early, _came_late)]
-    found += [find_hang_cause(ranks)] if hang else []
-    return _distinct(found)
+    waits = [_ended_early(ranks), _came_late(ranks)]
+    if hang and not any(waits):
+        waits.append(find_hang_cause(ranks))
+    return _distinct(found + waits)
 
 
 def diagnose_text(text: str, exit_code: int | None = None) -> list[Diagnosis]:
@@ -67,7 +68,7 @@ def diagnose_text(text: str, exit_code: int | None = None) -> list[Diagnosis]:
         return []
     errors = find_errors(text)
     own = [error for error in errors if not recognise(error, CONSEQUENCES)]
-    found = _distinct([*recognise_lines(text), *map(_meaning, own)])
+    found = _distinct([*recognise_lines(plain_text(text)), *map(_meaning, own)])
     found = found or _distinct([recognise_exit_code(exit_code)])
     unknown = [error for error in own if not _meaning(error)]
     if not found and not unknown:

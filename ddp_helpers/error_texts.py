@@ -83,7 +83,7 @@ KNOWN_ERRORS: tuple[KnownError, ...] = (
     KnownError(
         "environment-not-set",
         "KeyError",
-        r"'(RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|MASTER_ADDR|MASTER_PORT)'$",
+        r"(?<=KeyError: )'((?:LOCAL_)?RANK|(?:LOCAL_)?WORLD_SIZE|MASTER_ADDR|MASTER_PORT)'(?:\n|$)",
         r"\1 is not set: a script for several ranks was started as a single process",
         "start with `torchrun --standalone --nproc-per-node 2 SCRIPT` or launch(), which set it",
     ),

@@ -77,7 +77,7 @@ GPU_AND_DISK: tuple[KnownError, ...] = (
     KnownError(
         "module-prefix",
         "RuntimeError",
-        r"Error\(s\) in loading state_dict.*?(?:Missing|Unexpected) key\(s\)[^\n]*\"module\.",
+        r"Error\(s\) in loading state_dict(?s:.*?)(?:Missing|Unexpected) key\(s\)[^\n]*\"module\.",
         "the checkpoint was saved with DDP's wrapper and is loaded without it, or the reverse",
         "save ddp.module.state_dict(), and load into the plain model before the wrap",
     ),

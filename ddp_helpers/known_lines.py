@@ -56,17 +56,20 @@ KNOWN_LINES: tuple[tuple[str, Diagnosis], ...] = (
     ),
     (
         r"Signal 9 \(SIGKILL\) received by PID \d+|terminated with signal SIGKILL|"
-        r"^\s*exitcode\s*: -9\b|^srun: error: \S+ tasks? [\d,-]+: Killed",
+        r"^\s*exitcode\s*: -9\b|failed \(exitcode: -9\)|"
+        r"^srun: error: \S+ tasks? [\d,-]+: Killed",
         KILLED,
     ),
     (
         r"Signal 11 \(SIGSEGV\) received by PID \d+|terminated with signal SIGSEGV|"
-        r"^\s*exitcode\s*: -11\b|^srun: error: \S+ tasks? [\d,-]+: Segmentation fault",
+        r"^\s*exitcode\s*: -11\b|failed \(exitcode: -11\)|"
+        r"^srun: error: \S+ tasks? [\d,-]+: Segmentation fault",
         CRASHED,
     ),
     (
         r"Signal 7 \(SIGBUS\) received by PID \d+|terminated with signal SIGBUS|"
-        r"^\s*exitcode\s*: -7\b|^srun: error: \S+ tasks? [\d,-]+: Bus error",
+        r"^\s*exitcode\s*: -7\b|failed \(exitcode: -7\)|"
+        r"^srun: error: \S+ tasks? [\d,-]+: Bus error",
         BUS_ERROR,
     ),
 )

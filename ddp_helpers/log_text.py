@@ -35,6 +35,11 @@ def read_lines(text: str) -> list[tuple[str, str]]:
     return lines
 
 
+def plain_text(text: str) -> str:
+    """The log without colours and marks."""
+    return "\n".join(line for _, line in read_lines(text))
+
+
 def find_errors(text: str) -> list[str]:
     """The errors in a log, as `Type: message`, in order of appearance; no launcher's wrappers."""
     by_rank: dict[str, list[tuple[int, str]]] = {}

@@ -88,7 +88,7 @@ def load(name: str) -> ModuleType:
     Raises:
         ValueError: there is no such fault.
     """
-    if name.startswith("_") or not (FOLDER / f"{name}.py").is_file():
+    if not name.isidentifier() or name.startswith("_") or not (FOLDER / f"{name}.py").is_file():
         raise ValueError(f'no fault "{name}": faults.names() lists them')
     return importlib.import_module(f"{__name__}.{name}")
 

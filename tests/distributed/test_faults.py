@@ -1,0 +1,131 @@
+"""The failure lab: every fault happens for real and is named, every mend runs in silence."""
+
+import ast
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from ddp_helpers import faults
+from ddp_helpers.faults._terminal import find_marked, terminal
+
+pytestmark = pytest.mark.usefixtures("no_process_left")
+FILES = sorted(path.stem for path in faults.FOLDER.glob("*.py") if path.stem[0] != "_")
+RECORDS = {name: faults.load(name).FAULT for name in FILES}
+ONLY_WITHOUT = {  # faults of a machine that lacks something
+    "no_nccl": torch.distributed.is_nccl_available(),
+    "no_cuda": torch.backends.cuda.is_built(),
+}
+
+
+def skip_where_it_works(name):
+    if ONLY_WITHOUT.get(name):
+        pytest.skip("this PyTorch build has what the fault lacks")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_fault_is_named(name):
+    skip_where_it_works(name)
+    started = time.monotonic()
+    seen = faults.run(name)
+    assert RECORDS[name].kind in seen.kinds[:2], seen
+    assert seen.report
+    if RECORDS[name].in_terminal:  # torch alone is what ran
+        assert RECORDS[name].says in seen.output
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_mend_runs_and_nothing_is_reported(name):
+    seen = faults.run(name, fixed=True)
+    assert (seen.report, seen.kinds) == ("", ()), seen
+
+
+LOUD = [name for name in FILES if RECORDS[name].says != "nothing"]
+
+
+@pytest.mark.parametrize("name", [name for name in LOUD if not RECORDS[name].in_terminal])
+def test_torch_says_what_the_record_says(name):
+    skip_where_it_works(name)
+    assert RECORDS[name].says in faults.torch_says(name)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_is_small_and_complete(name):
+    text = (faults.FOLDER / f"{name}.py").read_text()
+    assert len(text.splitlines()) <= 80
+    assert "# FAULT" in text
+    assert "# MENDED" in text
+    functions = [node.name for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)]
+    assert {"faulty", "fixed"} <= set(functions)
+    fault = RECORDS[name]
+    assert len(faults.load(name).__doc__.split()) >= 20
+    assert fault.group in faults.GROUPS
+    for sentence in (fault.cause, fault.mend):
+        assert sentence.endswith(".")
+        assert len(sentence) <= 120
+    assert fault.title
+    assert fault.kind == fault.kind.lower().replace(" ", "-")
+
+
+def test_the_lab_covers_all_groups():
+    assert sorted(faults.names()) == FILES
+    assert len(FILES) >= 34
+    by_group = {group: faults.names(group) for group in faults.GROUPS}
+    assert all(len(found) >= 3 for found in by_group.values()), by_group
+    titles = [fault.title for fault in RECORDS.values()]
+    assert len(set(titles)) == len(titles)
+
+
+def test_the_table_has_a_row_for_each_fault():
+    table = faults.table()
+    assert len(table.splitlines()) == len(FILES) + 2
+    assert all(len(row.replace("\\|", "").split("|")) == 7 for row in table.splitlines())
+    assert table._repr_markdown_() == table
+    assert len(faults.table("slow").splitlines()) == len(faults.names("slow")) + 2
+
+
+def test_an_unknown_fault_is_refused():
+    for name in ("nothing", "", "__init__", "_terminal", "../cli"):
+        with pytest.raises(ValueError, match="names"):
+            faults.load(name)
+
+
+def test_importing_the_lab_is_light():
+    code = "import sys, ddp_helpers.faults; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_silent_faults_do_go_wrong_in_silence():
+    """What the learner is told about the numbers is what the ranks return."""
+    unwatched = {name: both_values(name) for name in ("padded_evaluation", "changed_after_wrap")}
+    wrong, right = unwatched["padded_evaluation"]
+    assert wrong == [0.2, 0.2]
+    assert right == [0.111, 0.111]
+    wrong, right = unwatched["changed_after_wrap"]
+    assert wrong[0] != wrong[1]
+    assert right[0] == right[1]
+
+
+def both_values(name):
+    from ddp_helpers import launch
+
+    module = faults.load(name)
+    return [launch(act, 2, echo=False).values for act in (module.faulty, module.fixed)]
+
+
+def test_a_command_is_ended_with_all_that_it_started():
+    command = "setsid sleep 61.375 & nohup sleep 62.375 & cat; exec sleep 63.375"
+    started = time.monotonic()
+    ended = terminal(["bash", "-c", command], stdin="typed\n", limit=0.5)
+    assert time.monotonic() - started < 10
+    assert ended.exit_code is None
+    assert ended.output.startswith("typed\n")
+    sleeping = subprocess.run(
+        ["pgrep", "-f", "sleep 6[123].375"], capture_output=True, text=True, check=False
+    )
+    assert sleeping.stdout == ""
+    assert find_marked("no such mark") == []

@@ -1,0 +1,510 @@
+"""From evidence to causes: each rule on a real text, and silent on what merely looks alike."""
+
+import io
+import signal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ddp_helpers import cli
+from ddp_helpers.diagnosis import diagnose, diagnose_text, is_consequence, waiting_in
+from ddp_helpers.error_texts import CONSEQUENCES, KNOWN_ERRORS
+from ddp_helpers.known_errors import recognise
+from ddp_helpers.known_lines import KNOWN_LINES
+from ddp_helpers.log_text import find_errors
+from ddp_helpers.records import Frame, RankError, RankResult
+
+KINDS = {rule.kind for rule in KNOWN_ERRORS}
+GLOO = "[/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/"
+PEER = f"RuntimeError: {GLOO}pair.cc:553] Connection closed by peer [127.0.0.1]:45275. This is "
+NCCL = "torch.distributed.DistBackendError: NCCL error in: /pytorch/torch/csrc/distributed/c10d/"
+
+# (kind, the text as it stands in a log); one or more for each rule
+REAL = [
+    (
+        "port-taken",
+        "torch.distributed.DistNetworkError: The server socket has failed to listen on any local "
+        "network address. port: 29621, useIpv6: false, code: -98, name: EADDRINUSE, message: "
+        "address already in use",
+    ),
+    ("port-taken", "OSError: [Errno 98] Address already in use"),
+    (
+        "port-forbidden",
+        "torch.distributed.DistNetworkError: The server socket has failed to listen on any local "
+        "network address. port: 80, useIpv6: false, code: -13, name: EACCES, message: denied",
+    ),
+    ("unknown-host", "socket.gaierror: [Errno -2] Name or service not known"),
+    (
+        "address-unreachable",
+        "torch.distributed.DistNetworkError: The client socket has timed out after 5000ms while "
+        "trying to connect to (no-such-host.invalid, 29613).",
+    ),
+    (
+        "no-such-interface",
+        "RuntimeError: [enforce fail at /__w/gloo/transport/tcp/device.cc:84] ifa != nullptr. "
+        "Unable to find address for: eth7",
+    ),
+    (
+        "rank-missing",
+        "torch.distributed.DistStoreError: Timed out after 7 seconds waiting for clients. 2/3 "
+        "clients joined.",
+    ),
+    (
+        "rank-missing",
+        "torch.distributed.DistStoreError: wait timeout after 6000ms, keys: /default_pg/0//cpu//0/2"
+        "\nException raised from doWait at TCPStore.cpp:1",
+    ),
+    ("rendezvous-failed", "torch.distributed.elastic.rendezvous.api.RendezvousTimeoutError"),
+    (
+        "environment-not-set",
+        "ValueError: Error initializing torch.distributed using env:// rendezvous: environment "
+        "variable RANK expected, but not set",
+    ),
+    ("environment-not-set", "KeyError: 'LOCAL_RANK'"),
+    (
+        "no-process-group",
+        "ValueError: Default process group has not been initialized, please make sure to call "
+        "init_process_group.",
+    ),
+    ("started-twice", "ValueError: trying to initialize the default process group twice!"),
+    ("no-nccl", "RuntimeError: Distributed package doesn't have NCCL built in"),
+    (
+        "no-nccl",
+        "ValueError: ProcessGroupNCCL is only supported with GPUs, no GPUs found!",
+    ),
+    ("wrong-device", "RuntimeError: No backend type associated with device type cpu"),
+    (
+        "collective-mismatch",
+        "terminate called after throwing an instance of 'gloo::EnforceNotMet'\n  what():  "
+        f"[enforce fail at {GLOO[1:]}pair.cc:456] op.preamble.length <= op.nbytes. 8 vs 4. "
+        "Received data size doesn't match expected size. Is there a distributed collective",
+    ),
+    (
+        "collective-mismatch",
+        "RuntimeError: Detected mismatch between collectives on ranks. Rank 0 is running "
+        "collective: CollectiveFingerPrint(SequenceNumber=1, OpType=ALLREDUCE, ...",
+    ),
+    ("rank-did-not-come", "RuntimeError: Rank 1 failed to pass monitoredBarrier in 2000 ms"),
+    (
+        "peer-failed",
+        "RuntimeError: DDP expects same model across all ranks, but Rank 0 has 6 params, while "
+        "rank 1 has inconsistent 0 params.",
+    ),
+    (
+        "different-models",
+        "RuntimeError: DDP expects same model across all ranks, but Rank 1 has 6 params, while "
+        "rank 0 has inconsistent 4 params.",
+    ),
+    (
+        "different-models",
+        "RuntimeError: [0]: params[0] in this process with sizes [4, 4] appears not to match "
+        "sizes of the same param in process 0.",
+    ),
+    (
+        "unused-parameters",
+        "RuntimeError: Expected to have finished reduction in the prior iteration before starting "
+        "a new one. This error indicates\nParameter indices which did not receive grad for rank 1",
+    ),
+    (
+        "ready-twice",
+        "RuntimeError: Expected to mark a variable ready only once. This error is caused by one",
+    ),
+    (
+        "changed-in-place",
+        "RuntimeError: one of the variables needed for gradient computation has been modified by "
+        "an inplace operation: [torch.FloatTensor [4]] is at version 3",
+    ),
+    (
+        "no-main-guard",
+        "RuntimeError: \n        An attempt has been made to start a new process before the\n"
+        "        current process has finished its bootstrapping phase.\n",
+    ),
+    (
+        "function-not-importable",
+        "AttributeError: Can't get attribute 'train' on <module '__main__' (built-in)>",
+    ),
+    ("cannot-pickle", "AttributeError: Can't pickle local object 'main.<locals>.train'"),
+    ("cannot-pickle", "TypeError: cannot pickle '_thread.lock' object"),
+    ("cannot-pickle", "_pickle.PicklingError: Can't pickle <function <lambda> at 0x7f>: attribute"),
+    (
+        "cuda-in-fork",
+        "RuntimeError: Cannot re-initialize CUDA in forked subprocess. To use CUDA with "
+        "multiprocessing, you must use the 'spawn' start method",
+    ),
+    (
+        "shm-full",
+        "RuntimeError: DataLoader worker (pid 4161) is killed by signal: Bus error. It is possible "
+        "that dataloader's workers are out of shared memory.",
+    ),
+    (
+        "shm-full",
+        f"{NCCL}NCCLUtils.hpp:219, unhandled system error (run with NCCL_DEBUG=INFO for details), "
+        "NCCL version 2.19.3\nncclSystemError: System call (e.g. socket, malloc) or external "
+        "library call failed or device error. \nLast error:\nError while creating shared memory "
+        "segment /dev/shm/nccl-Yz5Hkw (size 9637888), error: No space left on device (28)",
+    ),
+    (
+        "shm-full",
+        "RuntimeError: unable to write to file </torch_17_3>: No space left on device (28)",
+    ),
+    ("loader-worker-died", "RuntimeError: DataLoader worker (pid(s) 12, 13) exited unexpectedly"),
+    ("loader-worker-died", "RuntimeError: DataLoader worker (pid 12) is killed by signal: Killed."),
+    ("too-many-files", "OSError: [Errno 24] Too many open files"),
+    (
+        "shared-gpu",
+        f"{NCCL}NCCLUtils.cpp:77, invalid usage (run with NCCL_DEBUG=WARN for details), NCCL "
+        "version 2.27.5\nncclInvalidUsage: This usually reflects invalid usage of NCCL library.\n"
+        "Last error:\nDuplicate GPU detected : rank 1 and rank 0 both on CUDA device 1000",
+    ),
+    (
+        "shared-gpu",
+        "host:1:9 [0] init.cc:871 NCCL WARN Duplicate GPU detected : rank 1 and rank 0 "
+        "both on CUDA device 65000",
+    ),
+    ("more-ranks-than-gpus", "torch.AcceleratorError: CUDA error: invalid device ordinal"),
+    ("no-cuda", "AssertionError: Torch not compiled with CUDA enabled"),
+    (
+        "gpu-out-of-memory",
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has",
+    ),
+    (
+        "gpu-out-of-memory",
+        f"{NCCL}NCCLUtils.cpp:77, unhandled cuda error (run with NCCL_DEBUG=INFO for details), "
+        "NCCL version 2.26.2\nncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\n"
+        "Cuda failure 2 'out of memory'",
+    ),
+    ("device-assert", "RuntimeError: CUDA error: device-side assert triggered"),
+    (
+        "nccl-network",
+        f"{NCCL}NCCLUtils.cpp:77, unhandled system error (run with NCCL_DEBUG=INFO for details), "
+        "NCCL version 2.21.5\nncclSystemError: System call (e.g. socket, malloc) or external "
+        "library call failed or device error. \nLast error:\nsocketStartConnect: Connect to "
+        "10.0.0.7<42373> failed : Connection refused",
+    ),
+    ("nccl-system", f"{NCCL}NCCLUtils.hpp:219, unhandled system error, NCCL version 2.19.3"),
+    (
+        "nccl-cuda",
+        f"{NCCL}NCCLUtils.hpp:219, unhandled cuda error, NCCL version 2.19.3\n"
+        "ncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\nCuda failure 'invalid "
+        "argument'",
+    ),
+    (
+        "checkpoint-incomplete",
+        "RuntimeError: PytorchStreamReader failed reading zip archive: failed finding central "
+        "directory",
+    ),
+    (
+        "module-prefix",
+        "RuntimeError: Error(s) in loading state_dict for Linear:\n\tMissing key(s) in state_dict: "
+        '"weight", "bias". \n\tUnexpected key(s) in state_dict: "module.weight", "module.bias". ',
+    ),
+    ("disk-full", "OSError: [Errno 28] No space left on device"),
+    (
+        "local-rank-flag",
+        "usage: train.py [-h] [--lr LR]\ntrain.py: error: unrecognized arguments: --local-rank=0",
+    ),
+    (
+        "local-rank-flag",
+        "main.py: error: unrecognized arguments: --fast --local_rank=3",
+    ),
+    (
+        "notebook-argv",
+        "usage: ipykernel_launcher.py [-h]\nipykernel_launcher.py: error: unrecognized arguments: "
+        "-f /root/.local/share/jupyter/runtime/kernel-1.json",
+    ),
+    ("out-of-memory", "slurmstepd: error: Detected 1 oom_kill event in StepId=7.0. Some of"),
+    (
+        "time-limit",
+        "slurmstepd: error: *** JOB 42 ON node1 CANCELLED AT 2026-01-01T00:00:00 DUE TO TIME "
+        "LIMIT ***",
+    ),
+    (
+        "killed",
+        "  exitcode   : -9 (pid: 21537)\n  traceback : Signal 9 (SIGKILL) received by PID 7",
+    ),
+    (
+        "killed",
+        "torch.multiprocessing.spawn.ProcessExitedException: process 1 terminated with signal "
+        "SIGKILL",
+    ),
+    ("killed", "srun: error: node7: task 3: Killed"),
+    (
+        "crashed",
+        "E1125 api.py:1002] failed (exitcode: -11) local_rank: 1 (pid: 2) of binary: python",
+    ),
+    ("shm-full", "srun: error: node7: tasks 0-3: Bus error"),
+    ("peer-gone", PEER + "typically caused by a remote worker crashing. GLHF!"),
+    (
+        "peer-gone",
+        f"{NCCL}NCCLUtils.cpp:77, remote process exited or there was a network error, "
+        "NCCL version 2.27.3\nncclRemoteError: A call failed possibly due to a network error or a "
+        "remote process exiting prematurely.",
+    ),
+    (
+        "peer-did-not-come",
+        f"RuntimeError: {GLOO}unbound_buffer.cc:78] Timed out waiting 6000ms for recv operation to "
+        "complete",
+    ),
+]
+TRACE = 'Traceback (most recent call last):\n  File "train.py", line 3, in <module>\n    main()\n'
+
+
+def kinds(text, exit_code=None):
+    return [diagnosis.kind for diagnosis in diagnose_text(text, exit_code)]
+
+
+@pytest.mark.parametrize(("kind", "text"), REAL, ids=[kind for kind, _ in REAL])
+@pytest.mark.parametrize("mark", ["", "[rank1]: ", "[default0]:", "1: ", "[rank 1] ", "\x1b[31m"])
+def test_a_real_text_is_named_under_any_launcher(kind, text, mark):
+    log = "starting\n" + TRACE + text + "\n"
+    marked = "".join(f"{mark}{line}\n" for line in log.splitlines())
+    assert kinds(marked)[0] == kind
+    assert kinds(marked, exit_code=1)[0] == kind
+
+
+def test_every_rule_has_a_real_text():
+    known = KINDS | {rule.kind for rule in CONSEQUENCES} | {d.kind for _, d in KNOWN_LINES}
+    assert known == {kind for kind, _ in REAL}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ValueError: bad label 'EADDRINUSE'",
+        "ValueError: column 'Connection closed by peer' not found",
+        "KeyError: 'RANKING'",
+        "KeyError: 'rank'",
+        "KeyError: 'config', not 'RANK'",
+        "AssertionError: expected 2/3 clients joined",
+        "RuntimeError: rank 3 is not in the table",
+        "ImportError: cannot import name 'nccl'",
+        "AttributeError: Can't get attribute 'Net' on <module '__main__' from 'old_script.py'>",
+        "FileNotFoundError: [Errno 2] No such file or directory: '/dev/shm/data'",
+        "requests.exceptions.ConnectionError: ('Connection aborted.', Connection reset by peer)",
+        "BrokenPipeError: [Errno 32] Broken pipe",
+        "TimeoutError: Timed out waiting 5 s for the database",
+        "RuntimeError: shape '[4]' is invalid for input of size 5",
+        "RuntimeError: Error(s) in loading state_dict for Net:\n\tsize mismatch for module: 3",
+        "train.py: error: unrecognized arguments: --local-ranking=3",
+        "EOFError: EOF when reading a line",
+        "RuntimeError: CUDA error: an illegal memory access was encountered",
+    ],
+)
+def test_what_merely_looks_alike_is_not_named(text):
+    assert kinds(TRACE + text + "\n", exit_code=1) == ["not-recognised"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "epoch 1: loss 0.3\nNote: EADDRINUSE means that the port is taken\n",
+        "  # RuntimeError: Distributed package doesn't have NCCL built in\n",
+        "[rank0]: retried after 'Connection closed by peer'\n",
+        "the exitcode : -9 of yesterday's job is explained\n",
+        "UserWarning: Killed by a low priority\n",
+        "DEBUG found Watchdog settings: timeout 600\n",
+        "",
+    ],
+)
+def test_a_log_without_errors_says_nothing(text):
+    assert kinds(text) == []
+
+
+@pytest.mark.parametrize("text", [text for _, text in REAL])
+def test_after_exit_code_0_nothing_is_wrong(text):
+    assert kinds(text, exit_code=0) == []
+
+
+@given(st.text(max_size=500), st.none() | st.integers(1, 255))
+def test_any_text_is_read_and_nothing_is_guessed(text, exit_code):
+    found = diagnose_text(text, exit_code)
+    if exit_code is not None:
+        assert found
+    if not any(word in text for word in ("Error", "Exception", "rror:", "terminate", "WARN")):
+        assert {d.kind for d in found} <= {"not-recognised", "killed", "crashed", "shm-full"}
+    assert len({d.kind for d in found}) == len(found)
+
+
+WORDS = st.text(st.characters(categories=["Ll", "Lu", "Nd", "Zs"]), min_size=1, max_size=40)
+
+
+@given(before=st.lists(WORDS, max_size=5), case=st.sampled_from(REAL), after=st.lists(WORDS))
+def test_ordinary_lines_around_an_error_change_nothing(before, case, after):
+    kind, text = case
+    log = "\n".join([*(f"log {line}" for line in before), TRACE + text, "", *after])
+    assert kinds(log)[0] == kind
+
+
+def test_the_cause_is_named_and_not_its_consequence():
+    cause = "[rank1]: ValueError: bad label 11\n"
+    consequence = f"[rank0]: {PEER}typically caused\n"
+    for log in (cause + consequence, consequence + cause):
+        found = diagnose_text(log)
+        assert [d.kind for d in found] == ["not-recognised"]
+        assert "ValueError: bad label 11" in found[0].cause
+    known = "[rank1]: RuntimeError: Distributed package doesn't have NCCL built in\n"
+    assert kinds(consequence + known) == ["no-nccl"]
+
+
+def test_interleaved_ranks_keep_their_own_lines():
+    log = (
+        "[rank0]: RuntimeError: Error(s) in loading state_dict for Net:\n"
+        "[rank1]: ValueError: second\n"
+        '[rank0]: \tMissing key(s) in state_dict: "weight". \n'
+        '[rank0]: \tUnexpected key(s) in state_dict: "module.weight". \n'
+    )
+    errors = find_errors(log)
+    assert errors[1] == "ValueError: second"
+    assert "module.weight" in errors[0]
+    assert kinds(log) == ["module-prefix", "not-recognised"]
+
+
+WATCHDOG = (
+    "[rank{rank}]:[E1101 12:00:00 ProcessGroupNCCL.cpp:685] [Rank {rank}] Watchdog caught "
+    "collective operation timeout: WorkNCCL(SeqNum={number}, OpType={call}, NumelIn=1, NumelOut=1, "
+    "Timeout(ms)=600000) ran for 600048 milliseconds before timing out.\n"
+    "[rank{rank}]:[E1101 12:00:00 ProcessGroupNCCL.cpp:1834] [PG ID 0 PG GUID 0 Rank {rank}] "
+    "Exception (either an error or timeout) detected by watchdog at work: {number}, last enqueued "
+    "NCCL work: {number}, last completed NCCL work: 2.\n"
+)
+
+
+def watchdog(rank, number, call):
+    return WATCHDOG.format(rank=rank, number=number, call=call)
+
+
+def test_the_watchdog_of_nccl_names_who_waited_where():
+    crossed = diagnose_text(watchdog(0, 3, "ALLREDUCE") + watchdog(1, 3, "BROADCAST"))
+    assert crossed[0].kind == "different-collective"
+    assert "rank 1 in BROADCAST" in crossed[0].cause
+    behind = diagnose_text(watchdog(0, 4, "ALLREDUCE") + watchdog(1, 3, "ALLREDUCE"))
+    assert behind[0].kind == "different-collective"
+    alone = diagnose_text(watchdog(0, 3, "ALLREDUCE"))
+    assert alone[0].kind == "rank-did-not-come"
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (-9, "killed"),
+        (137, "killed"),
+        (-11, "crashed"),
+        (139, "crashed"),
+        (135, "shm-full"),
+        (3, "not-recognised"),
+        (1, "not-recognised"),
+    ],
+)
+def test_an_exit_code_alone(code, kind):
+    assert kinds("epoch 1\n", exit_code=code) == [kind]
+    shown = diagnose_text("epoch 1\n", exit_code=code)[0].cause
+    assert kind != "not-recognised" or ("epoch 1" in shown and str(code) in shown)
+
+
+def test_the_command_reads_a_file_or_what_is_piped_in(tmp_path, capsys, monkeypatch):
+    log = tmp_path / "train.log"
+    log.write_text("[rank0]: AssertionError: Torch not compiled with CUDA enabled\n")
+    assert cli.main(["diagnose", str(log)]) == 0
+    assert capsys.readouterr().out.startswith("why: CUDA was asked for")
+    monkeypatch.setattr("sys.stdin", io.StringIO("ValueError: bad label 11\n"))
+    assert cli.main(["diagnose", "-"]) == 1
+    assert "bad label 11" in capsys.readouterr().out
+    monkeypatch.setattr("sys.stdin", io.StringIO("epoch 1\n"))
+    assert cli.main(["diagnose", "-"]) == 0
+    assert capsys.readouterr().out == "no error found in this log\n"
+    assert cli.main(["diagnose", "-", "--exit-code", "137"]) == 0
+    assert "killed" in capsys.readouterr().out
+    assert cli.main(["diagnose", "nothing.log"]) == 2
+
+
+# ---- ranks of a launch
+
+USER = Frame("train.py", 7, "train", "...")
+
+
+def raised(rank, text, at=1.0):
+    kind, _, message = text.partition(": ")
+    return RankResult(rank, exit_code=1, error=RankError(kind, message, text, (USER,), at))
+
+
+def standing(rank, *frames):
+    return RankResult(rank, exit_code=None, stack=(USER, *frames))
+
+
+def inside(function, file="torch/distributed/distributed_c10d.py"):
+    return Frame(f"/site/{file}", 1, function, "", False)
+
+
+def rank_kinds(*ranks, hang=False):
+    return [diagnosis.kind for diagnosis in diagnose(ranks, hang=hang)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [case for case in REAL if case[0] in KINDS and "terminate" not in case[1]],
+)
+def test_the_same_rules_hold_for_an_exception_of_a_rank(kind, text):
+    for error in find_errors(text):  # a line such as srun's is no exception
+        assert rank_kinds(raised(0, error))[0] == kind
+
+
+@given(st.sampled_from([rule for rule in KNOWN_ERRORS if rule.kind != "peer-failed"]))
+def test_no_cause_is_taken_for_a_consequence(rule):
+    texts = [text for kind, text in REAL if kind == rule.kind]
+    assert not any(recognise(find_errors(t)[0], CONSEQUENCES) for t in texts if find_errors(t))
+
+
+def test_the_first_error_in_time_is_named_first():
+    late = raised(0, "ValueError: trying to initialize the default process group twice!", at=2.0)
+    early = raised(1, "AssertionError: Torch not compiled with CUDA enabled", at=1.0)
+    assert rank_kinds(late, early) == ["no-cuda", "started-twice"]
+
+
+def test_what_a_rank_printed_counts_only_if_it_died_of_it():
+    handled = "OSError: [Errno 98] Address already in use\n"
+    healthy = RankResult(0, exit_code=0, output=handled)
+    killed = RankResult(1, exit_code=-signal.SIGKILL, output=handled)
+    assert rank_kinds(healthy, killed) == ["killed"]
+    aborted = RankResult(1, exit_code=-signal.SIGABRT, output=REAL[16][1])
+    assert REAL[16][0] == "collective-mismatch"
+    assert rank_kinds(healthy, aborted) == ["collective-mismatch"]
+    other = "terminate called after throwing an instance of 'std::bad_alloc'\n  what(): bad\n"
+    assert rank_kinds(RankResult(0, exit_code=-signal.SIGABRT, output=other)) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "ranks"),
+    [
+        ("rank-ended-early", [RankResult(0, exit_code=0), standing(1, inside("all_reduce"))]),
+        ("rank-did-not-come", [standing(0), standing(1, inside("barrier"))]),
+        ("different-collective", [standing(0, inside("barrier")), standing(1, inside("reduce"))]),
+        ("rank-missing", [standing(r, inside("init_process_group")) for r in (0, 1)]),
+        ("all-wait", [standing(0, inside("recv")), standing(1, inside("recv"))]),
+        ("child-stuck", [standing(0, inside("poll", "multiprocessing/popen_fork.py"))]),
+        ("child-stuck", [standing(0, inside("_get_data", "torch/utils/data/dataloader.py"))]),
+        ("takes-longer", [standing(0), standing(1)]),
+        ("never-began", [RankResult(0, exit_code=None)]),
+    ],
+)
+def test_where_the_ranks_stood_tells_why_they_hang(kind, ranks):
+    assert rank_kinds(*ranks, hang=True) == [kind]
+
+
+def test_the_same_wait_on_all_ranks_is_not_explained():
+    assert rank_kinds(*[standing(r, inside("all_reduce")) for r in (0, 1)], hang=True) == []
+
+
+def test_a_rank_that_lost_patience_points_at_the_busy_one():
+    lost = raised(1, f"RuntimeError: {GLOO}x.cc:78] Timed out waiting 500ms for recv operation")
+    assert rank_kinds(standing(0), lost) == ["rank-did-not-come"]
+    assert rank_kinds(standing(0, inside("barrier")), lost) == []
+    assert is_consequence(lost.error)
+    assert not is_consequence(raised(0, "ValueError: Timed out waiting 5ms").error)
+
+
+def test_ddp_waits_in_its_forward_and_at_the_wrap():
+    file = "torch/nn/parallel/distributed.py"
+    assert waiting_in((USER, inside("_pre_forward", file))) == "the forward of DDP"
+    assert waiting_in((USER, inside("__init__", file))) == "DistributedDataParallel(...)"
+    assert waiting_in((USER, inside("forward", file))) is None
