@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from ddp_helpers.interrupts import interrupts_blocked
 
 READY = "DDP_HELPERS_READY"
+LONGEST_START = 120.0  # seconds for torch to load, on the busiest of machines
 LOOK = 0.1  # seconds between looks at a server that still loads
 _variables_lock = threading.Lock()
 _listener: socket.socket | None = None  # open while the server that we started still loads

@@ -14,7 +14,6 @@ import linecache
 import os
 import socket
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -80,7 +79,8 @@ def launch(
         nprocs: number of ranks; by default one per GPU, or 2 where there are fewer than two.
         args, kwargs: the same for every rank; a rank asks the environment who it is.
         env: extra environment variables for the ranks.
-        timeout: limit of the whole run in seconds; then a report says where each rank stands.
+        timeout: limit of the run in seconds; then a report says where each rank stands. It counts
+            from the moment that ranks can start: a first launch loads torch before.
         threads_per_rank: CPU threads of each rank; by default cores // nprocs, at least 1.
         start_method: "forkserver" (fast, torch is shared) or "spawn" (a fresh interpreter).
         echo: show each rank's output as it comes, tagged with its rank.
@@ -102,7 +102,6 @@ def launch(
     nprocs = default_nprocs() if nprocs is None else nprocs
     _check(fn, nprocs, timeout, threads_per_rank, start_method)
     every = _sanitize_every(sanitize)
-    started_at = time.monotonic()
     threads = threads_per_rank or max(1, usable_cpu_count() // nprocs)
     sources, names = notebook_cells()
     packed = _pack(fn, tuple(args), dict(kwargs or {}))
@@ -118,10 +117,8 @@ def launch(
             names=names,
             sanitize=every,
         )
-        _prepare(start_method, timeout)
-        supervisor = Supervisor(
-            job, start_method, timeout, _view(nprocs, echo, live), started_at=started_at
-        )
+        _prepare(start_method)
+        supervisor = Supervisor(job, start_method, timeout, _view(nprocs, echo, live))
         ranks = tuple(supervisor.run())
     result = LaunchResult(ranks, supervisor.seconds, start_method)
     if supervisor.stopped:
@@ -134,17 +131,17 @@ def launch(
     raise (LaunchTimeoutError if late else LaunchError)(report, result) from None
 
 
-def _prepare(start_method: str, timeout: float) -> None:
+def _prepare(start_method: str) -> None:
     """Have a fork server that can fork at once, or be ready to spawn."""
     fork_server.tidy_up()
     if start_method == "spawn":
         fork_server.start_resource_tracker()
         return
     fork_server.warm_up()
-    if not fork_server.wait_until_ready(timeout):
+    if not fork_server.wait_until_ready(fork_server.LONGEST_START):
         raise LaunchTimeoutError(
-            f"no rank has started: the fork server still loads torch after {timeout:g} s: try "
-            "again, or give launch() a larger timeout=",
+            f"no rank has started: after {fork_server.LONGEST_START:g} s the fork server still "
+            "loads torch; the machine or its disk is very busy: launch again",
             LaunchResult(()),
         )
 

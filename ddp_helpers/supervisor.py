@@ -66,7 +66,6 @@ class Supervisor:
         start_method: "forkserver" or "spawn".
         timeout: limit of the whole run in seconds.
         view: what the reader sees while the ranks run; None keeps quiet.
-        started_at: when the limit began to count (time.monotonic()); by default now.
     """
 
     def __init__(
@@ -75,14 +74,11 @@ class Supervisor:
         start_method: str,
         timeout: float,
         view: View | None,
-        *,
-        started_at: float | None = None,
     ) -> None:
         self.job = job
         self.start_method = start_method
         self.timeout = timeout
         self.view = view
-        self._started_at = time.monotonic() if started_at is None else started_at
         self.timed_out = False
         self.stranded = False
         self.stopped = False
@@ -100,6 +96,7 @@ class Supervisor:
 
     def run(self) -> list[RankResult]:
         """Start, watch and end the ranks; results in rank order."""
+        self._started_at = time.monotonic()
         self._memory_kills = _count_memory_kills()
         with self._interrupts:
             try:

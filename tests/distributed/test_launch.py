@@ -366,6 +366,78 @@ def test_a_rank_that_never_joins_is_reported_with_both_lines():
     assert [rank.ok for rank in result.ranks] == [False, False]
 
 
+def test_the_last_collective_of_a_rank_that_is_elsewhere():
+    def train():
+        with process_group() as pg:
+            dist.broadcast(torch.ones(1), src=0)
+            dist.all_reduce(torch.ones(1))
+            if pg.rank == 1:
+                time.sleep(60)
+            dist.all_reduce(torch.ones(1))
+
+    report, result = fails(train, error=LaunchTimeoutError, timeout=3)
+    assert re.search(
+        r"its last collective was all_reduce \(its call number 2\) at .*, in train", report
+    )
+    assert result[1].last_call.frame.line == train.__code__.co_firstlineno + 3
+    assert result[0].last_call.number == 3
+
+
+def test_a_paused_rank_is_called_so():
+    def train():
+        with process_group() as pg:
+            if pg.rank == 1:
+                os.kill(os.getpid(), signal.SIGSTOP)
+            dist.all_reduce(torch.ones(1))
+
+    report, result = fails(train, error=LaunchTimeoutError, timeout=3)
+    assert "rank 1 was paused from outside (SIGSTOP" in report
+    assert result[1].stopped
+    assert not result[0].stopped
+
+
+COLD = """
+from ddp_helpers import LaunchTimeoutError, fork_server, launch
+fork_server.LONGEST_START = 0.05
+try:
+    launch(int, 2)
+except LaunchTimeoutError as error:
+    print(error)
+fork_server.LONGEST_START = 60
+print(launch(int, 2, timeout=10).values)
+"""
+
+
+def test_a_limit_holds_while_the_fork_server_still_loads():
+    done = subprocess.run([sys.executable, "-c", COLD], capture_output=True, text=True, timeout=90)
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith(
+        "no rank has started: after 0.05 s the fork server still loads torch"
+    )
+    assert lines[1:] == ["[0, 0]"]
+    assert done.stderr == ""
+
+
+KILLED_SERVER = """
+import os, signal, time
+from multiprocessing import forkserver
+from ddp_helpers import launch
+launch(int, 1)
+pid = forkserver._forkserver._forkserver_pid
+os.kill(pid, signal.SIGKILL)
+os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+print(launch(int, 2, start_method="spawn").values, os.path.exists(f"/proc/{pid}"))
+print(launch(int, 2).values, forkserver._forkserver._forkserver_pid != pid)
+"""
+
+
+def test_a_killed_fork_server_is_buried_and_replaced():
+    code = [sys.executable, "-c", KILLED_SERVER]
+    done = subprocess.run(code, capture_output=True, text=True, timeout=90)
+    assert done.stdout.splitlines() == ["[0, 0] False", "[0, 0] True"]
+    assert done.stderr == ""
+
+
 def test_a_rank_that_waits_for_one_that_never_came_is_not_left_to_the_limit():
     def train():
         if os.environ["RANK"] == "0":
