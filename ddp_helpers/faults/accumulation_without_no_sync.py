@@ -27,6 +27,7 @@ def train(quiet):
     dist.init_process_group("gloo")
     ddp = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 1))
     optimizer = torch.optim.SGD(ddp.parameters(), lr=0.1)
+    torch.manual_seed(dist.get_rank())
     for batch in range(4 * ACCUMULATE):
         last = (batch + 1) % ACCUMULATE == 0
         with contextlib.nullcontext() if last else quiet(ddp):

@@ -25,6 +25,7 @@ def train(**options):
     dist.init_process_group("gloo")
     ddp = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 1), **options)
     optimizer = torch.optim.SGD(ddp.parameters(), lr=0.1)
+    torch.manual_seed(dist.get_rank())
     for _ in range(12):
         optimizer.zero_grad()
         ddp(torch.randn(8, 4)).mean().backward()

@@ -1,12 +1,12 @@
 """Every rank draws the same random numbers.
 
 `torch.manual_seed(0)` on all ranks is right for the weights, and wrong for what comes after: noise,
-dropout and augmentation are then the same on each rank, and the batch has less variety than its
-size says.
+crops and dropout are then the same on each rank, and the batch has less variety than its size says.
 """
 
 import torch
 import torch.distributed as dist
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from ddp_helpers.faults import Fault
 
@@ -22,20 +22,30 @@ FAULT = Fault(
 )
 
 
+class Noisy(Dataset):
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, index):
+        noise = torch.randn(4)  # stands for a random crop or flip
+        return index + noise, noise
+
+
 def train(seed_of):
     dist.init_process_group("gloo")
     torch.manual_seed(0)
     ddp = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 1))
     torch.manual_seed(seed_of(dist.get_rank()))
-    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.01)
-    for _ in range(3):
-        noise = torch.randn(8, 4)
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=1e-6)
+    data, noises = Noisy(), []
+    for x, noise in DataLoader(data, batch_size=8, sampler=DistributedSampler(data)):
         optimizer.zero_grad()
-        ddp(dist.get_rank() + noise).mean().backward()
+        ddp(x).mean().backward()
         optimizer.step()
+        noises.append(round(noise[0, 0].item(), 3))
     dist.barrier()
     dist.destroy_process_group()
-    return noise[0, 0].item()
+    return noises
 
 
 def faulty():

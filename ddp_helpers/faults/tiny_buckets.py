@@ -25,6 +25,7 @@ def train(**options):
     layers = [torch.nn.Linear(64, 64) for _ in range(12)]
     ddp = torch.nn.parallel.DistributedDataParallel(torch.nn.Sequential(*layers), **options)
     optimizer = torch.optim.SGD(ddp.parameters(), lr=0.1)
+    torch.manual_seed(dist.get_rank())
     for _ in range(4):
         optimizer.zero_grad()
         ddp(torch.randn(8, 64)).mean().backward()

@@ -15,7 +15,7 @@ from ddp_helpers.faults import Fault
 FAULT = Fault(
     title="Too many loader workers",
     group="slow",
-    says="nothing",
+    says="This DataLoader will create 3 worker processes",
     cause="num_workers counts for each rank; together the ranks have more workers than cores.",
     mend="Divide: cores // ranks, less one for the rank itself.",
     kind="too-many-workers",
@@ -24,11 +24,13 @@ FAULT = Fault(
 )
 
 
-def train(workers):
+def train(workers_for):
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    os.sched_setaffinity(0, cores)  # as on a laptop
     dist.init_process_group("gloo")
     data = TensorDataset(torch.arange(32.0))
     sampler = DistributedSampler(data)
-    loader = DataLoader(data, batch_size=4, sampler=sampler, num_workers=workers)
+    loader = DataLoader(data, batch_size=4, sampler=sampler, num_workers=workers_for(len(cores)))
     ddp = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(1, 1))
     optimizer = torch.optim.SGD(ddp.parameters(), lr=1e-6)
     for (x,) in loader:
@@ -40,8 +42,8 @@ def train(workers):
 
 
 def faulty():
-    train(workers=os.cpu_count() // 2 + 1)  # FAULT: on each of two ranks
+    train(workers_for=lambda cores: cores + 1)  # FAULT: on each rank
 
 
 def fixed():
-    train(workers=0)  # MENDED: the data is in memory, no worker is needed
+    train(workers_for=lambda cores: 0)  # MENDED: the data is in memory, no worker is needed

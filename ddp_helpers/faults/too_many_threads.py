@@ -24,9 +24,11 @@ FAULT = Fault(
 )
 
 
-def train(threads):
+def train(threads_for):
     dist.init_process_group("gloo")
-    torch.set_num_threads(threads)
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    os.sched_setaffinity(0, cores)  # as on a laptop
+    torch.set_num_threads(threads_for(len(cores)))
     ddp = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 1))
     optimizer = torch.optim.SGD(ddp.parameters(), lr=0.1)
     for step in range(3):
@@ -38,9 +40,8 @@ def train(threads):
 
 
 def faulty():
-    train(threads=os.cpu_count() + 1)  # FAULT: on each rank
+    train(threads_for=lambda cores: cores)  # FAULT: each rank takes them all
 
 
 def fixed():
-    ranks = int(os.environ["WORLD_SIZE"])
-    train(threads=max(1, os.cpu_count() // ranks))  # MENDED: shared out
+    train(threads_for=lambda cores: max(1, cores // 2))  # MENDED: shared out between two ranks
