@@ -2,7 +2,8 @@
 # make demo       set up and train on two real ranks, without a browser
 # make test       set up and run every test
 # make notebooks  execute all notebooks and write their outputs
-# make bench      the soaks and timings
+# make bench      timings, beside the alternatives, in one run
+# make soak       random kills, interrupts and hangs; many launches; many kernels at once
 # make lint       ruff, format and lint
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ READY  := $(VENV)/.ready
 ARGS   ?=
 ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: lab demo test notebooks bench lint clean
+.PHONY: lab demo test notebooks bench soak lint clean
 .DELETE_ON_ERROR:
 
 lab: $(READY)
@@ -28,7 +29,14 @@ notebooks: $(READY)
 	$(BIN)/python tests/notebooks/build.py $(ARGS)
 
 bench: $(READY)
-	$(BIN)/python tests/benchmarks/soak_templates.py $(ARGS)
+	$(BIN)/python tests/benchmarks/bench_launch.py $(ARGS)
+	$(BIN)/python tests/benchmarks/bench_sanitizer.py
+
+soak: $(READY)
+	$(BIN)/python tests/benchmarks/soak_launch.py --rounds 300 $(ARGS)
+	$(BIN)/python tests/benchmarks/soak_launch.py --correct 500
+	$(BIN)/python tests/benchmarks/soak_launch.py --kernels 30
+	$(BIN)/python tests/benchmarks/soak_templates.py
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
