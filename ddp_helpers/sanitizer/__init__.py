@@ -47,13 +47,15 @@ def install(options: Options | None = None, names: Mapping[str, str] | None = No
     from ddp_helpers.sanitizer.collectives import CollectiveChecker
     from ddp_helpers.sanitizer.data_watch import watch_data
     from ddp_helpers.sanitizer.training_events import TrainingEvents
+    from ddp_helpers.sanitizer.training_watch import watch_training
 
     session = Session(options, names)
     for module in (dist, dist.distributed_c10d):
         session.patches.put(module, "init_process_group", _starting(session))
         session.patches.put(module, "destroy_process_group", _ending(session))
-    CollectiveChecker(session)
+    calls = CollectiveChecker(session)
     events = TrainingEvents(session)
+    watch_training(session, events, calls)
     watch_data(session, events)
     _session = session
     if dist.is_initialized():

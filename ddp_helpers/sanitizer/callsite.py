@@ -211,3 +211,37 @@ def _value(node: ast.AST, frame: FrameType | None) -> object:
 def _is_question(call: ast.Call) -> bool:
     name = getattr(call.func, "attr", getattr(call.func, "id", ""))
     return name in _QUESTIONS and not call.args and not call.keywords
+
+
+def left_loop(trainer: Sequence[Place], other: Sequence[Place]) -> bool | None:
+    """True if the trainer stands in a loop that the other rank is out of, and comes after.
+
+    None if no loop is to be seen around the trainer's line: a library's, perhaps.
+
+    Args:
+        trainer, other: the stacks of two ranks, outermost first.
+    """
+    if not any(_loops(place) for place in trainer):
+        return None
+    for depth, (here, there) in enumerate(zip(trainer, other, strict=False)):
+        if here == there:
+            continue
+        if (here[0], here[2]) != (there[0], there[2]):
+            return False
+        around, others = _loops(here), _loops(there)
+        shared = [loop for loop in around if loop in others]
+        after = there[1] > here[1] or bool(shared)  # a shared loop may have come round
+        inner = len(around) > len(shared) or any(_loops(p) for p in trainer[depth + 1 :])
+        return inner and after
+    return False
+
+
+def _loops(place: Sequence) -> list[ast.AST]:
+    """The loops whose body holds a line, within its function."""
+    tree = _parse(place[0])
+    path = _path(tree, place[1])[0] if tree else []
+    return [
+        node
+        for node, arm in path
+        if isinstance(node, ast.For | ast.AsyncFor | ast.While) and arm == "body"
+    ]

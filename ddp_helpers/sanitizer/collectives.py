@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from ddp_helpers.records import Finding, name_ranks
 from ddp_helpers.sanitizer.callsite import CLEAN_UP, crossed, places, user_frames
-from ddp_helpers.sanitizer.sequence import CallSequence, describe
+from ddp_helpers.sanitizer.sequence import CallSequence, Compare, describe
 from ddp_helpers.sanitizer.session import Session
 
 # the method of ProcessGroup, and which of its arguments holds what must agree between ranks;
@@ -72,6 +72,8 @@ MUST_AGREE = (
         "the ranks bring different shapes to one {called}",
         "give tensors of one shape: pad them, or send the sizes first; or a call is missing before",
     ),
+    ("model", "different-collective", "the ranks are at different models", SAME_ORDER),
+    ("mode", "different-collective", "the ranks run one model in different modes", SAME_ORDER),
     ("ranks", "different-collective", "the ranks ask for different groups", SAME_ORDER),
 )
 
@@ -82,6 +84,10 @@ class CollectiveChecker:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.sequence = CallSequence(session, self.compare)
+        self.explain: list[Compare] = []
+        """Asked first about the records of one call; the first finding counts."""
+        self.listeners: list[Callable[[str, tuple, str], None]] = []
+        """Told before each call: the method, its arguments, torch's function that was called."""
         self._inside = threading.local()
         for name in METHODS:
             session.patches.put(dist.ProcessGroup, name, self._watched(name))
@@ -168,6 +174,9 @@ class CollectiveChecker:
 
     def compare(self, records: dict[int, dict], frames: Sequence[FrameType]) -> Finding | None:
         """What is wrong with one call of all ranks, or None."""
+        for explain in self.explain:
+            if finding := explain(records, frames):
+                return finding
         views = {rank: _comparable(record) for rank, record in sorted(records.items())}
         for key, kind, cause, advice in MUST_AGREE:
             if _differ(view.get(key) for view in views.values()):

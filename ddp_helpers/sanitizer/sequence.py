@@ -13,7 +13,9 @@ from ddp_helpers.sanitizer.channel import Gone
 from ddp_helpers.sanitizer.session import FAILED, LEFT, Session
 
 ASYNC_PATIENCE = 0.5  # seconds; an asynchronous call must not wait for its peers for long
+QUIET = "quiet"  # a rank's record that it announces no calls any more
 SLOW = 1.0  # seconds of waiting after which a rank tells the others what it waits for
+ExplainEnd = Callable[[dict, list[int], list[str]], Finding | None]
 Compare = Callable[[dict[int, dict], Sequence[FrameType]], Finding | None]
 
 
@@ -40,7 +42,9 @@ class CallSequence:
     def __init__(self, session: Session, compare: Compare) -> None:
         self.session = session
         self.compare = compare
-        self.last: dict | None = None
+        self.explain_end: ExplainEnd = lambda record, ranks, details: None
+        self.quiet = False
+        self._before: dict[str, list] = {}
         self._counts: dict[str, int] = defaultdict(int)
         self._pending: list[Pending] = []
         session.on_group.append(self._forget_all)
@@ -71,11 +75,12 @@ class CallSequence:
             SanitizerError: the ranks' calls do not match, or a rank will never make this one.
         """
         session = self.session
-        if session.channel is None or len(ranks) < 2:
+        if session.channel is None or self.quiet or len(ranks) < 2:
             return None
         number = self._counts[group]
         self._counts[group] += 1
-        self.last = record
+        record["before"] = self._before.get(group)
+        self._before[group] = [record["op"], record["stack"]]
         pending = Pending(group, list(ranks), number, record)
         session.channel.publish(_name(group, number), record)
         self._look_at_pending()
@@ -90,6 +95,13 @@ class CallSequence:
             self._pending.remove(pending)
             self._verify(pending, (), None)
 
+    def give_up(self) -> None:
+        """Calls can no longer be counted here: no rank must wait for what we would announce."""
+        self.quiet = True
+        self._pending.clear()
+        if self.session.channel is not None:
+            self.session.channel.publish(QUIET, True)
+
     def _verify(self, call: Pending, frames: Sequence[FrameType], patience: float | None) -> bool:
         """Compare one call; False if `patience` (seconds) was over before all ranks had come."""
         session, channel = self.session, self.session.channel
@@ -102,7 +114,8 @@ class CallSequence:
                 name, others, limit, lambda missing: self._hopeless(call, missing, started)
             )
         except Gone as gone:
-            if gone.why in ("store", FAILED):
+            self.quiet = self.quiet or gone.why == QUIET
+            if gone.why in ("store", FAILED, QUIET):
                 return True  # the run is ending already; its cause is told elsewhere
             if gone.why == "limit" and patience is not None:
                 return False
@@ -122,6 +135,8 @@ class CallSequence:
         ended = self.session.what_became_of(missing)
         if ended:
             return FAILED if FAILED in ended.values() else LEFT
+        if self.session.channel.read_those_here(QUIET, missing):
+            return QUIET
         if time.monotonic() < started + SLOW:
             return None
         waits = {"for": missing, "group": call.group, "number": call.number, "call": call.record}
@@ -158,6 +173,8 @@ class CallSequence:
                 details.append(describe(session, rank, waits[rank]["call"]))
             elif before := self._call_before(call, rank):
                 details.append(f"{describe(session, rank, before)} was its last call in this group")
+        if gone.why == LEFT and (finding := self.explain_end(call.record, gone.ranks, details)):
+            return finding
         kind, cause = {
             LEFT: ("rank-ended-early", f"{who} ended while others wait for it"),
             "deadlock": (
@@ -196,6 +213,7 @@ class CallSequence:
 
     def _forget_all(self) -> None:
         self._counts.clear()
+        self._before.clear()
         self._pending.clear()
 
 

@@ -1,0 +1,209 @@
+"""DDP's own communication, which happens in C++: made visible as calls of its process group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parallel.distributed import _find_tensors
+
+from ddp_helpers.sanitizer.callsite import places, user_frames
+from ddp_helpers.sanitizer.graph import leaves, loss_terms, number_of, reached
+from ddp_helpers.sanitizer.sequence import CallSequence
+from ddp_helpers.sanitizer.session import SanitizerError, Session
+from ddp_helpers.sanitizer.training_events import TrainingEvents
+from ddp_helpers.sanitizer.wrapped import Registry, SinceStep, Wrapped
+
+WRAP, BUFFERS, BACKWARD = "ddp_wrap", "ddp_buffers", "ddp_backward"
+
+
+class DdpCalls:
+    """Announces each wrap, each forward that sends buffers, and each backward that averages.
+
+    The backward is announced before it begins, where a rank has to wait for its peers anyway.
+    """
+
+    def __init__(
+        self, session: Session, events: TrainingEvents, sequence: CallSequence, registry: Registry
+    ) -> None:
+        self.session = session
+        self.events = events
+        self.sequence = sequence
+        self.registry = registry
+        self._passed_by: list[tuple[Wrapped, object]] = []
+        session.on_group.append(registry.forget_all)
+        events.before_wrap.append(self._safe(self.wrapping))
+        events.after_wrap.append(self._safe(self.wrapped))
+        events.before_forward.append(self._safe(self.forward_begins))
+        events.after_forward.append(self._safe(self.forward_ends))
+        events.before_backward.append(self._safe(self.backward_begins))
+        events.after_backward.append(self._safe(self.backward_ends))
+        events.after_join.append(self._safe(self.joined))
+
+    def _safe(self, call: Callable) -> Callable:
+        """Where this check fails, the other ranks must not wait for what it would announce."""
+
+        def safe(*args: object) -> None:
+            try:
+                call(*args)
+            except SanitizerError:
+                raise
+            except Exception:
+                self.sequence.give_up()
+                raise
+
+        safe.__qualname__ = call.__qualname__
+        return self.session.guarded("DDP's communication", safe)
+
+    # ---- the wrap
+
+    def wrapping(self, module: torch.nn.Module, group: dist.ProcessGroup) -> None:
+        signature = [
+            [name, list(p.shape), str(p.dtype).removeprefix("torch."), p.requires_grad]
+            for name, p in module.named_parameters()
+        ]
+        record = self._record(WRAP, "DistributedDataParallel(...)")
+        record |= {"model": self.registry.next_number(group.group_name), "signature": signature}
+        waits = self.events.wrap_options.get("init_sync", True)
+        self._announce(group.group_name, dist.get_process_group_ranks(group), record, waits)
+
+    def wrapped(self, ddp: DistributedDataParallel) -> None:
+        self.registry.add(ddp)
+
+    # ---- the forward
+
+    def forward_begins(self, ddp: DistributedDataParallel, args: tuple, kwargs: dict) -> None:
+        model = self.registry.of(ddp)
+        if model is None or self.events.joining or not ddp.will_sync_module_buffers():
+            return
+        model.buffer_syncs += 1
+        if (model.buffer_syncs - 1) % self.session.options.every == 0:
+            record = self._record(BUFFERS, "forward of a DDP model, which sends its buffers,")
+            record |= {"model": model.number, "mode": "training" if ddp.training else "evaluation"}
+            self._announce(model.group, model.ranks, record)
+
+    def forward_ends(self, ddp: DistributedDataParallel, output: object) -> None:
+        model = self.registry.of(ddp)
+        if model is None or not torch.is_grad_enabled():
+            return
+        numbers = {number_of(tensor) for tensor in _find_tensors(output)} - {None}
+        model.outputs |= numbers
+        model.opaque = not numbers
+        model.since.ended_in_no_sync = not ddp.require_backward_grad_sync
+        model.expects = model.expects or ddp.require_backward_grad_sync
+
+    # ---- the backward
+
+    def backward_begins(self, roots: Sequence[torch.Tensor]) -> None:
+        models = self.registry.models
+        self.registry.in_backward, self._passed_by = [], []
+        if not models:
+            return
+        frames, _ = user_frames()
+        stack = places(frames)
+        found = reached(roots, set().union(*(model.outputs for model in models)))
+        for model in models:
+            self._count(model, model.outputs & found, roots, tuple(stack))
+        groups = {model.group: model.ranks for model in self.registry.in_backward}
+        for group, ranks in groups.items():
+            averaged = [model for model in self.registry.in_backward if model.group == group]
+            self._announce_backward(group, ranks, averaged, roots, stack, frames)
+
+    def _count(
+        self, model: Wrapped, outputs: set[int], roots: Sequence[torch.Tensor], stack: tuple
+    ) -> None:
+        """Note what this backward does to one model."""
+        if not self._is_reached(model, outputs, roots):
+            self._passed_by.append((model, _mark(model)))
+            return
+        model.outputs -= outputs
+        if not model.expects:
+            model.since.local += 1
+            return
+        model.expects = False
+        model.synced += 1
+        if not self.events.stepping:  # a closure of LBFGS is called many times in one step
+            model.since.synced.append(stack)
+        self.registry.in_backward.append(model)
+
+    def _is_reached(self, model: Wrapped, outputs: set[int], roots: Sequence[torch.Tensor]) -> bool:
+        given = self.events.inputs_given
+        if given is not None:  # only these get a gradient
+            tensors = [given] if isinstance(given, torch.Tensor) else list(given)
+            return bool(outputs) and any(id(tensor) in model.reduced for tensor in tensors)
+        return bool(outputs) or (model.opaque and bool(leaves(roots) & model.reduced))
+
+    def _announce_backward(
+        self,
+        group: str,
+        ranks: list[int],
+        models: list[Wrapped],
+        roots: Sequence[torch.Tensor],
+        stack: list,
+        frames: Sequence,
+    ) -> None:
+        # every rank counts these alike, as none of them ends without its peers
+        looked = [m for m in models if (m.synced - 1) % self.session.options.every == 0]
+        if not looked or self.events.joining:
+            return
+        record = self._record(BACKWARD, "backward of a DDP model", stack)
+        record["group"] = group
+        record["models"] = {str(model.number): self._state(model) for model in looked}
+        if not any(model.has_hook() for model in models):
+            record["terms"] = [[term.count, term.weight] for term in self._terms(roots)]
+        self.sequence.event(group, ranks, record, frames)
+
+    def _state(self, model: Wrapped) -> dict:
+        """What must be alike on all ranks before a backward."""
+        now = model.fingerprint() if self.events.stepping else model.note_edits()
+        state = {"steps": model.steps, "weights": "" if model.is_local_sgd() else now}
+        if model.edited:
+            state["edited"] = model.edited[:20]
+            state["edit"] = [model.edit.what, model.edit.place] if model.edit else None
+        return state
+
+    def _terms(self, roots: Sequence[torch.Tensor]) -> list:
+        given = self.events.gradients_given
+        given = [given] * len(roots) if isinstance(given, torch.Tensor | None) else list(given)
+        found = []
+        for root, gradient in zip(roots, given, strict=True):
+            if gradient is None or gradient.numel() == 1:
+                found += loss_terms(root, 1.0 if gradient is None else float(gradient))
+        return found
+
+    def backward_ends(self, roots: Sequence[torch.Tensor]) -> None:
+        self.registry.in_backward = []
+        for model, before in self._passed_by:
+            model.since.elsewhere += _mark(model) != before
+        self._passed_by = []
+
+    def joined(self) -> None:
+        for model in self.registry.models:
+            model.start_anew()
+
+    # ---- records
+
+    def _record(self, op: str, called: str, stack: list | None = None) -> dict:
+        if stack is None:
+            stack = places(user_frames()[0])
+        return {"op": op, "called": called, "stack": stack, "step": self.session.step}
+
+    def _announce(self, group: str, ranks: list[int], record: dict, blocking: bool = True) -> None:
+        frames, _ = user_frames()
+        self.sequence.event(group, ranks, record, frames, blocking=blocking)
+
+
+def _mark(model: Wrapped) -> list:
+    """Something that changes when a backward brings gradients to a model."""
+    trainable = [p for p in model.alive() if p is not None and p.requires_grad]
+    grads = [p.grad for p in (*trainable[:1], *trainable[-1:])]
+    return [None if grad is None else (id(grad), grad._version) for grad in grads]
+
+
+def forget_since(model: Wrapped) -> None:
+    """An optimizer has stepped this model."""
+    model.since = SinceStep()
+    model.outputs.clear()
+    model.edited, model.edit = [], None

@@ -1,0 +1,184 @@
+"""What is wrong with one call of DDP's own communication, given the records of all its ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
+
+from ddp_helpers.records import Finding, name_ranks
+from ddp_helpers.sanitizer.callsite import left_loop
+from ddp_helpers.sanitizer.ddp_calls import BACKWARD, BUFFERS, WRAP
+from ddp_helpers.sanitizer.fingerprint import odd_ranks
+from ddp_helpers.sanitizer.sequence import describe
+from ddp_helpers.sanitizer.session import Session
+
+TOLERANCE = 1e-3  # between the weights of one element on two ranks, relative
+EQUAL_COUNTS = (
+    "give every rank equally many batches (DistributedSampler, drop_last=True, the same stop on "
+    "all ranks), or train inside `with torch.distributed.algorithms.join.Join([ddp]):`"
+)
+SAME_MODEL = "build the model from what all ranks share, and wrap it on every rank, equally often"
+Records = Mapping[int, dict]
+
+
+class DdpComparison:
+    """Explains calls of which at least one rank's is DDP's own.
+
+    Args:
+        session: this process's session.
+        weights: asked about the weights before a backward, when all ranks have come.
+    """
+
+    def __init__(self, session: Session, weights: Callable[[Records], Finding | None]) -> None:
+        self.session = session
+        self.weights = weights
+
+    def compare(self, records: Records, frames: Sequence[FrameType]) -> Finding | None:
+        """What is wrong, or None where the general comparison is to say it."""
+        ops = {rank: record["op"] for rank, record in sorted(records.items())}
+        if not {WRAP, BUFFERS, BACKWARD} & set(ops.values()):
+            return None
+        if len(set(ops.values())) > 1:
+            return self._unlike(records, ops)
+        if WRAP in ops.values():
+            return self._models(records)
+        if finding := self._left(records, ops):
+            return finding
+        if BACKWARD in ops.values() and self._same_models(records):
+            return self.weights(records) or self._batch_weights(records)
+        return None
+
+    def explain_end(self, record: dict, ranks: list[int], details: list[str]) -> Finding | None:
+        """Some ranks ended before a call that this one makes."""
+        who = name_ranks(ranks)
+        if record["op"] == WRAP:
+            cause = f"{who} ended without the wrap that other ranks make"
+            return self._finding("different-models", cause, SAME_MODEL, ranks, record, details)
+        if record["op"] == BACKWARD or record.get("mode") == "training":
+            cause = f"{who} ended while others still train"
+            return self._finding("uneven-batch-counts", cause, EQUAL_COUNTS, ranks, record, details)
+        if record["op"] == BUFFERS:
+            cause = f"{who} ended while others still evaluate through the DDP wrapper"
+            advice = "evaluate with `ddp.module(...)`, which sends nothing, or on every rank"
+            return self._finding("different-collective", cause, advice, ranks, record, details)
+        return None
+
+    # ---- unlike calls
+
+    def _unlike(self, records: Records, ops: Mapping[int, str]) -> Finding | None:
+        if WRAP in ops.values():
+            odd = [rank for rank, op in ops.items() if op != WRAP]
+            cause = f"{name_ranks(odd)} does not wrap a model where the others do"
+            return self._told("different-models", cause, SAME_MODEL, odd, records)
+        return self._left(records, ops)
+
+    def _left(self, records: Records, ops: Mapping[int, str]) -> Finding | None:
+        """One rank trains, another one is out of the loop."""
+        training = [r for r, op in ops.items() if op == BACKWARD or _trains(records[r])]
+        for trainer in training:
+            gone = [r for r in records if _has_left(records[trainer], records[r])]
+            if gone:
+                cause = f"{name_ranks(gone)} left the training loop while others still train"
+                return self._told("uneven-batch-counts", cause, EQUAL_COUNTS, gone, records)
+        return None
+
+    # ---- the wrap
+
+    def _models(self, records: Records) -> Finding | None:
+        signatures = {rank: record["signature"] for rank, record in sorted(records.items())}
+        odd = odd_ranks(signatures)
+        if not odd:
+            return None
+        longest = max(len(signature) for signature in signatures.values())
+        for place in range(longest):
+            entries = {
+                rank: signature[place] if place < len(signature) else None
+                for rank, signature in signatures.items()
+            }
+            if odd_ranks(entries):
+                break
+        name = next(entry[0] for entry in entries.values() if entry)
+        cause = (
+            f"the ranks wrap different models: the first difference is parameter {place}, `{name}`"
+        )
+        details = [f"rank {rank}: {_parameter(entry)}" for rank, entry in entries.items()]
+        record = records[odd[0]]
+        return self._finding("different-models", cause, SAME_MODEL, odd, record, details)
+
+    # ---- the loss
+
+    def _same_models(self, records: Records) -> bool:
+        return len({repr(sorted(record["models"])) for record in records.values()}) == 1
+
+    def _batch_weights(self, records: Records) -> Finding | None:
+        terms = {rank: record.get("terms") or [] for rank, record in sorted(records.items())}
+        if len({len(found) for found in terms.values()}) != 1:
+            return None
+        for term in zip(*terms.values(), strict=True):
+            counts, weights = zip(*term, strict=True)
+            alike = all(math.isclose(w, weights[0], rel_tol=TOLERANCE) for w in weights)
+            if len(set(counts)) > 1 and not alike:
+                return self._uneven(records, dict(zip(terms, counts, strict=True)))
+        return None
+
+    def _uneven(self, records: Records, counts: Mapping[int, int]) -> Finding:
+        odd = odd_ranks(counts)
+        cause = (
+            "the ranks' losses are means over different numbers of elements, and DDP averages "
+            "them as if they were equal: " + _listed(counts)
+        )
+        advice = (
+            "scale each rank's loss by world_size * count / total, the total from an all_reduce of "
+            "the counts; or leave out the uneven last batch with drop_last=True"
+        )
+        return self._finding("uneven-batch-weights", cause, advice, odd, records[odd[0]], ())
+
+    # ---- words
+
+    def _told(
+        self, kind: str, cause: str, advice: str, ranks: Sequence[int], records: Records
+    ) -> Finding:
+        details = [describe(self.session, rank, record) for rank, record in sorted(records.items())]
+        return self._finding(kind, cause, advice, ranks, records[ranks[0]], details)
+
+    def _finding(
+        self,
+        kind: str,
+        cause: str,
+        advice: str,
+        ranks: Sequence[int],
+        record: dict,
+        details: Sequence[str],
+    ) -> Finding:
+        place = self.session.frame(tuple(record["stack"][-1])) if record["stack"] else None
+        step = record["step"]
+        return Finding(kind, cause, advice, tuple(ranks), step, place, tuple(details))
+
+
+def _trains(record: dict) -> bool:
+    return record["op"] == BUFFERS and record.get("mode") == "training"
+
+
+def _has_left(trainer: dict, other: dict) -> bool:
+    """True if the other rank is out of the loop in which the first one trains."""
+    stack, there = trainer["stack"], other["stack"]
+    if trainer is other or (trainer["op"], stack) == (other["op"], there):
+        return False
+    left = left_loop([tuple(place) for place in stack], [tuple(place) for place in there])
+    if left is not None:
+        return left
+    # a library's loop: both were at this very place before, and only one is there again
+    here = [trainer["op"], stack]
+    return trainer["op"] != other["op"] and trainer["before"] == other["before"] == here
+
+
+def _parameter(entry: list | None) -> str:
+    if entry is None:
+        return "no such parameter"
+    name, shape, dtype, trainable = entry
+    return f"`{name}`, {dtype} {tuple(shape)}{'' if trainable else ', frozen'}"
+
+
+def _listed(counts: Mapping[int, int]) -> str:
+    return ", ".join(f"{count} on rank {rank}" for rank, count in counts.items())

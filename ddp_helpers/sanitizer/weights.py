@@ -1,0 +1,142 @@
+"""Weights, gradients and settings of wrapped models: alike on all ranks, or why not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch.optim.optimizer import Optimizer
+
+from ddp_helpers.records import Finding
+from ddp_helpers.sanitizer.callsite import places, user_frames
+from ddp_helpers.sanitizer.causes import Causes
+from ddp_helpers.sanitizer.ddp_calls import forget_since
+from ddp_helpers.sanitizer.fingerprint import fingerprint, first_difference, settings
+from ddp_helpers.sanitizer.ledger import Ledger
+from ddp_helpers.sanitizer.session import Session
+from ddp_helpers.sanitizer.training_events import TrainingEvents
+from ddp_helpers.sanitizer.wrapped import Registry, Wrapped
+
+DIGEST = ("grads", "after", "settings", "synced", "steps")
+
+
+class WeightsChecker:
+    """Leaves a record of each optimizer step, and compares it with the other ranks'.
+
+    The weights before a backward come with DDP's own calls; see `before_backward`.
+    """
+
+    def __init__(self, session: Session, events: TrainingEvents, registry: Registry) -> None:
+        self.session = session
+        self.events = events
+        self.registry = registry
+        self.causes = Causes(session)
+        self._prepared: list[tuple[Wrapped, dict]] = []
+        session.at_end.append(session.guarded("weights", self.at_end))
+        self.ledger = Ledger(session, "step", lambda record: [record.get(key) for key in DIGEST])
+        events.before_step.append(session.guarded("weights", self.step_begins))
+        events.after_step.append(session.guarded("weights", self.step_ends))
+
+    # ---- an optimizer's step
+
+    def step_begins(self, optimizer: Optimizer) -> None:
+        parameters = _parameters(optimizer)
+        self._prepared = []
+        for model in self.registry.models_of(parameters):
+            closely = model.look_closely or model.steps % self.session.options.every == 0
+            record = self._record(model, optimizer, parameters) if closely else {}
+            self._prepared.append((model, record))
+
+    def _record(self, model: Wrapped, optimizer: Optimizer, parameters: Sequence) -> dict:
+        hits = [hit for p in parameters if (hit := self.registry.find(p)) and hit[0] is model]
+        which = [place for _, place in hits if id(model.parameters[place]()) in model.reduced]
+        if not model.since.synced:  # no call of DDP's has looked at the weights
+            model.note_edits()
+        frames, _ = user_frames()
+        return {
+            "optimizer": type(optimizer).__name__,
+            "which": which,
+            "grads": fingerprint(model.parameters[place]().grad for place in which),
+            "settings": settings(optimizer),
+            "synced": model.synced,
+            "since": len(model.since.synced),
+            "elsewhere": model.since.elsewhere,
+            "in_no_sync": model.since.ended_in_no_sync,
+            "edited": model.edited[:20],
+            "edit": [model.edit.what, model.edit.place] if model.edit else None,
+            "stack": places(frames),
+            "step": self.session.step,
+        }
+
+    def step_ends(self, optimizer: Optimizer) -> None:
+        for model, record in self._prepared:
+            number = model.steps
+            model.steps += 1
+            forget_since(model)
+            if record and not model.is_local_sgd():
+                model.weights, model.weights_at = model.fingerprint(), model.steps
+                model.look_closely = False
+                record["after"] = model.weights
+                name = f"{model.key}/{number}"
+                self.ledger.leave(name, record, model.ranks, self._reporter(model))
+        self._prepared = []
+
+    def _reporter(self, model: Wrapped):
+        def report(records: dict[int, dict]) -> None:
+            if finding := self.causes.of_step(records, model.names):
+                self.session.found(finding)
+
+        return report
+
+    # ---- before a backward, when all ranks have come
+
+    def before_backward(self, records: Mapping[int, dict]) -> Finding | None:
+        """What is wrong with the weights that a backward of all ranks is about to use."""
+        self.ledger.look()
+        mine = records[self.session.rank]
+        for number in mine["models"]:
+            states = {rank: record["models"][number] for rank, record in sorted(records.items())}
+            model = self._model(mine["group"], int(number))
+            if model and (finding := self._compare(model, states, records)):
+                return finding
+        return None
+
+    def _compare(self, model: Wrapped, states: Mapping[int, dict], records: Mapping[int, dict]):
+        if finding := self.causes.of_steps(states, records):
+            return finding
+        place = first_difference([state["weights"] for state in states.values()])
+        if place is None:
+            return None
+        last = model.steps - 1
+        looked_at_last = model.weights_at == model.steps
+        if last >= 0 and not looked_at_last:
+            model.look_closely = True  # the next step tells the cause
+            return None
+        if last >= 0:
+            before = self.ledger.all_of(f"{model.key}/{last}", model.ranks)
+            if finding := self.causes.of_step(before, model.names):
+                return finding
+        return self.causes.of_weights(states, records, model.names[place])
+
+    def _model(self, group: str, number: int) -> Wrapped | None:
+        alike = [m for m in self.registry.models if (m.group, m.number) == (group, number)]
+        return alike[0] if alike else None
+
+    # ---- the end
+
+    def at_end(self) -> None:
+        for model in self.registry.models:
+            if model.steps and not self.events.joining:
+                record = {"steps": model.steps, "synced": model.synced, "step": self.session.step}
+                self.ledger.leave(f"{model.key}/end", record, model.ranks, self._end_reporter())
+
+    def _end_reporter(self):
+        def report(records: dict[int, dict]) -> None:
+            if finding := self.causes.of_steps(records, records):
+                self.session.found(finding)
+
+        return report
+
+
+def _parameters(optimizer: Optimizer) -> list[torch.Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]

@@ -1,0 +1,173 @@
+"""The models that DistributedDataParallel wraps in this process, and what became of each so far."""
+
+from __future__ import annotations
+
+import weakref
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from ddp_helpers.sanitizer.callsite import Place
+from ddp_helpers.sanitizer.fingerprint import fingerprint
+
+
+@dataclass
+class SinceStep:
+    """What happened to one model since an optimizer last stepped it."""
+
+    synced: list[tuple[Place, ...]] = field(default_factory=list)
+    """Where the backward passes were that averaged gradients."""
+    local: int = 0
+    """Backward passes of the wrapper's forward that averaged none."""
+    elsewhere: int = 0
+    """Backward passes that went past the wrapper."""
+    ended_in_no_sync: bool = False
+    """The last forward for training was inside no_sync()."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A change of weights that the program made by name: what it called, and where."""
+
+    what: str
+    place: Place
+
+
+@dataclass
+class Wrapped:
+    """One wrapped model."""
+
+    number: int
+    """Counted from 0 in the order of the wraps of its process group."""
+    group: str
+    ranks: list[int]
+    names: list[str]
+    parameters: list[weakref.ref[torch.nn.Parameter]]
+    reduced: set[int]
+    """The ids of those that DDP averages: they were trainable at the wrap."""
+    ddp: weakref.ref[DistributedDataParallel]
+    weights: str = ""
+    """Their fingerprint after the wrap, or after the last step looked at."""
+    weights_at: int | None = 0
+    """The number of steps after which `weights` was taken."""
+    era: int = 0
+    """Blocks of `with Join(...)` that are over; steps count from 0 after each."""
+    steps: int = 0
+    synced: int = 0
+    buffer_syncs: int = 0
+    look_closely: bool = False
+    expects: bool = False
+    """A forward has prepared DDP for a backward that averages."""
+    outputs: set[int] = field(default_factory=set)
+    opaque: bool = False
+    """The output holds no tensor that we can find."""
+    since: SinceStep = field(default_factory=SinceStep)
+    edit: Edit | None = None
+    edited: list[int] = field(default_factory=list)
+    """Parameters changed since the last step, by something that is no optimizer."""
+
+    @property
+    def key(self) -> str:
+        """A name that is the same on all its ranks, until its counts begin anew."""
+        return f"{self.group}/{self.number}/{self.era}"
+
+    def alive(self) -> list[torch.nn.Parameter | None]:
+        """Its parameters, None for one that is gone."""
+        return [reference() for reference in self.parameters]
+
+    def fingerprint(self) -> str:
+        """Of its weights as they are now."""
+        return fingerprint(self.alive())
+
+    def note_edits(self) -> str:
+        """Find out which weights changed since the last step; returns their fingerprint."""
+        now = self.fingerprint()
+        if self.weights_at == self.steps:
+            pairs = zip(self.weights.split(","), now.split(","), strict=True)
+            self.edited = [place for place, (then, now_) in enumerate(pairs) if then != now_]
+        return now
+
+    def is_local_sgd(self) -> bool:
+        """True if a communication hook lets the ranks drift apart on purpose."""
+        hooks = getattr(self.ddp(), "_comm_hooks", None) or ()
+        return any("localsgd" in _name(hook).lower().replace("_", "") for hook, _ in hooks)
+
+    def has_hook(self) -> bool:
+        """True if the program took DDP's communication into its own hands."""
+        return bool(getattr(self.ddp(), "_comm_hooks", None))
+
+    def start_anew(self) -> None:
+        """A Join block is over: the ranks may have counted differently."""
+        self.era += 1
+        self.steps = self.synced = self.buffer_syncs = 0
+        self.weights_at = None
+        self.since = SinceStep()
+
+
+class Registry:
+    """Finds the wrapped model that a module, a wrapper or a parameter belongs to."""
+
+    def __init__(self) -> None:
+        self.models: list[Wrapped] = []
+        self.in_backward: list[Wrapped] = []
+        """Those whose gradients the backward that runs now averages."""
+        self._by_ddp: dict[int, Wrapped] = {}
+        self._places: dict[int, tuple[Wrapped, int]] = {}
+        self._counts: dict[str, int] = defaultdict(int)
+
+    def next_number(self, group: str) -> int:
+        """The number that the next wrap in this group gets."""
+        return self._counts[group]
+
+    def add(self, ddp: DistributedDataParallel) -> Wrapped:
+        """Remember a new wrap; parameters that an older one held are the new one's."""
+        group = ddp.process_group
+        named = [
+            (name, p)
+            for name, p in ddp.module.named_parameters()
+            if name not in ddp.parameters_to_ignore
+        ]
+        model = Wrapped(
+            number=self._counts[group.group_name],
+            group=group.group_name,
+            ranks=dist.get_process_group_ranks(group),
+            names=[name for name, _ in named],
+            parameters=[weakref.ref(p) for _, p in named],
+            reduced={id(p) for _, p in named if p.requires_grad},
+            ddp=weakref.ref(ddp),
+        )
+        model.weights = model.fingerprint()
+        self._counts[model.group] += 1
+        self._by_ddp[id(ddp)] = model
+        self._places |= {id(p): (model, place) for place, (_, p) in enumerate(named)}
+        self.models = [m for m in self.models if m.ddp() is not None] + [model]
+        return model
+
+    def of(self, ddp: DistributedDataParallel) -> Wrapped | None:
+        """The model of a wrapper."""
+        model = self._by_ddp.get(id(ddp))
+        return model if model is not None and model.ddp() is ddp else None
+
+    def find(self, parameter: torch.Tensor) -> tuple[Wrapped, int] | None:
+        """The model that holds a parameter, and the parameter's place in it."""
+        found = self._places.get(id(parameter))
+        if found is None or found[0].parameters[found[1]]() is not parameter:
+            return None
+        return found
+
+    def models_of(self, parameters: Iterator[torch.Tensor]) -> list[Wrapped]:
+        """The models that hold any of these parameters."""
+        found = {id(hit[0]): hit[0] for p in parameters if (hit := self.find(p)) is not None}
+        return list(found.values())
+
+    def forget_all(self) -> None:
+        """A new process group starts: numbers count from 0."""
+        self.__init__()
+
+
+def _name(hook: object) -> str:
+    return getattr(hook, "__qualname__", type(hook).__qualname__)
