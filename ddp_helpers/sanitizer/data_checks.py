@@ -67,7 +67,7 @@ class ShareChecker:
             return
         record = share_record(ended)
         loader = ended.loader()
-        if loader is not None:
+        if loader is not None and "count" in record:
             record["again"] = self._before.get(loader) == record["count"]
             self._before[loader] = record["count"]
         ranks = self.peers.ranks
@@ -98,7 +98,7 @@ class ShareChecker:
 
 def share_record(ended: Pass) -> dict:
     """What the other ranks need to know of a pass; plain values."""
-    sampler, consumed = ended.sampler, ended.consumed
+    consumed = ended.consumed
     record = {
         "batches": ended.batches,
         "complete": ended.complete,
@@ -130,11 +130,13 @@ def share_record(ended: Pass) -> dict:
         "root": fingerprint(root),
         "contents": contents,
         "batch": max(ended.sizes),
-        **_about_sampler(sampler, ended),
+        **about_sampler(ended),
     }
 
 
-def _about_sampler(sampler: object, ended: Pass) -> dict:
+def about_sampler(ended: Pass) -> dict:
+    """What is to be expected of the sampler of a pass."""
+    sampler = ended.sampler
     distributed = isinstance(sampler, DistributedSampler)
     size = len(sampler.dataset) if distributed else 0
     total = sampler.total_size if distributed else 0

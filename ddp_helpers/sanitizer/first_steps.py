@@ -10,13 +10,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ddp_helpers.records import Finding
 from ddp_helpers.sanitizer.callsite import places, user_frames
-from ddp_helpers.sanitizer.data_checks import Peers
+from ddp_helpers.sanitizer.data_checks import Peers, about_sampler
 from ddp_helpers.sanitizer.exchange import Exchange
 from ddp_helpers.sanitizer.passes import Pass, PassRecorder
 from ddp_helpers.sanitizer.randomness import Draws, draws_between, random_states, same_draws
 from ddp_helpers.sanitizer.samples import contents_hash, digest
 from ddp_helpers.sanitizer.session import Session
-from ddp_helpers.sanitizer.shares import SPLIT
+from ddp_helpers.sanitizer.shares import SPLIT, split_advice, who
 from ddp_helpers.sanitizer.training_events import TrainingEvents
 from ddp_helpers.sanitizer.worker_watch import WorkerWatcher, batch_size_of
 
@@ -111,7 +111,9 @@ class FirstStepsChecker:
     def _leave(self) -> None:
         current = self.passes.current
         workers = self.workers.read(current.loader() if current else None)
-        record = {"steps": self.entries, "workers": workers, "place": self.place}
+        sampler = about_sampler(current) if current else {"replicas": None}
+        steps, place = self.entries, self.place
+        record = {"steps": steps, "workers": workers, "place": place, "sampler": sampler}
         name, ranks = f"{self.began_at}/{self.peers.ranks}", self.peers.ranks
         self._restart()
         self.armed = False
@@ -128,8 +130,11 @@ class FirstStepsChecker:
 def judge_first_steps(records: dict[int, dict]) -> list[tuple[str, str, str]]:
     """Kind, cause and advice of what is wrong, the cause of the rest first."""
     if have_same_inputs([record["steps"] for record in records.values()]):
+        samplers = {rank: record["sampler"] for rank, record in records.items()}
         cause = "the model got the same inputs on all ranks, and other ones in each step"
-        return [("same-data-on-every-rank", cause, f"{SPLIT}; or seed + rank where you draw it")]
+        advice = split_advice(samplers)
+        advice += "; or seed + rank where you draw the data" if advice == SPLIT else ""
+        return [("same-data-on-every-rank", cause + who(samplers), advice)]
     found = []
     moments = (("load", "while a batch was loaded"), ("between", "between a batch and the forward"))
     for phase, when in moments:

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 
 import torch
 
+from ddp_helpers.sanitizer.samples import tensor_raw
+
 WORDS = 624  # numbers that a Mersenne Twister, which all three are, makes at a time
 States = dict[str, tuple[str, str, int]]
 Draws = dict[str, tuple[str, int]]
@@ -73,7 +75,7 @@ def _hash(data: bytes) -> str:
 
 
 def _torch_state() -> tuple[str, str, int]:
-    data = bytes(torch.default_generator.get_state().untyped_storage())
+    data = tensor_raw(torch.default_generator.get_state())
     # at::mt19937_data_pod: seed (8 bytes), left, seeded, next (8 bytes), the block
     _, left, _, _ = struct.unpack_from("<QiiQ", data)
     return _hash(data), _hash(data[24 : 24 + 8 * WORDS]), WORDS - left

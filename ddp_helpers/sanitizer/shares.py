@@ -150,19 +150,19 @@ def _judge_overlap(records: Mapping[int, dict], sets: Sets) -> list[Verdict]:
     ranks = tuple(records)
     same_order = _all_same([record["order"] for record in records.values()])
     if same_order and (count >= FEW or (complete and "replacement" not in kinds)):
-        what = f"all ranks train on the same {count} samples in the same order{_who(records)}"
-        return [Verdict("same-data-on-every-rank", what, _split_advice(records), ranks)]
+        what = f"all ranks train on the same {count} samples in the same order{who(records)}"
+        return [Verdict("same-data-on-every-rank", what, split_advice(records), ranks)]
     if "replacement" in kinds or any(_draws_twice(record) for record in records.values()):
         return []
     if complete and sets.equal:
         what = f"every rank goes through the same {count} samples, each in its own order"
-        advice = _split_advice(records)
-        return [Verdict("same-data-on-every-rank", what + _who(records), advice, ranks)]
+        advice = split_advice(records)
+        return [Verdict("same-data-on-every-rank", what + who(records), advice, ranks)]
     if not complete and not kinds <= {"distributed"} and _all_same_datasets(records):
         return []  # a part of each rank's own shuffle overlaps by chance
     some = "about " if sets.every > 1 else ""
     what = f"{some}{sets.extra} samples of one training pass went to more than one rank"
-    return [Verdict("overlapping-data", what + _who(records), _shard_advice(records), ranks)]
+    return [Verdict("overlapping-data", what + who(records), _shard_advice(records), ranks)]
 
 
 def _judge_missing(records: Mapping[int, dict], sets: Sets, slack: int) -> list[Verdict]:
@@ -185,7 +185,7 @@ def _judge_missing(records: Mapping[int, dict], sets: Sets, slack: int) -> list[
     if not whole or missing <= allowed + slack:
         return []
     some = "about " if sets.every > 1 else ""
-    what = f"{some}{missing} of {size} samples went to no rank in one training pass{_who(records)}"
+    what = f"{some}{missing} of {size} samples went to no rank in one training pass{who(records)}"
     return [Verdict("missing-data", what, _shard_advice(records), tuple(records))]
 
 
@@ -205,7 +205,7 @@ def _draws_twice(record: dict) -> bool:
     return record["twice"] > max(record["padding"], record["batch"])
 
 
-def _who(records: Mapping[int, dict]) -> str:
+def who(records: Mapping[int, dict]) -> str:
     """What differs, or should, between the ranks' samplers, as far as that is the cause."""
     values = list(records.values())
     if not all(record["replicas"] for record in values):
@@ -223,15 +223,16 @@ def _who(records: Mapping[int, dict]) -> str:
     return f": their samplers say {each}"
 
 
-def _split_advice(records: Mapping[int, dict]) -> str:
-    return _shard_advice(records) if _who(records) else SPLIT
+def split_advice(records: Mapping[int, dict]) -> str:
+    """The way out where nothing splits the data, or a sampler does it wrongly."""
+    return _shard_advice(records) if who(records) else SPLIT
 
 
 def _shard_advice(records: Mapping[int, dict]) -> str:
-    who = _who(records)
-    if "seeds" in who or "epochs" in who:
+    what = who(records)
+    if "seeds" in what or "epochs" in what:
         return "give the sampler the same seed and the same set_epoch(epoch) on every rank"
-    if who:
+    if what:
         return (
             "give DistributedSampler num_replicas=dist.get_world_size() and rank=dist.get_rank(), "
             "or leave both out"
