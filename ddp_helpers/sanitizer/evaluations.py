@@ -122,4 +122,5 @@ def padded_here(sampler: object) -> int:
 
 
 def _adds(operation: object) -> bool:
-    return operation in (None, dist.ReduceOp.SUM, dist.ReduceOp.AVG)
+    # not `in`: only a ReduceOp on the left knows that it is equal to its kind
+    return operation is None or operation == dist.ReduceOp.SUM or operation == dist.ReduceOp.AVG
