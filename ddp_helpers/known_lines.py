@@ -30,6 +30,14 @@ BUS_ERROR = Diagnosis(
 )
 KNOWN_LINES: tuple[tuple[str, Diagnosis], ...] = (
     (
+        r"api\.py:\d+\] failed \(exitcode: (?s:.*?)connectFullMesh failed[^\n]*Connection refused",
+        Diagnosis(
+            "stale-addresses",
+            "torchrun started the ranks again, and they called the addresses of the attempt before",
+            "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 with --max-restarts; mend the first error",
+        ),
+    ),
+    (
         r"error: unrecognized arguments:(?: .*)? --local[-_]rank=\d+",
         Diagnosis(
             "local-rank-flag",

@@ -201,6 +201,12 @@ REAL = [
     ),
     ("disk-full", "OSError: [Errno 28] No space left on device"),
     (
+        "stale-addresses",
+        "E1125 10:46:30 multiprocessing/api.py:1002] failed (exitcode: 1) local_rank: 1 (pid: 2)\n"
+        f"RuntimeError: Gloo connectFullMesh failed with {GLOO}pair.cc:152] timed out connecting: "
+        "SO_ERROR: Connection refused, remote=[127.0.0.1]:25000$1",
+    ),
+    (
         "local-rank-flag",
         "usage: train.py [-h] [--lr LR]\ntrain.py: error: unrecognized arguments: --local-rank=0",
     ),
