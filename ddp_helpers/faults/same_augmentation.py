@@ -38,7 +38,8 @@ def train(seed_of):
     torch.manual_seed(seed_of(dist.get_rank()))
     optimizer = torch.optim.SGD(ddp.parameters(), lr=1e-6)
     data, noises = Noisy(), []
-    for x, noise in DataLoader(data, batch_size=8, sampler=DistributedSampler(data)):
+    loader = DataLoader(data, batch_size=8, sampler=DistributedSampler(data))
+    for x, noise in loader:
         optimizer.zero_grad()
         ddp(x).mean().backward()
         optimizer.step()
