@@ -12,8 +12,8 @@ import torch.distributed as dist
 
 from ddp_helpers.records import Finding, name_ranks
 from ddp_helpers.sanitizer.callsite import CLEAN_UP, crossed, places, user_frames
-from ddp_helpers.sanitizer.sequence import CallSequence, Compare, describe
-from ddp_helpers.sanitizer.session import Session
+from ddp_helpers.sanitizer.sequence import CallSequence, Compare, Pending, describe
+from ddp_helpers.sanitizer.session import SanitizerError, Session
 
 # the method of ProcessGroup, and which of its arguments holds what must agree between ranks;
 # every function of torch.distributed ends in one of them, however it was imported
@@ -88,7 +88,10 @@ class CollectiveChecker:
         """Asked first about the records of one call; the first finding counts."""
         self.listeners: list[Callable[[str, tuple, str], None]] = []
         """Told before each call: the method, its arguments, torch's function that was called."""
+        self.joining: Callable[[], bool] = lambda: False
+        """True within `with Join(...)`, where ranks call unalike on purpose."""
         self._inside = threading.local()
+        self._announce = session.guarded("collectives", self._safely)
         for name in METHODS:
             session.patches.put(dist.ProcessGroup, name, self._watched(name))
         session.patches.put(dist.Work, "wait", self._waiting)
@@ -114,9 +117,22 @@ class CollectiveChecker:
 
         return make
 
-    def _announce(self, name: str, group: dist.ProcessGroup, args: tuple, kwargs: dict):
-        frames, called = user_frames(3)
-        if is_of_join(called):
+    def _safely(self, *call: object) -> Pending | None:
+        try:
+            return self._show(*call)
+        except SanitizerError:
+            raise
+        except Exception:
+            self.sequence.give_up()
+            raise
+
+    def _show(
+        self, name: str, group: dist.ProcessGroup, args: tuple, kwargs: dict
+    ) -> Pending | None:
+        frames, called = user_frames()
+        for listener in self.listeners:
+            listener(name, args, called or name)
+        if self.joining():
             return None  # Join makes calls for ranks that have no data left
         options = next((a for a in (*args, *kwargs.values()) if hasattr(a, "asyncOp")), None)
         record = self._record(name, called or name, args, options, frames)
@@ -245,8 +261,3 @@ def _tensors(value: object) -> Iterator[torch.Tensor]:
 
 def _reduce_name(op: object) -> str | None:
     return None if op is None else str(getattr(op, "op", op)).rpartition(".")[2]
-
-
-def is_of_join(called: str) -> bool:
-    """True for calls of torch's Join context, which differ between ranks on purpose."""
-    return called in ("notify_join_context", "_notify_procs_to_terminate") or "shadow" in called

@@ -174,7 +174,6 @@ class DdpCalls:
         return found
 
     def backward_ends(self, roots: Sequence[torch.Tensor]) -> None:
-        self.registry.in_backward = []
         for model, before in self._passed_by:
             model.since.elsewhere += _mark(model) != before
         self._passed_by = []

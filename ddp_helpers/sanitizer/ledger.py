@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ddp_helpers.sanitizer.channel import Gone
-from ddp_helpers.sanitizer.session import PATIENCE_AT_END, Session
+from ddp_helpers.sanitizer.session import PATIENCE_AT_END, SanitizerError, Session
 
 KEPT = 64  # steps by which a rank may run ahead and still be compared
 PATIENCE = 1.0  # seconds to wait for the other ranks' records once two differ
@@ -90,8 +90,14 @@ class Ledger:
     def _compare(self, mine: _Open, lowest: dict[int, dict]) -> None:
         for theirs in lowest.values():
             if repr(self.digest(theirs)) != repr(self.digest(mine.record)):
-                self._open.clear()  # what comes after is a consequence
-                mine.report(self.all_of(mine.name, mine.ranks))
+                self._report(mine)
+
+    def _report(self, mine: _Open) -> None:
+        try:
+            mine.report(self.all_of(mine.name, mine.ranks))
+        except SanitizerError:
+            self._open.clear()  # what comes after is a consequence
+            raise
 
     def _have_ended(self, missing: list[int]) -> str | None:
         return "ended" if self.session.what_became_of(missing) else None

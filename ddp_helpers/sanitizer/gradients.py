@@ -1,0 +1,155 @@
+"""Parameters that get no gradient, or one that nobody averages; gradients averaged too often."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch.optim.optimizer import Optimizer
+
+from ddp_helpers.records import Finding, name_ranks
+from ddp_helpers.sanitizer.graph import leaves
+from ddp_helpers.sanitizer.session import Session
+from ddp_helpers.sanitizer.training_events import TrainingEvents
+from ddp_helpers.sanitizer.wrapped import Registry, Wrapped
+
+WASTED_STEPS = 2  # steps after which a repeated backward is no exception any more
+MOST_NAMES = 6
+PATIENCE = 0.3  # seconds to ask the other ranks; those that use all parameters may not answer
+
+
+class GradientChecker:
+    """Looks at which parameters a backward reaches, and at what an optimizer steps."""
+
+    def __init__(self, session: Session, events: TrainingEvents, registry: Registry) -> None:
+        self.session = session
+        self.events = events
+        self.registry = registry
+        self._before: list[tuple[Wrapped, list]] = []
+        self._wasted: Counter[int] = Counter()
+        self._judged: dict[int, bool] = {}
+        safe = session.guarded
+        events.before_backward.append(safe("unused parameters", self.backward_begins))
+        events.after_backward.append(safe("unused parameters", self.backward_ends))
+        events.before_step.append(safe("accumulation", self.accumulation))
+        events.before_step.append(safe("late parameters", self.late_parameters))
+
+    # ---- unused
+
+    def backward_begins(self, roots: Sequence[torch.Tensor]) -> None:
+        looked = [m for m in self.registry.in_backward if self._needs_all(m)]
+        self._before = [(model, _grads(model)) for model in looked]
+
+    def _needs_all(self, model: Wrapped) -> bool:
+        """True if DDP waits for a gradient of each parameter, and this step is looked at."""
+        ddp = model.ddp()
+        if ddp is None or (model.synced - 1) % self.session.options.every:
+            return False
+        lenient = ddp.find_unused_parameters or ddp.static_graph or ddp._use_python_reducer
+        return not (lenient or ddp._delay_all_reduce_params or self.events.inputs_given)
+
+    def backward_ends(self, roots: Sequence[torch.Tensor]) -> None:
+        for model, before in self._before:
+            shared = model.ddp().gradient_as_bucket_view  # then all gradients change as one
+            unused = [
+                place
+                for place, (then, now) in enumerate(zip(before, _grads(model), strict=True))
+                if now is None or (then == now or shared)
+            ]
+            if confirmed := self._confirmed(model, unused, roots):
+                self._tell_unused([model.names[place] for place in confirmed])
+
+    def _confirmed(
+        self, model: Wrapped, suspects: list[int], roots: Sequence[torch.Tensor]
+    ) -> list[int]:
+        """Those that are really not in the graph; a gradient may be undefined, too."""
+        suspects = [p for p in suspects if id(model.parameters[p]()) in model.reduced]
+        if not suspects:
+            return []
+        used = leaves(roots)
+        return [place for place in suspects if id(model.parameters[place]()) not in used]
+
+    def _tell_unused(self, names: list[str]) -> None:
+        unused = self.session.gather("unused", names, PATIENCE)
+        ranks = sorted(unused)
+        cause = (
+            f"{len(names)} parameters of the wrapped model took no part in the loss on "
+            f"{name_ranks(ranks)}: {_listed(names)}; DDP waits for a gradient of each"
+        )
+        advice = (
+            "use every parameter in forward, freeze those that are not meant to be trained, or "
+            "pass find_unused_parameters=True"
+        )
+        self._found("unused-parameters", cause, advice, tuple(ranks))
+
+    # ---- accumulation
+
+    def accumulation(self, optimizer: Optimizer) -> None:
+        for model in self.registry.models_of(_parameters(optimizer)):
+            stack, times = max(
+                Counter(model.since.synced).items(), key=lambda item: item[1], default=((), 0)
+            )
+            if times < 2:
+                continue
+            self._wasted[id(model)] += 1
+            if self._wasted[id(model)] == WASTED_STEPS:
+                cause = (
+                    f"each of {times} backward passes before one optimizer step averages the "
+                    f"gradients, though only the last one must"
+                )
+                advice = "run all but the last forward and backward inside `with ddp.no_sync():`"
+                place = self.session.frame(stack[-1]) if stack else None
+                kind = "accumulation-without-no-sync"
+                self.session.found(
+                    Finding(kind, cause, advice, (), self.session.step, place, serious=False)
+                )
+
+    # ---- parameters that DDP does not know
+
+    def late_parameters(self, optimizer: Optimizer) -> None:
+        late = [p for p in _parameters(optimizer) if p.grad is not None and self._is_late(p)]
+        if not late:
+            return
+        names = [self._name(p) for p in late]
+        cause = (
+            f"the optimizer steps {len(names)} parameters that became trainable, or were added, "
+            f"after the wrap, so DDP does not average their gradients: {_listed(names)}"
+        )
+        advice = "unfreeze and add parameters first, then wrap the model (again)"
+        self._found("trainable-after-wrap", cause, advice, ())
+
+    def _is_late(self, parameter: torch.Tensor) -> bool:
+        if found := self.registry.find(parameter):
+            return id(parameter) not in found[0].reduced
+        if id(parameter) not in self._judged:
+            self._judged[id(parameter)] = self._name(parameter) != ""
+        return self._judged[id(parameter)]
+
+    def _name(self, parameter: torch.Tensor) -> str:
+        """Its name in a wrapped model, or an empty text."""
+        for model in self.registry.models:
+            ddp = model.ddp()
+            for name, other in ddp.module.named_parameters() if ddp is not None else ():
+                if other is parameter and name not in ddp.parameters_to_ignore:
+                    return name
+        return ""
+
+    def _found(self, kind: str, cause: str, advice: str, ranks: tuple[int, ...]) -> None:
+        place = self.session.here()
+        self.session.found(Finding(kind, cause, advice, ranks, self.session.step, place))
+
+
+def _grads(model: Wrapped) -> list[tuple[int, int] | None]:
+    """For each parameter what tells whether its gradient changed; None where there is none."""
+    grads = [None if p is None else p.grad for p in model.alive()]
+    return [None if grad is None else (id(grad), grad._version) for grad in grads]
+
+
+def _parameters(optimizer: Optimizer) -> list[torch.Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(f"`{name}`" for name in names[:MOST_NAMES]) + more

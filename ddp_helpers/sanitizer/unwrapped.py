@@ -1,0 +1,187 @@
+"""Models that an optimizer steps though nothing keeps the ranks' copies alike."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.distributed as dist
+from torch.optim.optimizer import Optimizer
+
+from ddp_helpers.records import Finding
+from ddp_helpers.sanitizer.callsite import Place, places, user_frames
+from ddp_helpers.sanitizer.fingerprint import fingerprint, first_difference
+from ddp_helpers.sanitizer.ledger import Ledger
+from ddp_helpers.sanitizer.lost_gradient import tensors_in
+from ddp_helpers.sanitizer.session import Session
+from ddp_helpers.sanitizer.training_events import TrainingEvents
+from ddp_helpers.sanitizer.wrapped import Registry
+
+PATIENT_STEPS = 8  # a program may average weights now and then; at the end it is told in any case
+SMALL = 16  # elements: a tensor below counts only if it has the shape of a parameter
+
+
+class Loose:
+    """What one optimizer steps that no wrapper averages."""
+
+    def __init__(self, number: int, parameters: list[torch.Tensor]) -> None:
+        self.number = number
+        self.parameters = [weakref.ref(p) for p in parameters]
+        self.shapes = [list(p.shape) for p in parameters]
+        self.size = sum(p.numel() for p in parameters)
+        self.first = ""
+        self.stack: list[Place] = []
+        self.steps = 0
+        self.settled = False
+        self.synchronised = False
+
+    def fingerprint(self) -> str:
+        return fingerprint([reference() for reference in self.parameters])
+
+
+class UnwrappedChecker:
+    """Compares loose parameters between ranks; what the program sends itself speaks for it."""
+
+    def __init__(self, session: Session, events: TrainingEvents, registry: Registry) -> None:
+        self.session = session
+        self.events = events
+        self.registry = registry
+        self.sharded = False  # FSDP keeps its own order
+        self.sends = False
+        self._sent = 0
+        self._loose: weakref.WeakKeyDictionary[Optimizer, Loose] = weakref.WeakKeyDictionary()
+        session.at_end.append(session.guarded("unwrapped models", self.at_end))
+        self.ledger = Ledger(session, "loose", lambda record: [record["now"], record["shapes"]])
+        events.before_step.append(session.guarded("unwrapped models", self.step_begins))
+        for name in ("send", "recv", "recv_anysource"):
+            session.patches.put(dist.ProcessGroup, name, self._sending)
+        self.call_begins = session.guarded("unwrapped models", self._call_begins)
+
+    def _call_begins(self, name: str, args: tuple, called: str) -> None:
+        """The program makes a collective, or sends something, itself."""
+        shapes = [shape for loose in self._loose.values() for shape in loose.shapes if shape]
+        for tensor in tensors_in(list(args)):
+            is_large = tensor.numel() >= SMALL or list(tensor.shape) in shapes
+            if is_large and (tensor.is_floating_point() or tensor.is_complex()):
+                self._sent += tensor.numel()
+                self.sends = True
+
+    def _sending(self, original: Callable) -> Callable:
+        def call(*args: object, **kwargs: object) -> object:
+            self.sends = True
+            return original(*args, **kwargs)
+
+        return call
+
+    def step_begins(self, optimizer: Optimizer) -> None:
+        loose = self._loose.get(optimizer)
+        if loose is None:
+            loose = self._loose[optimizer] = Loose(len(self._loose), self._find(optimizer))
+        if not loose.size or loose.settled or self._is_wrapped_now(loose):
+            return
+        loose.synchronised |= loose.steps > 0 and self._sent >= loose.size
+        self._sent = 0
+        if loose.steps % self.session.options.every == 0 and not self.events.joining:
+            self._leave(optimizer, loose, str(loose.steps))
+        loose.steps += 1
+
+    def _leave(self, optimizer: Optimizer, loose: Loose, name: str, last: bool = False) -> None:
+        now = loose.fingerprint()
+        loose.stack = loose.stack if last else places(user_frames()[0])
+        loose.first = loose.first or now
+        record = {
+            "optimizer": type(optimizer).__name__,
+            "shapes": loose.shapes,
+            "first": loose.first,
+            "now": now,
+            "steps": loose.steps,
+            "synchronised": loose.synchronised,
+            "alone": not (self.registry.models or self.sharded or self.sends),
+            "stack": loose.stack,
+            "step": self.session.step,
+        }
+        everyone = range(self.session.world_size)
+        judge = lambda records: self._judge(loose, records, last)
+        self.ledger.leave(f"{loose.number}/{name}", record, everyone, judge)
+
+    def _find(self, optimizer: Optimizer) -> list[torch.Tensor]:
+        wrapped = {
+            id(p)
+            for model in self.registry.models
+            for p in (model.ddp().module.parameters() if model.ddp() is not None else ())
+        }
+        found = []
+        for p in (p for group in optimizer.param_groups for p in group["params"]):
+            if _is_sharded(p):
+                self.sharded = True
+            elif p.requires_grad and id(p) not in wrapped and self.registry.find(p) is None:
+                found.append(p)
+        return found
+
+    def _is_wrapped_now(self, loose: Loose) -> bool:
+        first = loose.parameters[0]()
+        loose.settled = first is None or self.registry.find(first) is not None
+        return loose.settled
+
+    # ---- judging
+
+    def _judge(self, loose: Loose, records: Mapping[int, dict], last: bool = False) -> None:
+        """Loose parameters differ between ranks: is it meant to be so?"""
+        records = dict(sorted(records.items()))
+        if len(records) < 2 or loose.settled:
+            return
+        if len({repr(record["shapes"]) for record in records.values()}) > 1:
+            loose.settled = True  # each rank has a model of its own
+            return
+        if any(record["synchronised"] for record in records.values()):
+            loose.settled = True
+            return
+        steps = min(record["steps"] for record in records.values())
+        if not last and steps < PATIENT_STEPS:
+            return
+        drifted = len({record["first"] for record in records.values()}) == 1
+        if drifted or all(record["alone"] for record in records.values()):
+            self._tell(loose, records, drifted)
+        loose.settled = True
+
+    def _tell(self, loose: Loose, records: Mapping[int, dict], drifted: bool) -> None:
+        place = first_difference([record["now"] for record in records.values()])
+        name = _name_of(loose.parameters[place]()) if place is not None else "?"
+        record = records[min(records)]
+        since = "drift apart" if drifted else "were never alike, and are kept so by nothing"
+        cause = (
+            f"{record['optimizer']} steps parameters that no DDP wrapper and no collective "
+            f"averages, and the ranks' copies {since}; the first that differs is {name}"
+        )
+        advice = (
+            "wrap the model and use what comes back: `model = DistributedDataParallel(model)`; or "
+            "average the gradients yourself before each step"
+        )
+        stack = record["stack"]
+        frame = self.session.frame(tuple(stack[-1])) if stack else None
+        kind, ranks = "unwrapped-model", tuple(records)
+        self.session.found(Finding(kind, cause, advice, ranks, record["step"], frame))
+
+    def at_end(self) -> None:
+        for optimizer, loose in list(self._loose.items()):
+            if loose.size and loose.steps and not loose.settled:
+                loose.synchronised |= self._sent >= loose.size
+                self._leave(optimizer, loose, "end", last=True)
+
+
+def _is_sharded(parameter: torch.Tensor) -> bool:
+    """True for a parameter of FSDP (DTensor, or a flat one), which keeps ranks in order itself."""
+    flat = getattr(parameter, "_fsdp_flattened", False)
+    return hasattr(parameter, "placements") or flat or "Flat" in type(parameter).__name__
+
+
+def _name_of(parameter: torch.Tensor | None) -> str:
+    """Its name in the smallest module that holds it; only asked for when something is told."""
+    for module in gc.get_objects():
+        if isinstance(module, torch.nn.Module):
+            for name, other in module.named_parameters(recurse=False):
+                if other is parameter:
+                    return f"`{name}` of a {type(module).__name__}"
+    return "a tensor" if parameter is None else f"one of shape {tuple(parameter.shape)}"
