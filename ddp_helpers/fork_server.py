@@ -92,6 +92,8 @@ def tidy_up() -> None:
             return
         os.waitpid(server._forkserver_pid, 0)  # else it would stay as a zombie
         os.close(server._forkserver_alive_fd)
+        with contextlib.suppress(OSError):  # the next server could not remove the folder
+            os.unlink(server._forkserver_address)
         server._forkserver_address = None
         server._forkserver_alive_fd = None
         server._forkserver_pid = None

@@ -172,6 +172,7 @@ def _settle_in(rank: int, job: Job, last_call: int) -> None:
         linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
     import torch
 
+    torch.distributed.set_debug_level_from_env()  # read when torch was loaded, long before
     mend_rendezvous()
     mend_destroy_process_group()
     keep_last_call(last_call)

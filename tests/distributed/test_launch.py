@@ -423,10 +423,11 @@ import os, signal, time
 from multiprocessing import forkserver
 from ddp_helpers import launch
 launch(int, 1)
-pid = forkserver._forkserver._forkserver_pid
+pid, address = forkserver._forkserver._forkserver_pid, forkserver._forkserver._forkserver_address
 os.kill(pid, signal.SIGKILL)
 os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 print(launch(int, 2, start_method="spawn").values, os.path.exists(f"/proc/{pid}"))
+assert not os.path.exists(address)
 print(launch(int, 2).values, forkserver._forkserver._forkserver_pid != pid)
 """
 
