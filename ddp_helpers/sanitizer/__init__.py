@@ -40,10 +40,10 @@ def install(options: Options | None = None, names: Mapping[str, str] | None = No
         RuntimeError: this process is watched already.
     """
     global _session
+    import torch.distributed as dist  # first: `import torch` may itself switch the sanitizer on
+
     if _session is not None:
         raise RuntimeError("the sanitizer already watches this process: switch it on once")
-    import torch.distributed as dist
-
     from ddp_helpers.sanitizer.collectives import CollectiveChecker
     from ddp_helpers.sanitizer.data_watch import watch_data
     from ddp_helpers.sanitizer.training_events import TrainingEvents
@@ -92,7 +92,15 @@ def sanitize(every: int = 1) -> Iterator[Session]:
     Raises:
         SanitizerError: as soon as something serious is found, or at the end.
     """
-    session = install(Options(every))
+    import torch  # noqa: F401
+
+    if _session is not None:  # switched on from outside, too
+        yield _session
+        return
+    from ddp_helpers.sanitizer.script import tell_notes_once
+
+    session, raised = install(Options(every)), None
+    tell_notes_once(session)
     try:
         yield session
     except BaseException:
@@ -100,8 +108,11 @@ def sanitize(every: int = 1) -> Iterator[Session]:
         raise
     try:
         uninstall(session)
+    except SanitizerError as error:
+        raised = error
+        raise
     finally:
-        session.print_findings()
+        session.print_findings(raised)
 
 
 def _starting(session: Session) -> Callable[[Callable], Callable]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from array import array
 
 import torch.distributed as dist
@@ -58,7 +57,7 @@ class ShareChecker:
         self.session = session
         self.peers = peers
         self.exchange = Exchange(session, "shares")
-        self._before: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+        self._counts: dict[str, int] = {}  # samples of the latest pass of each loop
         passes.on_end.append(session.guarded("shares", self._ended))
         passes.on_begin.append(session.guarded("shares", lambda begun: self.exchange.look()))
 
@@ -66,10 +65,9 @@ class ShareChecker:
         if not ended.steps or not ended.batches:
             return
         record = share_record(ended)
-        loader = ended.loader()
-        if loader is not None and "count" in record:
-            record["again"] = self._before.get(loader) == record["count"]
-            self._before[loader] = record["count"]
+        if "count" in record:
+            record["again"] = self._counts.get(ended.loop) == record["count"]
+            self._counts[ended.loop] = record["count"]
         ranks = self.peers.ranks
         self.exchange.leave(
             digest(ended.key.encode(), str(ranks).encode()), record, ranks, self._compare

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import weakref
 from array import array
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from torch.utils.data import DataLoader
+from torch.optim import Optimizer
 
 from ddp_helpers.records import Finding
 from ddp_helpers.sanitizer.passes import Pass, PassRecorder, shuffles
@@ -13,39 +16,65 @@ from ddp_helpers.sanitizer.session import Session
 from ddp_helpers.sanitizer.shares import FEW
 from ddp_helpers.sanitizer.training_events import TrainingEvents
 
+KEPT = 8  # training passes that later ones are compared with
+
+
+@dataclass(frozen=True)
+class _Order:
+    """The order of a training pass that is over."""
+
+    loop: str
+    sampler: weakref.ref
+    optimizers: weakref.WeakSet
+    epoch: object
+    indices: array
+
 
 class EpochChecker:
-    """Compares the order of each training pass with the one before, on each rank for itself."""
+    """Compares each training pass with the one before it, on each rank for itself.
+
+    They belong together if one optimizer steps in both, and they use one sampler or are passes of
+    one loop: the loader may be made anew in each epoch, and a second training may begin again.
+    """
 
     def __init__(self, session: Session, events: TrainingEvents, passes: PassRecorder) -> None:
         self.session = session
         self.passes = passes
-        self._before: weakref.WeakKeyDictionary[DataLoader, tuple] = weakref.WeakKeyDictionary()
+        self._before: deque[_Order] = deque(maxlen=KEPT)
+        session.on_group.append(self._before.clear)
         passes.on_end.append(session.guarded("shuffles", self._ended))
         events.before_step.append(session.guarded("shuffles", self._stepping))
 
-    def _stepping(self, optimizer: object) -> None:
+    def _stepping(self, optimizer: Optimizer) -> None:
         """Tell at the first step of a pass rather than at its end, where the cause is sure."""
         current = self.passes.current
         if current is not None and not current.steps and current.epoch is not None:
-            self._compare(current)
+            self._compare(current, [optimizer])
 
     def _ended(self, ended: Pass) -> None:
-        if not ended.steps or not shuffles(ended.sampler):
+        if not ended.steps or not shuffles(ended.sampler) or ended.consumed is None:
             return
-        self._compare(ended)
-        loader, consumed = ended.loader(), ended.consumed
-        if loader is not None and consumed is not None:
-            self._before[loader] = (ended.epoch, consumed)
+        self._compare(ended, list(ended.optimizers))
+        self._before.append(
+            _Order(
+                ended.loop,
+                weakref.ref(ended.sampler),
+                ended.optimizers,
+                ended.epoch,
+                ended.consumed,
+            )
+        )
 
-    def _compare(self, current: Pass) -> None:
-        loader, consumed = current.loader(), current.consumed
-        before = self._before.get(loader) if loader is not None else None
-        if before is None or consumed is None or not shuffles(current.sampler):
+    def _compare(self, current: Pass, optimizers: Sequence[Optimizer]) -> None:
+        if current.consumed is None or not shuffles(current.sampler):
             return
-        epoch, order = before
-        if repeats(order, consumed, same_epoch=_same_epoch(current, epoch)):
-            self.session.found(self._finding(current))
+        for before in reversed(self._before):
+            together = any(optimizer in before.optimizers for optimizer in optimizers)
+            if together and (before.sampler() is current.sampler or before.loop == current.loop):
+                same = _same_epoch(current, before.epoch)
+                if repeats(before.indices, current.consumed, same):
+                    self.session.found(self._finding(current))
+                return
 
     def _finding(self, current: Pass) -> Finding:
         name = type(current.sampler).__name__

@@ -75,15 +75,11 @@ class Exchange:
                     self._key(pending.name),
                     pending.ranks,
                     max(0.0, until - time.monotonic()),
-                    self._have_ended,
+                    self.session.have_ended,
                 )
             except Gone:
                 continue
             pending.compare(records)
-
-    def _have_ended(self, missing: list[int]) -> str | None:
-        ended = self.session.what_became_of(missing)
-        return "ended" if ended else None
 
     def _forget_all(self) -> None:
         self._open.clear()

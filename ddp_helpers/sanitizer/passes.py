@@ -49,6 +49,8 @@ class Pass:
     complete: bool = False
     closed: bool = False
     steps: int = 0
+    optimizers: weakref.WeakSet = field(default_factory=weakref.WeakSet)
+    """Those that stepped."""
     backwards: int = 0
     joined: bool = False
     contents: SampledContents = field(default_factory=SampledContents)
@@ -57,6 +59,11 @@ class Pass:
     def consumed(self) -> array | None:
         """The indices of the batches that were delivered, in order."""
         return None if self.indices is None else self.indices[: self.delivered]
+
+    @property
+    def loop(self) -> str:
+        """The same for all passes of one loop over one kind of dataset."""
+        return self.key.rpartition("#")[0]
 
     @property
     def place(self) -> Place | None:
@@ -227,6 +234,7 @@ class PassRecorder:
     def _stepped(self, optimizer: object) -> None:
         if self.current is not None:
             self.current.steps += 1
+            self.current.optimizers.add(optimizer)
 
     def _went_back(self, roots: object) -> None:
         if self.current is not None:

@@ -68,6 +68,7 @@ class Session:
         self.at_end: list[Callable[[], None]] = []
         self._groups_started = 0
         self._ending = False
+        self.told: set[tuple[str, str]] = set()  # kind and cause of notes that others tell
         self._faulty: set[str] = set()
         _watch_forks(self)
 
@@ -109,6 +110,10 @@ class Session:
     def what_became_of(self, ranks: Sequence[int]) -> dict[int, str]:
         """`left` or `failed` for those of these ranks that have ended."""
         return self.channel.read_those_here("end", ranks) if self.channel else {}
+
+    def have_ended(self, ranks: Sequence[int]) -> str | None:
+        """`ended` if one of these ranks has, so that nothing more can come of it."""
+        return "ended" if self.what_became_of(ranks) else None
 
     def gather(
         self, name: str, record: object, limit: float = PATIENCE_AT_END
@@ -176,9 +181,12 @@ class Session:
         frames, _ = user_frames(2)
         return self.frame(places(frames)[-1]) if frames else None
 
-    def print_findings(self) -> None:
-        """Tell on stderr what was found and not raised."""
+    def print_findings(self, raised: BaseException | None = None) -> None:
+        """Tell on stderr what was found and neither raised nor told by another rank."""
+        shown = getattr(raised, "finding", None)
         for finding in self.findings:
+            if finding is shown or (finding.kind, finding.cause) in self.told:
+                continue
             head = "sanitizer" if finding.serious else "sanitizer, a note"
             print(f"{head}: {finding}", file=sys.stderr, flush=True)
 

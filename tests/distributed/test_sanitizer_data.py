@@ -88,6 +88,20 @@ def test_an_epoch_that_is_not_advanced(workers):
     assert kinds(train_epochs, True, workers) == set()
 
 
+def train_with_new_loaders(epochs, trainings):
+    with process_group():
+        for _ in range(trainings):
+            ddp, optimizer = model_and_optimizer()
+            for _ in range(epochs):
+                data = numbers()
+                fit(ddp, optimizer, DataLoader(data, 8, sampler=DistributedSampler(data)))
+
+
+def test_a_loader_made_anew_in_each_epoch():
+    assert kinds(train_with_new_loaders, 2, 1) == {"epoch-not-advanced"}
+    assert kinds(train_with_new_loaders, 1, 2) == set()
+
+
 def train_with_reseeded_shuffle(reseed):
     with process_group() as pg:
         generator = torch.Generator().manual_seed(pg.rank)

@@ -1,0 +1,162 @@
+"""The sanitizer in scripts that know nothing of it, and in `with sanitize()`; each in processes."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+pytestmark = pytest.mark.usefixtures("no_process_left")
+LIMIT = 60  # seconds
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+HEAD = """
+import torch, torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+def train(advance, epochs=2):
+    torch.manual_seed(0)
+    data = TensorDataset(torch.randn(32, 3), torch.randn(32, 1))
+    sampler = DistributedSampler(data)
+    ddp = DistributedDataParallel(nn.Linear(3, 1))
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.01)
+    for epoch in range(epochs):
+        if advance:
+            sampler.set_epoch(epoch)
+        for x, y in DataLoader(data, 4, sampler=sampler):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(ddp(x), y).backward()
+            optimizer.step()
+
+dist.init_process_group("gloo")
+"""
+
+
+def run(tmp_path, body, *command, head=HEAD, **variables):
+    script = tmp_path / "train.py"
+    script.write_text(head + textwrap.dedent(body))
+    environment = os.environ | {"DDP_HELPERS_SANITIZE": "1", "OMP_NUM_THREADS": "1"} | variables
+    return subprocess.run(
+        [sys.executable, *(command or TORCHRUN), str(script)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
+
+
+def test_a_right_script_stays_silent(tmp_path):
+    done = run(tmp_path, "train(True)\ndist.destroy_process_group()\nprint('done')")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("done") == 2
+    assert "sanitizer" not in done.stderr
+
+
+def test_a_finding_raises_in_the_rank(tmp_path):
+    started = time.monotonic()
+    done = run(tmp_path, "train(False)\nprint('not reached')")
+    assert done.returncode != 0
+    assert "[epoch-not-advanced]" in done.stderr
+    assert "set_epoch(epoch)" in done.stderr
+    assert "not reached" not in done.stdout
+    assert time.monotonic() - started < LIMIT / 2
+
+
+def test_off_without_the_variable(tmp_path):
+    body = """
+        import sys
+        train(False)
+        dist.destroy_process_group()
+        print(sum(name.split(".")[0] == "ddp_helpers" for name in sys.modules), "modules")
+    """
+    done = run(tmp_path, body, DDP_HELPERS_SANITIZE="0")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("0 modules") == 2
+
+
+UNEVEN = """
+    rank = dist.get_rank()
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    data = TensorDataset(torch.randn(8 + 8 * rank, 3))
+    for (x,) in DataLoader(data, 4):
+        optimizer.zero_grad()
+        model(x).sum().backward()
+        optimizer.step()
+"""
+
+
+@pytest.mark.parametrize("end", ["", "dist.destroy_process_group()"])
+def test_what_is_found_at_the_end_makes_the_script_fail(end, tmp_path):
+    done = run(tmp_path, textwrap.dedent(UNEVEN) + end)
+    assert done.returncode != 0
+    assert "[uneven-batch-counts]" in done.stderr
+
+
+def test_notes_are_told_once(tmp_path):
+    body = "torch.set_num_threads(64)\ntrain(True)\ndist.destroy_process_group()"
+    done = run(tmp_path, body)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("[too-many-threads]") == 1
+
+
+def test_an_error_of_the_script_stays_its_own(tmp_path):
+    done = run(tmp_path, "train(True, 1)\nraise ValueError('my own')")
+    assert done.returncode != 0
+    assert "ValueError: my own" in done.stderr
+    assert "sanitizer" not in done.stderr.replace("ddp_helpers/sanitizer", "")
+
+
+def test_a_world_of_one_under_a_launcher_of_two(tmp_path):
+    head = HEAD.replace('"gloo")', '"gloo", store=dist.HashStore(), rank=0, world_size=1)')
+    done = run(tmp_path, "train(True)", head=head)
+    assert done.returncode != 0
+    assert "[smaller-world]" in done.stderr
+
+
+def test_a_wrong_value_does_not_break_the_import(tmp_path):
+    done = run(tmp_path, "print('done')", DDP_HELPERS_SANITIZE="yes")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("done") == 2
+    assert done.stderr.count("the sanitizer is off: DDP_HELPERS_SANITIZE='yes'") == 1
+
+
+def test_loader_workers_and_other_programs_are_not_watched(tmp_path):
+    body = """
+        import subprocess, sys
+
+        class Data(torch.utils.data.Dataset):
+            def __len__(self):
+                return 8
+
+            def __getitem__(self, index):
+                watched = "ddp_helpers.sanitizer.weights" in sys.modules
+                return torch.tensor([float(index + int(watched) * 100)])
+
+        if __name__ == "__main__":
+            dist.init_process_group("gloo")
+            for context in ("spawn", "forkserver"):
+                loader = DataLoader(Data(), 4, num_workers=1, multiprocessing_context=context)
+                print(context, max(float(batch.max()) for batch in loader))
+            subprocess.run([sys.executable, "-c", "import torch"], check=True)
+    """
+    done = run(tmp_path, body, head=HEAD.replace('dist.init_process_group("gloo")', ""))
+    assert done.returncode == 0, done.stderr
+    assert "spawn 7.0" in done.stdout
+    assert "forkserver 7.0" in done.stdout
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_with_block_before_or_after_the_start(before, tmp_path):
+    start = 'dist.init_process_group("gloo")'
+    head = HEAD.replace(start, "from ddp_helpers.sanitizer import sanitize")
+    first, second = ("", f"    {start}") if before else (start, "")
+    for advance in (False, True):
+        body = f"{first}\nwith sanitize():\n{second}\n    train({advance})\nprint('done')\n"
+        # with the variable, too, the block adds nothing
+        done = run(tmp_path, body, head=head, DDP_HELPERS_SANITIZE=str(int(before)))
+        assert (done.returncode == 0) == advance, done.stderr
+        assert ("[epoch-not-advanced]" in done.stderr) != advance
