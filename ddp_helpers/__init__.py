@@ -21,6 +21,7 @@ from ddp_helpers.process_group import (
     process_group,
 )
 from ddp_helpers.progress import report
+from ddp_helpers.sanitizer import sanitize
 
 __all__ = [
     "LaunchError",
@@ -35,6 +36,7 @@ __all__ = [
     "launch",
     "process_group",
     "report",
+    "sanitize",
 ]
 
 warm_up_in_a_kernel()

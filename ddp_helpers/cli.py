@@ -79,6 +79,7 @@ def run(options: argparse.Namespace) -> int:
         timeout=options.timeout,
         start_method=options.start_method,
         threads_per_rank=options.threads_per_rank,
+        sanitize=options.sanitize,
     )
     return 0
 
@@ -133,6 +134,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--timeout", type=float, default=86_400.0, help="seconds for the whole run")
     sub.add_argument("--start-method", default="forkserver", choices=("forkserver", "spawn"))
     sub.add_argument("--threads-per-rank", type=int)
+    sub.add_argument(
+        "--sanitize",
+        type=int,
+        nargs="?",
+        const=1,
+        default=0,
+        metavar="N",
+        help="watch for silent mistakes; look at weights and data on each Nth step only",
+    )
 
     sub = add(diagnose)
     sub.add_argument("log", help="a file, or - to read what is piped in")

@@ -36,8 +36,9 @@ def text_outputs(notebook) -> str:
 
 
 def test_they_are_all_here_in_order():
-    assert [path.stem[:2] for path in PATHS] == [f"{n:02}" for n in range(len(PATHS))]
-    assert len(PATHS) >= 4
+    numbers = [path.stem.partition("_")[0] for path in PATHS]
+    assert numbers == sorted(set(numbers))  # the number is the order, and no number twice
+    assert {"00", "01", "02", "03", "05"} <= set(numbers)
 
 
 @ALL

@@ -51,7 +51,7 @@ ARROWS = {
     "figures": set(),
     "plots": {"figures"},
     "collective_plots": {"figures"},
-    "__init__": {"environment", "launch", "process_group", "progress"},
+    "__init__": {"environment", "launch", "process_group", "progress", "sanitizer"},
     "cli": {"diagnosis", "environment", "launch", "plots", "process_group", "training"},
     "__main__": {"cli"},
 }
