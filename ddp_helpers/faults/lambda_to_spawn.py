@@ -30,10 +30,10 @@ if __name__ == "__main__":
 
 
 def faulty():
-    call = "mp.spawn(lambda rank: train(rank, lr), nprocs=2)"  # FAULT: a lambda can't travel
+    call = "mp.spawn(lambda rank: train(rank, lr), nprocs=1)"  # FAULT: a lambda can't travel
     return terminal(["python", "train.py"], files={"train.py": TRAIN.format(call=call)})
 
 
 def fixed():
-    call = "mp.spawn(train, args=(lr,), nprocs=2)"  # MENDED: a function with a name
+    call = "mp.spawn(train, args=(lr,), nprocs=1)"  # MENDED: a function with a name
     return terminal(["python", "train.py"], files={"train.py": TRAIN.format(call=call)})
