@@ -180,7 +180,10 @@ class Causes:
             f"the weights differ after an optimizer step whose gradients and settings were equal; "
             f"the first is `{names[place]}`"
         )
-        advice = "load the optimizer's state on every rank, and step every rank alike"
+        advice = (
+            "bring the optimizers' own states (momentum) in line: load them on every rank; a "
+            "`with Join(...)` block leaves them apart where ranks took unequal numbers of steps"
+        )
         return self._finding("weights-differ", cause, advice, odd_ranks(texts), records)
 
     # ---- words
