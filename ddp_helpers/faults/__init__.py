@@ -94,12 +94,15 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}")
 
 
-def run(name: str, *, fixed: bool = False, echo: bool = False) -> Seen:
+def run(
+    name: str, *, fixed: bool = False, sanitize: bool | None = None, echo: bool = False
+) -> Seen:
     """Run a fault, or its mend, on real ranks; never raises for what the ranks do.
 
     Args:
         name: one of `names()`.
         fixed: run the mended function instead.
+        sanitize: watch with the sanitizer, or don't; by default as the fault's record says.
         echo: show the ranks' output as it comes.
     """
     module = load(name)
@@ -115,7 +118,7 @@ def run(name: str, *, fixed: bool = False, echo: bool = False) -> Seen:
             env=fault.env,
             echo=echo,
             threads_per_rank=fault.threads_per_rank,
-            sanitize=fault.sanitize,
+            sanitize=fault.sanitize if sanitize is None else sanitize,
         )
     except LaunchError as error:
         result, report = error.result, str(error)

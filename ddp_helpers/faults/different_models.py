@@ -17,6 +17,7 @@ FAULT = Fault(
     mend="Take sizes from what all ranks share: the whole dataset's description, a config file.",
     kind="different-models",
     seen_in="mPLUG-Owl#86",
+    sanitize=True,
 )
 LABELS = ([0, 1, 2], [0, 1])  # of each rank's part
 

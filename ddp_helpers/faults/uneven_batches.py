@@ -17,8 +17,9 @@ FAULT = Fault(
     says="This is typically caused by a remote worker",
     cause="One rank has a batch more, and its gradients wait for a rank that has left the loop.",
     mend="Give every rank equally many batches, or train inside `with Join([ddp]):`.",
-    kind="rank-ended-early",
+    kind="uneven-batch-counts",
     seen_in="pytorch#38174",
+    sanitize=True,
 )
 
 

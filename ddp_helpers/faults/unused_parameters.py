@@ -17,6 +17,7 @@ FAULT = Fault(
     mend="Use every parameter in forward; or pass find_unused_parameters=True, which costs time.",
     kind="unused-parameters",
     seen_in="pytorch#43259",
+    sanitize=True,
 )
 
 

@@ -18,6 +18,7 @@ FAULT = Fault(
     kind="different-collective",
     seen_in="pytorch#20611",
     timeout=3.0,
+    sanitize=True,
 )
 
 

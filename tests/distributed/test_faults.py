@@ -43,6 +43,24 @@ def test_the_mend_runs_and_nothing_is_reported(name):
     assert (seen.report, seen.kinds) == ("", ()), seen
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("uneven_batches", "rank-ended-early"),
+        ("one_extra_collective", "rank-ended-early"),
+        ("crossed_collectives", "different-collective"),
+        ("validation_on_rank_0", "different-collective"),
+        ("different_shapes", "collective-mismatch"),
+        ("different_dtypes", "collective-mismatch"),
+        ("different_models", "different-models"),
+        ("unused_parameters", "unused-parameters"),
+    ],
+)
+def test_a_loud_fault_is_named_without_the_sanitizer_too(name, kind):
+    assert RECORDS[name].sanitize
+    assert faults.run(name, sanitize=False).kinds[0] == kind
+
+
 LOUD = [name for name in FILES if RECORDS[name].says != "nothing"]
 
 
@@ -99,22 +117,20 @@ def test_importing_the_lab_is_light():
     assert done.stdout == "False\n"
 
 
-def test_silent_faults_do_go_wrong_in_silence():
+def test_a_silent_fault_is_silent_and_wrong():
     """What the learner is told about the numbers is what the ranks return."""
-    unwatched = {name: both_values(name) for name in ("padded_evaluation", "changed_after_wrap")}
-    wrong, right = unwatched["padded_evaluation"]
-    assert wrong == [0.2, 0.2]
-    assert right == [0.111, 0.111]
-    wrong, right = unwatched["changed_after_wrap"]
-    assert wrong[0] != wrong[1]
-    assert right[0] == right[1]
+    wrong, right = unwatched("padded_evaluation"), unwatched("padded_evaluation", fixed=True)
+    assert (wrong, right) == ([0.2, 0.2], [0.111, 0.111])
+    first, second = unwatched("changed_after_wrap")
+    assert first != second
+    first, second = unwatched("changed_after_wrap", fixed=True)
+    assert first == second
 
 
-def both_values(name):
-    from ddp_helpers import launch
-
-    module = faults.load(name)
-    return [launch(act, 2, echo=False).values for act in (module.faulty, module.fixed)]
+def unwatched(name, fixed=False):
+    seen = faults.run(name, fixed=fixed, sanitize=False)
+    assert seen.report == ""
+    return seen.result.values
 
 
 def test_a_command_is_ended_with_all_that_it_started():
