@@ -67,7 +67,7 @@ def crossed(frames: Sequence[FrameType], mine: Sequence[Place], theirs: Sequence
             continue
         if (here[0], here[2]) != (there[0], there[2]):
             return False  # the same line calls one function here, and another one there
-        if _asks_for_rank(mine[depth + 1 :]) or _asks_for_rank(theirs[depth + 1 :]):
+        if asks_for_rank(mine[depth + 1 :]) or asks_for_rank(theirs[depth + 1 :]):
             return False  # each passes the other's line, and may well skip what is in it
         frame = frames[depth] if depth < len(frames) else None
         return _do_cross(here[0], here[1], there[1], frame)
@@ -153,7 +153,7 @@ def _leaves(path: Sequence[Block]) -> bool:
     return any(isinstance(getattr(node, arm)[-1], ends) for node, arm in _guards(path))
 
 
-def _asks_for_rank(stack: Sequence[Place]) -> bool:
+def asks_for_rank(stack: Sequence[Place]) -> bool:
     """True if a condition on the rank decides, further inside, whether the call is made."""
     for filename, line, _ in stack:
         tree = _parse(filename)

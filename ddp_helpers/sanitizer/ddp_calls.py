@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parallel.distributed import _find_tensors
+from torch.optim.optimizer import Optimizer
 
 from ddp_helpers.sanitizer.callsite import places, user_frames
 from ddp_helpers.sanitizer.graph import leaves, loss_terms, number_of, reached
@@ -40,6 +41,7 @@ class DdpCalls:
         events.after_forward.append(self._safe(self.forward_ends))
         events.before_backward.append(self._safe(self.backward_begins))
         events.after_backward.append(self._safe(self.backward_ends))
+        events.after_step.append(self._safe(self.stepped))
         events.after_join.append(self._safe(self.joined))
 
     def _safe(self, call: Callable) -> Callable:
@@ -178,6 +180,14 @@ class DdpCalls:
             model.since.elsewhere += _mark(model) != before
         self._passed_by = []
 
+    def stepped(self, optimizer: Optimizer) -> None:
+        parameters = (p for group in optimizer.param_groups for p in group["params"])
+        for model in self.registry.models_of(parameters):
+            model.steps += 1
+            model.since = SinceStep()
+            model.outputs.clear()
+            model.edited, model.edit = [], None
+
     def joined(self) -> None:
         for model in self.registry.models:
             model.start_anew()
@@ -199,10 +209,3 @@ def _mark(model: Wrapped) -> list:
     trainable = [p for p in model.alive() if p is not None and p.requires_grad]
     grads = [p.grad for p in (*trainable[:1], *trainable[-1:])]
     return [None if grad is None else (id(grad), grad._version) for grad in grads]
-
-
-def forget_since(model: Wrapped) -> None:
-    """An optimizer has stepped this model."""
-    model.since = SinceStep()
-    model.outputs.clear()
-    model.edited, model.edit = [], None

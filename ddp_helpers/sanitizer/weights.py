@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch.optim.optimizer import Optimizer
@@ -10,13 +10,14 @@ from torch.optim.optimizer import Optimizer
 from ddp_helpers.records import Finding
 from ddp_helpers.sanitizer.callsite import places, user_frames
 from ddp_helpers.sanitizer.causes import Causes
-from ddp_helpers.sanitizer.ddp_calls import forget_since
 from ddp_helpers.sanitizer.fingerprint import fingerprint, first_difference, settings
-from ddp_helpers.sanitizer.ledger import Ledger
-from ddp_helpers.sanitizer.session import Session
+from ddp_helpers.sanitizer.ledger import Ledger, Report
+from ddp_helpers.sanitizer.sequence import QUIET
+from ddp_helpers.sanitizer.session import SanitizerError, Session
 from ddp_helpers.sanitizer.training_events import TrainingEvents
 from ddp_helpers.sanitizer.wrapped import Registry, Wrapped
 
+OFF = "weights-off"  # a rank's record that its checks of weights have ended
 DIGEST = ("grads", "after", "settings", "synced", "steps")
 
 
@@ -31,11 +32,36 @@ class WeightsChecker:
         self.events = events
         self.registry = registry
         self.causes = Causes(session)
-        self._prepared: list[tuple[Wrapped, dict]] = []
-        session.at_end.append(session.guarded("weights", self.at_end))
+        self._prepared: list[tuple[Wrapped, int, dict]] = []
+        self._off = False
+        session.at_end.append(self._safe(self.at_end))
         self.ledger = Ledger(session, "step", lambda record: [record.get(key) for key in DIGEST])
-        events.before_step.append(session.guarded("weights", self.step_begins))
-        events.after_step.append(session.guarded("weights", self.step_ends))
+        events.before_step.append(self._safe(self.step_begins))
+        events.after_step.append(self._safe(self.step_ends))
+        self.before_backward = self._safe(self._before_backward)
+
+    def _safe(self, call: Callable) -> Callable:
+        """Where this check fails, the other ranks must not take its silence for a difference."""
+
+        def safe(*args: object) -> object:
+            try:
+                return call(*args)
+            except SanitizerError:
+                raise
+            except Exception:
+                self.session.channel.publish(OFF, True)
+                raise
+
+        return self.session.guarded("weights", safe)
+
+    def _tell(self, finding: Finding | None) -> Finding | None:
+        """The finding, if no rank's checks have failed themselves."""
+        if finding is None or self._off:
+            return None
+        everyone, channel = range(self.session.world_size), self.session.channel
+        off = (channel.read_those_here(name, everyone) for name in (QUIET, OFF))
+        self._off = any(off)
+        return None if self._off else finding
 
     # ---- an optimizer's step
 
@@ -45,7 +71,7 @@ class WeightsChecker:
         for model in self.registry.models_of(parameters):
             closely = model.look_closely or model.steps % self.session.options.every == 0
             record = self._record(model, optimizer, parameters) if closely else {}
-            self._prepared.append((model, record))
+            self._prepared.append((model, model.steps, record))
 
     def _record(self, model: Wrapped, optimizer: Optimizer, parameters: Sequence) -> dict:
         hits = [hit for p in parameters if (hit := self.registry.find(p)) and hit[0] is model]
@@ -69,10 +95,7 @@ class WeightsChecker:
         }
 
     def step_ends(self, optimizer: Optimizer) -> None:
-        for model, record in self._prepared:
-            number = model.steps
-            model.steps += 1
-            forget_since(model)
+        for model, number, record in self._prepared:
             if record and not model.is_local_sgd():
                 model.weights, model.weights_at = model.fingerprint(), model.steps
                 model.look_closely = False
@@ -81,23 +104,23 @@ class WeightsChecker:
                 self.ledger.leave(name, record, model.ranks, self._reporter(model))
         self._prepared = []
 
-    def _reporter(self, model: Wrapped):
+    def _reporter(self, model: Wrapped) -> Report:
         def report(records: dict[int, dict]) -> None:
-            if finding := self.causes.of_step(records, model.names):
+            if finding := self._tell(self.causes.of_step(records, model.names)):
                 self.session.found(finding)
 
         return report
 
     # ---- before a backward, when all ranks have come
 
-    def before_backward(self, records: Mapping[int, dict]) -> Finding | None:
+    def _before_backward(self, records: Mapping[int, dict]) -> Finding | None:
         """What is wrong with the weights that a backward of all ranks is about to use."""
         self.ledger.look()
         mine = records[self.session.rank]
         for number in mine["models"]:
             states = {rank: record["models"][number] for rank, record in sorted(records.items())}
             model = self._model(mine["group"], int(number))
-            if model and (finding := self._compare(model, states, records)):
+            if model and (finding := self._tell(self._compare(model, states, records))):
                 return finding
         return None
 
@@ -130,9 +153,9 @@ class WeightsChecker:
                 record = {"steps": model.steps, "synced": model.synced, "step": self.session.step}
                 self.ledger.leave(f"{model.key}/end", record, model.ranks, self._end_reporter())
 
-    def _end_reporter(self):
+    def _end_reporter(self) -> Report:
         def report(records: dict[int, dict]) -> None:
-            if finding := self.causes.of_steps(records, records):
+            if finding := self._tell(self.causes.of_steps(records, records)):
                 self.session.found(finding)
 
         return report
