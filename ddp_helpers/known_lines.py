@@ -103,7 +103,7 @@ def recognise_exit_code(code: int | None) -> Diagnosis | None:
 
 def _watchdog(calls: Mapping[int, tuple[int, str]]) -> Diagnosis:
     """NCCL's watchdog says which collective each rank waited in, until the limit."""
-    where = ", ".join(f"rank {rank} in {call} (its {n}.)" for rank, (n, call) in calls.items())
+    where = ", ".join(f"rank {rank} in {call} number {n}" for rank, (n, call) in calls.items())
     if len(set(calls.values())) > 1:
         return Diagnosis(
             "different-collective",
