@@ -13,7 +13,7 @@ from ddp_helpers.faults import Fault
 FAULT = Fault(
     title="Left without goodbye",
     group="after the end",
-    says="Connection closed by peer",
+    says="This is typically caused by a remote worker",
     cause="A rank ended normally while another still waited for it; no worker crashed.",
     mend="Make every send meet its receive, and let a barrier be the last thing of all ranks.",
     kind="rank-ended-early",

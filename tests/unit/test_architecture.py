@@ -88,6 +88,12 @@ def test_the_sanitizer_stands_alone(path):
     assert imports(path) <= ARROWS["sanitizer"] | {"sanitizer"}
 
 
+@pytest.mark.parametrize("path", sorted((PACKAGE / "faults").glob("*.py")), ids=lambda p: p.stem)
+def test_a_fault_needs_nothing_but_its_lab(path):
+    lab = {"diagnosis", "launch", "records"} if path.stem == "__init__" else set()
+    assert imports(path) <= lab | {"faults"}
+
+
 @pytest.mark.parametrize("path", sorted((PACKAGE / "templates").glob("*.py")), ids=lambda p: p.stem)
 def test_templates_import_nothing_of_ours(path):
     assert not imports(path)
