@@ -23,14 +23,18 @@ from ddp_helpers.sanitizer.passes import (
     root_dataset,
     root_indices,
 )
-from ddp_helpers.sanitizer.samples import digest, encode_indices, fingerprint
+from ddp_helpers.sanitizer.samples import count_repeated, digest, encode_indices, fingerprint
 from ddp_helpers.sanitizer.session import SanitizerError, Session
 from ddp_helpers.sanitizer.shares import judge
 from ddp_helpers.sanitizer.training_events import TrainingEvents
 
 
 class Peers:
-    """The ranks that train one model together: those of DDP's group, by default all."""
+    """The ranks that train one model together, each on data of its own.
+
+    These are the ones of DDP's group. Without DDP they are all ranks, as long as there is no other
+    group: tensor or pipeline parallel ranks, for instance, have the same data on purpose.
+    """
 
     def __init__(self, session: Session, events: TrainingEvents) -> None:
         self.session = session
@@ -40,11 +44,16 @@ class Peers:
 
     @property
     def ranks(self) -> list[int]:
-        """As ranks of the default group."""
-        return self._ranks or list(range(self.session.world_size))
+        """As ranks of the default group; empty where it can't be told."""
+        if self._ranks is not None:
+            return self._ranks
+        groups = len(dist.distributed_c10d._world.pg_map)
+        return list(range(self.session.world_size)) if groups == 1 else []
 
     def _wrapped(self, ddp: DistributedDataParallel) -> None:
-        self._ranks = dist.get_process_group_ranks(ddp.process_group)
+        ranks = dist.get_process_group_ranks(ddp.process_group)
+        if self._ranks is None or len(ranks) < len(self._ranks):
+            self._ranks = ranks
 
     def _forget(self) -> None:
         self._ranks = None
@@ -56,19 +65,36 @@ class ShareChecker:
     def __init__(self, session: Session, passes: PassRecorder, peers: Peers) -> None:
         self.session = session
         self.peers = peers
+        self._over: Pass | None = None
+        session.at_end.append(session.guarded("shares", self._leave))
         self.exchange = Exchange(session, "shares")
         self._counts: dict[str, int] = {}  # samples of the latest pass of each loop
+        session.on_group.append(self._forget)
         passes.on_end.append(session.guarded("shares", self._ended))
-        passes.on_begin.append(session.guarded("shares", lambda begun: self.exchange.look()))
+        passes.on_start.append(session.guarded("shares", self._next_begins))
+
+    def _forget(self) -> None:
+        self._over = None
 
     def _ended(self, ended: Pass) -> None:
-        if not ended.steps or not ended.batches:
+        """Keep it until the next pass: steps may follow that make up for missing batches."""
+        self._leave()
+        if ended.steps and ended.batches:
+            self._over = ended
+
+    def _next_begins(self, loader: object) -> None:
+        self._leave()
+        self.exchange.look()
+
+    def _leave(self) -> None:
+        ended, self._over = self._over, None
+        ranks = self.peers.ranks
+        if ended is None or not ranks:
             return
         record = share_record(ended)
         if "count" in record:
             record["again"] = self._counts.get(ended.loop) == record["count"]
             self._counts[ended.loop] = record["count"]
-        ranks = self.peers.ranks
         self.exchange.leave(
             digest(ended.key.encode(), str(ranks).encode()), record, ranks, self._compare
         )
@@ -99,6 +125,7 @@ def share_record(ended: Pass) -> dict:
     consumed = ended.consumed
     record = {
         "batches": ended.batches,
+        "steps": ended.steps,
         "complete": ended.complete,
         "joined": ended.joined,
         "place": ended.place,
@@ -119,7 +146,7 @@ def share_record(ended: Pass) -> dict:
     root = root_dataset(ended.dataset)
     return record | {
         "count": len(consumed),
-        "twice": len(consumed) - len(set(consumed)),
+        "twice": count_repeated(consumed),
         "order": digest(inner.tobytes()),
         "outer": encode_indices(consumed, _length(ended.dataset, consumed)),
         "inner": encode_indices(inner, _length(root, inner)),

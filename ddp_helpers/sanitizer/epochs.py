@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch.optim import Optimizer
@@ -17,6 +17,7 @@ from ddp_helpers.sanitizer.shares import FEW
 from ddp_helpers.sanitizer.training_events import TrainingEvents
 
 KEPT = 8  # training passes that later ones are compared with
+MOST = 1 << 16  # indices of a pass that are kept; so many in one order are no chance
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class _Order:
     """The order of a training pass that is over."""
 
     loop: str
-    sampler: weakref.ref
+    sampler: Callable[[], object]
     optimizers: weakref.WeakSet
     epoch: object
     indices: array
@@ -58,10 +59,10 @@ class EpochChecker:
         self._before.append(
             _Order(
                 ended.loop,
-                weakref.ref(ended.sampler),
+                _reference(ended.sampler),
                 ended.optimizers,
                 ended.epoch,
-                ended.consumed,
+                ended.consumed[:MOST],
             )
         )
 
@@ -72,7 +73,7 @@ class EpochChecker:
             together = any(optimizer in before.optimizers for optimizer in optimizers)
             if together and (before.sampler() is current.sampler or before.loop == current.loop):
                 same = _same_epoch(current, before.epoch)
-                if repeats(before.indices, current.consumed, same):
+                if repeats(before.indices, current.consumed[:MOST], same):
                     self.session.found(self._finding(current))
                 return
 
@@ -90,6 +91,14 @@ class EpochChecker:
         place = self.session.frame(current.place) if current.place else None
         ranks = tuple(range(self.session.world_size))
         return Finding("epoch-not-advanced", cause, advice, ranks, self.session.step, place)
+
+
+def _reference(sampler: object) -> Callable[[], object]:
+    """A weak one, where its class allows that."""
+    try:
+        return weakref.ref(sampler)
+    except TypeError:
+        return lambda: None
 
 
 def _same_epoch(current: Pass, epoch: object) -> bool | None:

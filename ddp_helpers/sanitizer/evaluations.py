@@ -37,7 +37,7 @@ class EvaluationChecker:
         self._forget()
         passes.on_batch.append(session.guarded("evaluation", self._delivered))
         session.on_group.append(self._forget)
-        session.at_end.append(session.guarded("evaluation", self._decide))
+        session.at_last.append(session.guarded("evaluation", self._decide))
         look = session.guarded("evaluation", self._look_at_sum)
         session.patches.put(dist.ProcessGroup, "allreduce", functools.partial(self._sums, look))
         for name in GATHERS:

@@ -35,7 +35,7 @@ class Exchange:
         self._open: list[_Open] = []
         self._left: deque[str] = deque()
         session.on_group.append(self._forget_all)
-        session.at_end.append(session.guarded(topic, self.finish))
+        session.at_last.append(session.guarded(topic, self.finish))
 
     def leave(self, name: str, record: dict, ranks: Sequence[int], compare: Compare) -> None:
         """Publish this rank's record, and compare whatever is there by now.
@@ -46,7 +46,7 @@ class Exchange:
             compare: gets the records by rank, on the lowest of these ranks only.
         """
         channel = self.session.channel
-        if channel is None or self.session.rank not in ranks or len(ranks) < 2:
+        if channel is None or len(ranks) < 2 or self.session.rank not in ranks:
             return
         channel.publish(self._key(name), record)
         self._left.append(name)
@@ -75,11 +75,12 @@ class Exchange:
                     self._key(pending.name),
                     pending.ranks,
                     max(0.0, until - time.monotonic()),
-                    self.session.have_ended,
+                    self.session.have_left_all,
                 )
-            except Gone:
-                continue
-            pending.compare(records)
+            except Gone:  # the last of them may have come together with the news of their end
+                records = self.session.channel.read(self._key(pending.name), pending.ranks)
+            if records:
+                pending.compare(records)
 
     def _forget_all(self) -> None:
         self._open.clear()

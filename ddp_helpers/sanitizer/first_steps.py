@@ -85,6 +85,8 @@ class FirstStepsChecker:
     def _forward(self, ddp: DistributedDataParallel, args: tuple, kwargs: dict) -> None:
         if not self.armed or not ddp.training or not torch.is_grad_enabled():
             return
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+            return  # to read a tensor now would break the capture
         if self.waiting is not None:
             self.drawn["between"] = draws_between(self.waiting, random_states())
             self.waiting = None

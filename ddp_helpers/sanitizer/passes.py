@@ -75,6 +75,7 @@ class PassRecorder:
     """Follows every DataLoader of this process.
 
     Lists of callbacks, each with the pass as its argument:
+        on_start: a loader is about to begin a pass, and is the argument; passes of it are over.
         on_begin: before its first batch is loaded.
         after_index: the indices of a batch are drawn, the batch is not loaded yet.
         on_batch: a batch was delivered; the batch is the second argument.
@@ -84,6 +85,7 @@ class PassRecorder:
     def __init__(self, session: Session, events: TrainingEvents) -> None:
         self.session = session
         self.current: Pass | None = None  # the one that delivered the latest batch
+        self.on_start: list[Callable[[DataLoader], None]] = []
         self.on_begin: list[Callable[[Pass], None]] = []
         self.after_index: list[Callable[[Pass], None]] = []
         self.on_batch: list[Callable[[Pass, object], None]] = []
@@ -97,6 +99,7 @@ class PassRecorder:
         session.on_group.append(self._forget_all)
         session.at_end.append(safe("data", self.close_all))
         put = session.patches.put
+        put(DataLoader, "__iter__", self._iterating)
         put(_BaseDataLoaderIter, "__init__", self._starting)
         put(_BaseDataLoaderIter, "_reset", self._starting)
         put(_BaseDataLoaderIter, "_next_index", self._indexing)
@@ -104,6 +107,16 @@ class PassRecorder:
         self._watch_join()
 
     # ---- what stands in for torch's functions
+
+    def _iterating(self, original: Callable) -> Callable:
+        start = self.session.guarded("data", self._start)
+
+        def iterate(loader: DataLoader) -> Iterator:
+            if self.session.channel is not None:
+                start(loader)
+            return original(loader)
+
+        return iterate
 
     def _starting(self, original: Callable) -> Callable:
         begin = self.session.guarded("data", self._begin)
@@ -165,12 +178,17 @@ class PassRecorder:
 
     # ---- the life of a pass
 
+    def _start(self, loader: DataLoader) -> None:
+        """What was left in the middle is over. To raise here is safe: no worker runs yet."""
+        for other in [p for p in self._open if p.loader() is loader or p.loader() is None]:
+            self._close(other)
+        for call in self.on_start:
+            call(loader)
+
     def _begin(self, iterator: _BaseDataLoaderIter, loader: DataLoader) -> None:
         before = getattr(iterator, MARK, None)
         if before is not None and not before.sizes and not before.batches:
             return  # with workers, torch starts the first pass twice
-        for other in [p for p in self._open if p.loader() in (loader, None)]:
-            self._close(other)
         frames, _ = user_frames(3)
         stack = places(frames)
         begun = Pass(weakref.ref(loader), loader.dataset, _sampler(loader), "", stack)

@@ -77,6 +77,12 @@ def mix(index: int) -> int:
     return ((value >> 15) ^ value) * 0x2C1B3C6D & 0xFFFFFFFF
 
 
+def mix_all(indices: torch.Tensor) -> torch.Tensor:
+    """`mix` of each."""
+    value = (indices * 2654435761) & 0xFFFFFFFF
+    return ((value >> 15) ^ value) * 0x2C1B3C6D & 0xFFFFFFFF
+
+
 class SampledContents:
     """The contents of a few samples of a pass, chosen by index: the same ones on every rank."""
 
@@ -112,9 +118,10 @@ def _sample_hash(leaf: torch.Tensor) -> str:
 def encode_indices(indices: array, population: int) -> dict:
     """A set of indices as plain values; of more than MOST_INDICES only a share chosen by hash."""
     every = -(-population // MOST_INDICES)
+    given = as_tensor(indices)
     if every > 1:
-        indices = array("q", [index for index in indices if mix(index) % every == 0])
-    ordered = torch.tensor(sorted(set(indices)), dtype=torch.int64, device="cpu")
+        given = given[mix_all(given) % every == 0]
+    ordered = torch.unique(given)
     steps = torch.diff(ordered, prepend=torch.zeros(1, dtype=torch.int64, device="cpu"))
     narrow = bool(((steps >= 0) & (steps < 256)).all())
     raw = tensor_raw(steps.to(torch.uint8) if narrow else steps)
@@ -129,6 +136,18 @@ def decode_indices(record: dict) -> torch.Tensor:
     if not raw:
         return torch.zeros(0, dtype=torch.int64, device="cpu")
     return torch.frombuffer(raw, dtype=kind).to(torch.int64).cumsum(0)
+
+
+def as_tensor(indices: array) -> torch.Tensor:
+    """Indices as int64 on the CPU, whatever the default device."""
+    if not indices:
+        return torch.zeros(0, dtype=torch.int64, device="cpu")
+    return torch.frombuffer(indices, dtype=torch.int64)
+
+
+def count_repeated(indices: array) -> int:
+    """How many indices are there again."""
+    return len(indices) - len(torch.unique(as_tensor(indices)))
 
 
 def tensor_raw(tensor: torch.Tensor) -> bytes:

@@ -71,4 +71,4 @@ def tell_notes_once(session: Session) -> None:
         for told in session.channel.read_those_here("notes", lower).values():
             session.told |= {tuple(note) for note in told}
 
-    session.at_end.append(session.guarded("notes", compare))
+    session.at_last.append(session.guarded("notes", compare))

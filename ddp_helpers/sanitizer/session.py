@@ -49,8 +49,9 @@ class Session:
 
     Checkers register themselves in these lists; each entry is called without arguments:
         on_group: once a process group has started (the channel is open).
-        at_end: when the group ends, or the program does; here a checker leaves its last records
-            and compares what it has not compared yet, waiting at most `PATIENCE_AT_END`.
+        at_end: when the group ends, or the program does; here a checker leaves its last records.
+        at_last: after that; here it compares what it has not compared yet, waiting for the others'
+            records at most `PATIENCE_AT_END`. Nothing is left for others from here on.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Session:
         self.timeout = 1800.0
         self.on_group: list[Callable[[], None]] = []
         self.at_end: list[Callable[[], None]] = []
+        self.at_last: list[Callable[[], None]] = []
         self._groups_started = 0
         self._ending = False
         self.told: set[tuple[str, str]] = set()  # kind and cause of notes that others tell
@@ -95,25 +97,36 @@ class Session:
             self.channel = None
             return
         self._ending = True
-        raised = None
-        for call in self.at_end:
-            try:
-                call()
-            except SanitizerError as error:
-                raised = raised or error
+        raised = self._call_all(self.at_end)
+        self.channel.publish("last", True)  # first all leave, then all wait, so none waits in vain
+        raised = self._call_all(self.at_last) or raised
         self._ending = False
         self.channel.publish("end", how)
         self.channel = None
         if raised:
             raise raised
 
+    def _call_all(self, calls: Sequence[Callable[[], None]]) -> SanitizerError | None:
+        raised = None
+        for call in calls:
+            try:
+                call()
+            except SanitizerError as error:
+                raised = raised or error
+        return raised
+
     def what_became_of(self, ranks: Sequence[int]) -> dict[int, str]:
         """`left` or `failed` for those of these ranks that have ended."""
         return self.channel.read_those_here("end", ranks) if self.channel else {}
 
     def have_ended(self, ranks: Sequence[int]) -> str | None:
-        """`ended` if one of these ranks has, so that nothing more can come of it."""
+        """`ended` if one of these ranks has."""
         return "ended" if self.what_became_of(ranks) else None
+
+    def have_left_all(self, ranks: Sequence[int]) -> str | None:
+        """`ended` if one of these ranks has left all its records: look once more, then give up."""
+        last = self.channel.read_those_here("last", ranks) if self.channel else {}
+        return "ended" if last else self.have_ended(ranks)
 
     def gather(
         self, name: str, record: object, limit: float = PATIENCE_AT_END

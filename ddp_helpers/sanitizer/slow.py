@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
 from collections.abc import Callable
@@ -11,8 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from ddp_helpers.records import Finding
+from ddp_helpers.sanitizer.channel import Gone
 from ddp_helpers.sanitizer.passes import Pass, PassRecorder
-from ddp_helpers.sanitizer.session import Session
+from ddp_helpers.sanitizer.session import PATIENCE_AT_END, Session
 from ddp_helpers.sanitizer.training_events import TrainingEvents
 
 MB = 1024 * 1024
@@ -35,6 +37,7 @@ class SlowChecker:
         passes.on_begin.append(safe(self._pass_begins))
         session.on_group.append(self.used.clear)
         session.at_end.append(safe(self._at_end))
+        session.at_last.append(safe(self._at_last))
 
     def _note(self, kind: str, cause: str, advice: str) -> None:
         if kind in self._told:
@@ -90,15 +93,26 @@ class SlowChecker:
     def _at_end(self) -> None:
         for number, used in enumerate(self.used):
             used.remove()
-            records = self.session.gather(f"unused/{number}", [used.steps, used.missed])
-            everyone = len(records) == self.session.world_size
-            if everyone and all(s >= FEW_STEPS and not missed for s, missed in records.values()):
+            self.session.channel.publish(f"unused/{number}", [used.steps, used.missed])
+
+    def _at_last(self) -> None:
+        for number, used in enumerate(self.used):
+            if all(steps >= FEW_STEPS and not missed for steps, missed in self._records(number)):
                 self._note(
                     "needless-find-unused",
                     f"find_unused_parameters=True, but in {used.steps} backwards every parameter "
                     "was used",
                     "leave find_unused_parameters out: it costs a walk through the graph each step",
                 )
+
+    def _records(self, number: int) -> list[list[int]]:
+        """What each rank counted for one model; zeros for a rank that did not tell."""
+        name, everyone = f"unused/{number}", range(self.session.world_size)
+        channel = self.session.channel
+        with contextlib.suppress(Gone):
+            channel.wait(name, everyone, PATIENCE_AT_END, self.session.have_left_all)
+        found = channel.read_those_here(name, everyone)
+        return [found.get(rank, [0, 0]) for rank in everyone]
 
 
 class UsedParameters:

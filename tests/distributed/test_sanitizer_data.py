@@ -739,3 +739,32 @@ class Branch(nn.Module):
         self.calls += 1
         y = self.layers(x)
         return y if self.leaves_out and self.calls == 2 else self.extra(y)
+
+
+def test_a_join_made_by_hand():
+    def train():
+        with process_group() as pg:
+            loader = DataLoader(Subset(numbers(), range(pg.rank, 16 + 16 * pg.rank, 2)), 4)
+            ddp, optimizer = model_and_optimizer()
+            batches, more = iter(loader), torch.ones(1)
+            while more.item():
+                batch = next(batches, None)
+                more = torch.tensor([float(batch is not None)])
+                dist.all_reduce(more)
+                if more.item():
+                    x, y = batch or (torch.zeros(4, 3), torch.zeros(4, 1))
+                    fit(ddp, optimizer, [(x, y)])
+
+    assert kinds(train) == set()
+
+
+def test_ranks_that_share_a_model_may_share_the_data():
+    def train():
+        with process_group() as pg:
+            dist.new_subgroups(2)  # tensor parallel ranks, for instance
+            model = nn.Linear(3, 1)
+            loader = DataLoader(numbers(), 4, sampler=DistributedSampler(numbers(), 1, 0))
+            fit(model, torch.optim.SGD(model.parameters(), lr=0.01), loader)
+            return pg.rank
+
+    assert "same-data-on-every-rank" not in kinds(train)

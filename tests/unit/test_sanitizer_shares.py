@@ -135,8 +135,8 @@ def test_a_wrong_shard_of_a_large_dataset():
     def record(rank, start):
         own = array("q", range(start, start + size // 2 + 1000))
         return {
-            "complete": True, "joined": False, "batches": 9, "count": len(own), "twice": 0,
-            "order": str(start), "outer": encode_indices(own, size),
+            "complete": True, "joined": False, "batches": 9, "steps": 9, "twice": 0,
+            "count": len(own), "order": str(start), "outer": encode_indices(own, size),
             "inner": encode_indices(own, size), "length": size, "contents": {}, "batch": 64,
             "dataset": {"hash": "a", "data": True}, "root": {"hash": "a", "data": True},
             "kind": "own", "padding": 0, "dropped": 0, "share": 0, "drop_last": False,
