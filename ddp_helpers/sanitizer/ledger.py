@@ -41,7 +41,7 @@ class Ledger:
         self._open: deque[_Open] = deque(maxlen=KEPT)
         self._left: deque[str] = deque()
         session.on_group.append(self._forget_all)
-        session.at_end.append(session.guarded(topic, self.finish))
+        session.at_last.append(session.guarded(topic, self.finish))
 
     def leave(self, name: str, record: dict, ranks: Sequence[int], report: Report) -> None:
         """Publish this rank's record, and compare whatever is there by now.
@@ -75,7 +75,7 @@ class Ledger:
         """The records of all these ranks that come in time."""
         channel = self.session.channel
         try:
-            return channel.wait(self._key(name), ranks, patience, self._have_ended)
+            return channel.wait(self._key(name), ranks, patience, self.session.have_left_all)
         except Gone:
             return channel.read_those_here(self._key(name), ranks)
 
@@ -98,9 +98,6 @@ class Ledger:
         except SanitizerError:
             self._open.clear()  # what comes after is a consequence
             raise
-
-    def _have_ended(self, missing: list[int]) -> str | None:
-        return "ended" if self.session.what_became_of(missing) else None
 
     def _forget_all(self) -> None:
         self._open.clear()
