@@ -103,11 +103,12 @@ class DdpCalls:
         self.registry.in_backward, self._passed_by = [], []
         if not models:
             return
-        frames, _ = user_frames()
+        looks = any(model.synced % self.session.options.every == 0 for model in models)
+        frames, _ = user_frames() if looks else ([], "")
         stack = places(frames)
         found = reached(roots, set().union(*(model.outputs for model in models)))
         for model in models:
-            self._count(model, model.outputs & found, roots, tuple(stack))
+            self._count(model, model.outputs & found, roots, tuple(stack) or (model.synced,))
         groups = {model.group: model.ranks for model in self.registry.in_backward}
         for group, ranks in groups.items():
             averaged = [model for model in self.registry.in_backward if model.group == group]
@@ -160,7 +161,11 @@ class DdpCalls:
     def _state(self, model: Wrapped) -> dict:
         """What must be alike on all ranks before a backward."""
         now = model.fingerprint() if self.events.stepping else model.note_edits()
-        state = {"steps": model.steps, "weights": "" if model.is_local_sgd() else now}
+        state = {
+            "steps": model.steps,
+            "last": model.last_step,
+            "weights": "" if model.is_local_sgd() else now,
+        }
         if model.edited:
             state["edited"] = model.edited[:20]
             state["edit"] = [model.edit.what, model.edit.place] if model.edit else None

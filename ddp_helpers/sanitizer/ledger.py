@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -43,12 +44,21 @@ class Ledger:
         session.on_group.append(self._forget_all)
         session.at_last.append(session.guarded(topic, self.finish))
 
-    def leave(self, name: str, record: dict, ranks: Sequence[int], report: Report) -> None:
+    def leave(
+        self,
+        name: str,
+        record: dict,
+        ranks: Sequence[int],
+        report: Report,
+        *,
+        look: bool = True,
+    ) -> None:
         """Publish this rank's record, and compare whatever is there by now.
 
         Args:
             name: the same on all these ranks for records that belong together.
             report: gets the records of all ranks that are there when two differ.
+            look: False if somebody will ask for a comparison soon, or `drop` the record.
         """
         channel = self.session.channel
         if channel is None or len(ranks) < 2:
@@ -59,7 +69,17 @@ class Ledger:
             channel.forget(self._key(self._left.popleft()))
         if self.session.rank != min(ranks):
             self._open.append(_Open(name, tuple(ranks), record, report))
-        self.look()
+        if look:
+            self.look()
+
+    def drop(self, name: str) -> None:
+        """This record is known to be alike on all ranks."""
+        for entry in [entry for entry in self._open if entry.name == name]:
+            self._open.remove(entry)
+
+    def brief(self, record: dict) -> int:
+        """A number that is the same for records that are alike."""
+        return zlib.crc32(repr(self.digest(record)).encode())
 
     def look(self) -> None:
         """Compare what has become comparable."""

@@ -101,7 +101,10 @@ class WeightsChecker:
                 model.look_closely = False
                 record["after"] = model.weights
                 name = f"{model.key}/{number}"
-                self.ledger.leave(name, record, model.ranks, self._reporter(model))
+                model.last_step = self.ledger.brief(record)
+                self.ledger.leave(
+                    name, record, model.ranks, self._reporter(model), look=not record["since"]
+                )
         self._prepared = []
 
     def _reporter(self, model: Wrapped) -> Report:
@@ -115,12 +118,16 @@ class WeightsChecker:
 
     def _before_backward(self, records: Mapping[int, dict]) -> Finding | None:
         """What is wrong with the weights that a backward of all ranks is about to use."""
-        self.ledger.look()
         mine = records[self.session.rank]
         for number in mine["models"]:
             states = {rank: record["models"][number] for rank, record in sorted(records.items())}
             model = self._model(mine["group"], int(number))
-            if model and (finding := self._tell(self._compare(model, states, records))):
+            if model is None:
+                continue
+            if len({state["last"] for state in states.values()}) == 1:
+                self.ledger.drop(f"{model.key}/{model.steps - 1}")
+            self.ledger.look()
+            if finding := self._tell(self._compare(model, states, records)):
                 return finding
         return None
 

@@ -54,6 +54,8 @@ class Wrapped:
     """Their fingerprint after the wrap, or after the last step looked at."""
     weights_at: int | None = 0
     """The number of steps after which `weights` was taken."""
+    last_step: int = 0
+    """The brief of the record of the last step, if that was looked at."""
     era: int = 0
     """Blocks of `with Join(...)` that are over; steps count from 0 after each."""
     steps: int = 0
