@@ -195,8 +195,6 @@ class PassRecorder:
         begun.key = self._number(stack, loader)
         begun.epoch = getattr(begun.sampler, "epoch", None)
         begun.iterator = weakref.ref(iterator)
-        if isinstance(loader.dataset, torch.utils.data.IterableDataset):
-            begun.indices = None
         setattr(iterator, MARK, begun)
         self._open.append(begun)
         for call in self.on_begin:
@@ -273,7 +271,7 @@ def add_indices(found: Pass, index: object) -> None:
     try:
         found.indices.extend([value.__index__() for value in values])
         found.sizes.append(len(values))
-    except (AttributeError, TypeError):  # keys of another kind
+    except (AttributeError, TypeError):  # keys of another kind, or the None of a stream
         found.indices = None
 
 

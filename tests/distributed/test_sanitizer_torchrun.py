@@ -70,7 +70,8 @@ def test_off_without_the_variable(tmp_path):
         import sys
         train(False)
         dist.destroy_process_group()
-        print(sum(name.split(".")[0] == "ddp_helpers" for name in sys.modules), "modules")
+        count = sum(name.split(".")[0] == "ddp_helpers" for name in sys.modules)
+        print(f"{count} modules")  # one text, so that the ranks' lines do not mix
     """
     done = run(tmp_path, body, DDP_HELPERS_SANITIZE="0")
     assert done.returncode == 0, done.stderr

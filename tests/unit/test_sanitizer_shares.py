@@ -204,6 +204,18 @@ def test_an_order_that_repeats():
     assert not repeats(order, order, False)
 
 
+def test_draws_are_counted():
+    torch.manual_seed(3)
+    random.seed(3)
+    torch.rand(1), random.random()  # the first draw makes a new block
+    states = random_states()
+    torch.rand(5), random.random()
+    drawn = draws_between(states, random_states())
+    assert (drawn["torch"][1], drawn["random"][1]) == (5, 2)
+    torch.rand(700)
+    assert draws_between(states, random_states())["torch"][1] > 600 - 5
+
+
 DRAWS = {
     "torch": (torch.manual_seed, lambda n: torch.rand(n)),
     "random": (random.seed, lambda n: [random.random() for _ in range(n)]),
