@@ -7,7 +7,7 @@ import glob
 import os
 import pickle
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -57,21 +57,31 @@ def save_checkpoint(path: str | Path, **state: object) -> Path:
     """
     if not state:
         raise ValueError("nothing to save: pass model=..., optimizer=..., epoch=...")
-    path, error, cause = Path(path), None, None
+    return write_on_rank_0(state, Path(path), lambda temporary: Path(path))
+
+
+def write_on_rank_0(state: dict[str, object], path: Path, name_of: Callable[[Path], Path]) -> Path:
+    """Rank 0 writes and renames; all ranks wait for it and get the final path, or the error.
+
+    Args:
+        path: what messages and the temporary file are called after.
+        name_of: from the finished temporary file to the final path, asked on rank 0.
+    """
+    error, cause, final = None, None, path
     grouped = dist.is_available() and dist.is_initialized()
     if not grouped or dist.get_rank() == 0:
         try:
-            _write({name: _plain(value) for name, value in state.items()}, path)
+            final = _write({name: _plain(value) for name, value in state.items()}, path, name_of)
         except Exception as caught:
             error, cause = f"could not save {path}: {_reason(caught)}", caught
     if grouped:
         # a barrier that also carries the news: after a plain one the others would go on alone
-        news = [error]
+        news = [error, str(final)]
         dist.broadcast_object_list(news, src=0)
-        error = news[0]
+        error, final = news[0], Path(news[1])
     if error:
         raise CheckpointError(error) from cause
-    return path
+    return final
 
 
 def load_checkpoint(
@@ -108,7 +118,7 @@ def _plain(value: object) -> object:
     return value.state_dict() if hasattr(value, "state_dict") else value
 
 
-def _write(state: dict[str, object], path: Path) -> None:
+def _write(state: dict[str, object], path: Path, name_of: Callable[[Path], Path]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
@@ -118,12 +128,14 @@ def _write(state: dict[str, object], path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())  # without it a power cut can leave the new name, empty
         _read(temporary, "meta", name=path)  # what can't be loaded must not replace what can
-        os.replace(temporary, path)
+        final = name_of(temporary)
+        os.replace(temporary, final)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # the rename itself
     finally:
         os.close(folder)
+    return final
 
 
 def _remove_leftovers(path: Path) -> None:

@@ -8,71 +8,52 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
-from ddp_helpers.checkpoint import load_checkpoint, save_checkpoint, unwrap
-from ddp_helpers.data import load_mnist_5k, make_eval_loader, make_train_loader
+from ddp_helpers.checkpoint import load_checkpoint, save_checkpoint
+from ddp_helpers.checkpoint_folder import CheckpointFolder
+from ddp_helpers.data import load_mnist_5k
+from ddp_helpers.early_stop import EarlyStop
+from ddp_helpers.evaluation import evaluate
+from ddp_helpers.loaders import make_eval_loader, make_resumable_loader
+from ddp_helpers.losses import CrossEntropy, Loss
 from ddp_helpers.model import SmallCNN
+from ddp_helpers.precision import MixedPrecision, as_precision
+from ddp_helpers.process_group import get_rank, get_world_size
+from ddp_helpers.resume import ResumableRun, settle_buckets
+from ddp_helpers.steps import (
+    EpochTotals,
+    any_rank,
+    micro_batches,
+    steps_done_and_due,
+    sync_gradients,
+    terms_on_all_ranks,
+    until_all_are_done,
+)
+from ddp_helpers.training_checks import check_epochs, check_loader, check_shares, check_wrapped
+from ddp_helpers.training_records import EpochRecord, EvalMetrics, TrainMetrics
+from ddp_helpers.training_report import print_epoch
 
+__all__ = [
+    "EpochRecord",
+    "EvalMetrics",
+    "TrainMetrics",
+    "evaluate",
+    "fit",
+    "train_mnist_5k",
+    "train_one_epoch",
+]
 _TEST_BATCH = 250
 
 Progress = Callable[[int, int, Tensor], None]
-
-
-@dataclass(frozen=True)
-class TrainMetrics:
-    """One epoch of training, over all ranks."""
-
-    loss: float
-    """Mean over the samples, measured as the weights changed."""
-    samples: int
-    seconds: float
-    """Of the slowest rank."""
-
-    @property
-    def samples_per_second(self) -> float:
-        """All ranks together."""
-        return self.samples / self.seconds
-
-
-@dataclass(frozen=True)
-class EvalMetrics:
-    """One evaluation, over all ranks: each sample counted as often as the loaders gave it."""
-
-    loss: float
-    correct: int
-    samples: int
-
-    @property
-    def accuracy(self) -> float:
-        """From 0 to 1."""
-        return self.correct / self.samples
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """What one epoch gave; the same on every rank."""
-
-    epoch: int
-    """Counted from 0."""
-    train_loss: float
-    test_loss: float
-    test_accuracy: float
-    """From 0 to 1."""
-    samples_per_second: float
-    """In training, all ranks together."""
-    seconds: float
-    """Of training and evaluation."""
-    world_size: int
 
 
 def train_one_epoch(
@@ -83,80 +64,73 @@ def train_one_epoch(
     device: torch.device | str,
     epoch: int,
     progress: Progress | None = None,
+    accumulation_steps: int = 1,
+    precision: str | MixedPrecision = "fp32",
+    max_grad_norm: float | None = None,
+    scheduler: LRScheduler | None = None,
+    loss: Loss = CrossEntropy(),  # noqa: B008 (it is frozen)
+    uneven_inputs: bool = False,
+    run: ResumableRun | None = None,
 ) -> TrainMetrics:
     """Train `model` on each batch of `loader` once.
+
+    The gradient of each step is that of the mean over all samples (or tokens) of the global
+    batch, whatever the shares of the ranks and micro-batches.
 
     Args:
         model: bare, or in DistributedDataParallel if there is more than one rank.
         loader: (images, labels) batches, equally many on all ranks.
         epoch: decides the order of the samples; counted from 0.
-        progress: called as progress(step, steps, loss) after each batch, step from 1, loss this
+        progress: called as progress(step, steps, loss) after each step, step from 1, loss this
             rank's own, still on its device (`.item()` makes the CPU wait for the GPU).
+        accumulation_steps: batches of `loader` in one optimizer step.
+        precision: "fp32", "bf16", "fp16" (GPU only), or a MixedPrecision that outlives the epoch.
+        max_grad_norm: clip the averaged gradient to this norm.
+        scheduler: stepped after each optimizer step.
+        loss: a sum and a count; `CrossEntropy(ignore_index=...)` for tokens.
+        uneven_inputs: allow ranks to have different numbers of batches.
+        run: what `fit` saves in mid-epoch; its loader is `loader`.
 
     Raises:
-        ValueError: several ranks but no DDP wrapper, or a loader without a batch.
+        ValueError: several ranks but no DDP wrapper, a loader without a batch, or an option that
+            is out of range.
     """
-    _check_wrapped(model)
-    if len(loader) == 0:
-        raise ValueError("the training loader has no batch: use a smaller batch_size_per_rank")
-    if hasattr(loader.sampler, "set_epoch"):
-        loader.sampler.set_epoch(epoch)  # without it every epoch repeats one shuffle
-    criterion = nn.CrossEntropyLoss()
-    totals = torch.zeros(2, dtype=torch.float64, device=device)  # loss sum, samples
+    check_wrapped(model)
+    check_loader(loader, accumulation_steps)
+    amp, world_size = as_precision(precision, device), get_world_size()
+    totals = run.totals if run else EpochTotals(device)
+    _set_epoch(loader, epoch)  # without it every epoch repeats one shuffle
+    batches = until_all_are_done(loader, device) if uneven_inputs else loader
+    first, steps = steps_done_and_due(loader, accumulation_steps)
     model.train()
-    started = _clock(device)
-    for step, (images, labels) in enumerate(loader, start=1):
-        images = images.to(device, non_blocking=True)
-        labels = labels.to(device, non_blocking=True)
+    _wait_for_gpu(device)
+    totals.start_clock()
+    for step, window in enumerate(micro_batches(batches, accumulation_steps), start=first):
+        terms = terms_on_all_ranks(window, loader, loss, step, device)
+        loss_sum, count = 0.0, 0  # of this rank
         optimizer.zero_grad()
-        loss = criterion(model(images), labels)
-        loss.backward()  # DDP averages the gradients over the ranks in here
-        optimizer.step()
-        totals[0] += loss.detach() * len(labels)
-        totals[1] += len(labels)
+        for number, (images, labels) in enumerate(window, start=1):
+            count += loss.count(labels)
+            images = images.to(device, non_blocking=True)
+            labels = labels.to(device, non_blocking=True)
+            with sync_gradients(model, last=number == len(window)):
+                with amp.autocast():
+                    part = loss.sum(model(images), labels)
+                # DDP divides the sum over the ranks by world_size in here: the mean over all terms
+                amp.backward(part / (terms / world_size))
+            loss_sum += part.detach()
+        stepped = amp.step(optimizer, model.parameters(), max_grad_norm)
+        if scheduler is not None and stepped:
+            scheduler.step()
+        totals.add(loss_sum, count)
         if progress is not None:
-            progress(step, len(loader), loss.detach())
-    seconds = _slowest(_clock(device) - started, device)
-    if _rank_and_world_size()[1] > 1:
-        dist.all_reduce(totals)
-    loss_sum, samples = totals.tolist()
-    return TrainMetrics(loss_sum / samples, int(samples), seconds)
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, loader: DataLoader, *, device: torch.device | str) -> EvalMetrics:
-    """Loss and accuracy over the samples of all ranks; every rank gets the same numbers.
-
-    Sums of losses and counts go through one all_reduce and are divided after it: a mean of the
-    ranks' means would be wrong wherever their shares differ. So the result is that of one
-    process, for every size, even if a rank has no sample. The unwrapped module is used, because
-    a forward through DDP may communicate and ranks may have different numbers of batches.
-
-    Args:
-        model: bare or wrapped; each part is left in the mode (train or eval) it came in.
-        loader: this rank's (images, labels), for instance from `make_eval_loader`.
-
-    Raises:
-        ValueError: no rank has a sample.
-    """
-    module = unwrap(model)
-    modes = [(part, part.training) for part in module.modules()]
-    totals = torch.zeros(3, dtype=torch.float64, device=device)  # loss sum, correct, samples
-    module.eval()
-    for images, labels in loader:
-        images, labels = images.to(device), labels.to(device)
-        logits = module(images)
-        totals[0] += F.cross_entropy(logits, labels, reduction="none").double().sum()
-        totals[1] += (logits.argmax(dim=1) == labels).sum()
-        totals[2] += len(labels)
-    for part, mode in modes:  # part by part: a frozen layer stays frozen
-        part.training = mode
-    if _rank_and_world_size()[1] > 1:
-        dist.all_reduce(totals)  # the only collective: after the loop, once on every rank
-    loss_sum, correct, samples = totals.tolist()
-    if samples == 0:
-        raise ValueError("nothing to evaluate: no rank's loader has a sample")
-    return EvalMetrics(loss_sum / samples, int(correct), int(samples))
+            progress(step + 1, steps, loss_sum / max(count, 1))
+        if run is not None:
+            run.after_step()
+    _wait_for_gpu(device)
+    seconds = _slowest(totals.seconds, device)
+    mean_loss, samples = totals.over_all_ranks()
+    return TrainMetrics(mean_loss, samples, seconds)
 
 
 def fit(
@@ -170,6 +144,15 @@ def fit(
     start_epoch: int = 0,
     checkpoint_path: str | Path | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
+    progress: Progress | None = None,
+    accumulation_steps: int = 1,
+    precision: str | MixedPrecision = "fp32",
+    max_grad_norm: float | None = None,
+    scheduler: LRScheduler | None = None,
+    loss: Loss = CrossEntropy(),  # noqa: B008
+    early_stop: EarlyStop | None = None,
+    checkpoints: CheckpointFolder | None = None,
+    save_every: int | None = None,
 ) -> list[EpochRecord]:
     """Train from `start_epoch` up to `epochs`, evaluating after each epoch.
 
@@ -179,36 +162,66 @@ def fit(
         checkpoint_path: written after each epoch, with `model`, `optimizer` and `epoch`, the
             number of finished epochs: the `start_epoch` of a run that goes on from there.
         on_epoch: called with each record, on every rank (look at the rank before you print).
+        progress, accumulation_steps, precision, max_grad_norm, scheduler, loss: as in
+            `train_one_epoch`.
+        early_stop: looks at the test loss; if one rank would stop, all do.
+        checkpoints: a folder for exact resume. If it holds a checkpoint, the run goes on from
+            the newest whole one, in mid-epoch too, and `start_epoch` is not looked at. The
+            loader must come from `make_resumable_loader`.
+        save_every: also save each so many optimizer steps, not just after each epoch.
 
     Returns:
-        A record for each epoch trained here; the same on every rank.
+        A record for each epoch trained here, and with `checkpoints` also for those trained
+        before; the same on every rank, but for the seconds of what a restart cut short.
 
     Raises:
-        ValueError: epochs below 1, or start_epoch outside 0 .. epochs.
+        ValueError: epochs below 1, start_epoch outside 0 .. epochs, or options that don't fit.
+        CheckpointError: see CheckpointFolder.
     """
-    if epochs < 1 or not 0 <= start_epoch <= epochs:
-        raise ValueError(
-            f"epochs={epochs}, start_epoch={start_epoch}: expected epochs of at least 1 and "
-            "start_epoch from 0 to epochs"
-        )
-    records = []
+    check_epochs(epochs, start_epoch, save_every, checkpoints)
+    amp, run, records = as_precision(precision, device), None, []
+    if checkpoints is not None:
+        parts = {"model": model, "optimizer": optimizer, "precision": amp}
+        parts |= {"scheduler": scheduler, "early_stop": early_stop}
+        run = ResumableRun(checkpoints, train_loader, device, save_every=save_every, **parts)
+        settle_buckets(model, train_loader, loss, amp, device)
+        if run.load():
+            start_epoch, records = run.sampler.epoch, list(run.records)
     for epoch in range(start_epoch, epochs):
-        started = _clock(device)
-        train = train_one_epoch(model, train_loader, optimizer, device=device, epoch=epoch)
-        test = evaluate(model, test_loader, device=device)
-        seconds = _slowest(_clock(device) - started, device)
+        if early_stop is not None and any_rank(early_stop.done, device):
+            break
+        started = time.perf_counter()
+        train = train_one_epoch(
+            model,
+            train_loader,
+            optimizer,
+            device=device,
+            epoch=epoch,
+            progress=progress,
+            accumulation_steps=accumulation_steps,
+            precision=amp,
+            max_grad_norm=max_grad_norm,
+            scheduler=scheduler,
+            loss=loss,
+            run=run,
+        )
+        test = evaluate(model, test_loader, device=device, precision=amp, loss=loss)
         record = EpochRecord(
             epoch=epoch,
             train_loss=train.loss,
             test_loss=test.loss,
             test_accuracy=test.accuracy,
             samples_per_second=train.samples_per_second,
-            seconds=seconds,
-            world_size=_rank_and_world_size()[1],
+            seconds=_slowest(time.perf_counter() - started, device),
+            world_size=get_world_size(),
         )
         records.append(record)
+        if early_stop is not None:
+            early_stop.update(record.test_loss)
         if checkpoint_path is not None:
             save_checkpoint(checkpoint_path, model=model, optimizer=optimizer, epoch=epoch + 1)
+        if run is not None:
+            run.after_epoch(record)
         if on_epoch is not None:
             on_epoch(record)
     return records
@@ -223,6 +236,11 @@ def train_mnist_5k(
     *,
     resume: bool = False,
     device: torch.device | str | None = None,
+    accumulation_steps: int = 1,
+    precision: str = "fp32",
+    compile: bool = False,
+    checkpoints: CheckpointFolder | None = None,
+    save_every: int | None = None,
 ) -> list[EpochRecord]:
     """Train SmallCNN on the 4,000 digits, on every rank of the running process group.
 
@@ -237,6 +255,8 @@ def train_mnist_5k(
         checkpoint_path: where to save after each epoch; nowhere by default.
         resume: go on from checkpoint_path if that file exists.
         device: by default this rank's GPU under nccl, otherwise the CPU.
+        compile: let torch.compile make one faster program of the model; takes a minute once.
+        accumulation_steps, precision, checkpoints, save_every: as in `fit`.
 
     Returns:
         A record for each epoch trained in this call; the same on every rank.
@@ -245,11 +265,16 @@ def train_mnist_5k(
         ValueError: global_batch_size is no multiple of world_size, or a value is out of range.
         FileNotFoundError, DatasetError, CheckpointError: from the files.
     """
-    rank, world_size = _rank_and_world_size()
+    rank, world_size = get_rank(), get_world_size()
     device = torch.device(device) if device is not None else _default_device()
-    batch_size_per_rank = _share(global_batch_size, world_size)
-    train_loader = make_train_loader(
-        load_mnist_5k(), batch_size_per_rank, rank=rank, world_size=world_size, seed=seed
+    check_shares(global_batch_size, world_size)
+    train_loader = make_resumable_loader(
+        load_mnist_5k(),
+        global_batch_size,
+        rank=rank,
+        world_size=world_size,
+        seed=seed,
+        accumulation_steps=accumulation_steps,
     )
     test_loader = make_eval_loader(
         load_mnist_5k(train=False), _TEST_BATCH, rank=rank, world_size=world_size
@@ -266,6 +291,8 @@ def train_mnist_5k(
         model = DistributedDataParallel(
             model, device_ids=[device.index] if device.type == "cuda" else None
         )
+    if compile:
+        model = torch.compile(model)  # after the wrap: it then splits the program at DDP's buckets
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     if optimizer_state is not None:
         optimizer.load_state_dict(optimizer_state)
@@ -278,64 +305,33 @@ def train_mnist_5k(
         device=device,
         start_epoch=start_epoch,
         checkpoint_path=checkpoint_path,
-        on_epoch=lambda record: _print_epoch(record, epochs) if rank == 0 else None,
+        on_epoch=lambda record: print_epoch(record, epochs),
+        accumulation_steps=accumulation_steps,
+        precision=precision,
+        checkpoints=checkpoints,
+        save_every=save_every,
     )
 
 
-def _share(global_batch_size: int, world_size: int) -> int:
-    if isinstance(global_batch_size, bool) or not isinstance(global_batch_size, int):
-        raise ValueError(f"global_batch_size={global_batch_size!r}: expected a whole number")
-    share, rest = divmod(global_batch_size, world_size)
-    if share < 1 or rest:
-        raise ValueError(
-            f"global_batch_size={global_batch_size} can't be shared equally by {world_size} "
-            f"ranks: use a multiple of {world_size}, for instance {max(share, 1) * world_size}"
-        )
-    return share
-
-
-def _print_epoch(record: EpochRecord, epochs: int) -> None:
-    ranks = f"{record.world_size} rank{'s' if record.world_size > 1 else ''}"
-    print(
-        f"epoch {record.epoch + 1}/{epochs}  train loss {record.train_loss:.3f}  "
-        f"test loss {record.test_loss:.3f}  test accuracy {record.test_accuracy:.1%}  "
-        f"{record.seconds:.1f} s  {record.samples_per_second:,.0f} samples/s  ({ranks})",
-        flush=True,
-    )
-
-
-def _rank_and_world_size() -> tuple[int, int]:
-    """(0, 1) where no process group is running."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
+def _set_epoch(loader: DataLoader, epoch: int) -> None:
+    for part in (loader.sampler, loader.batch_sampler, loader.dataset):
+        if hasattr(part, "set_epoch"):
+            part.set_epoch(epoch)
 
 
 def _slowest(seconds: float, device: torch.device | str) -> float:
     """The largest value over the ranks."""
-    if _rank_and_world_size()[1] == 1:
+    if get_world_size() == 1:
         return seconds
     value = torch.tensor(seconds, dtype=torch.float64, device=device)
     dist.all_reduce(value, op=dist.ReduceOp.MAX)
     return value.item()
 
 
-def _clock(device: torch.device | str) -> float:
-    """Seconds. A GPU works behind the CPU's back, so it must be done before the clock counts."""
+def _wait_for_gpu(device: torch.device | str) -> None:
+    """A GPU works behind the CPU's back, so it must be done before the clock is read."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def _check_wrapped(model: nn.Module) -> None:
-    """A wrapper of one's own (with `.module`) and FSDP are welcome too."""
-    world_size = _rank_and_world_size()[1]
-    bare = unwrap(model) is model and not hasattr(model, "module")
-    if world_size > 1 and bare and not type(model).__name__.startswith("FSDP"):
-        raise ValueError(
-            f"the model is bare, but {world_size} ranks are training: each would go its own way; "
-            "wrap it with DistributedDataParallel(model)"
-        )
 
 
 def _default_device() -> torch.device:

@@ -1,0 +1,164 @@
+"""A folder with the last few checkpoints of a run; a damaged one is found, and passed over."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+
+from ddp_helpers.checkpoint import CheckpointError, load_checkpoint, write_on_rank_0
+from ddp_helpers.checks import check_whole
+
+_NAME = re.compile(r"checkpoint-(\d{6,})-([0-9a-f]{16})\.pt(\.damaged)?")
+
+
+class CheckpointFolder:
+    """Numbered checkpoints, `checkpoint-000012-1f0c...9a.pt`: a number and the content's sha256.
+
+    The digest is part of the name, so one rename puts both in place, and a file that was cut
+    short or changed later no longer fits its name. Where a process group runs, all ranks must
+    call `save` and `load_newest`; rank 0 writes, and every rank must see the folder.
+
+    Args:
+        folder: made if need be. It belongs to one run.
+        keep: how many to keep, at least 1. With one alone, damage to it loses the run.
+
+    Raises:
+        ValueError: keep below 1, or something else has the folder's name.
+    """
+
+    def __init__(self, folder: str | Path, keep: int = 3) -> None:
+        check_whole("keep", keep, least=1)
+        self.folder, self.keep = Path(folder), keep
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"{folder} is a file: expected a folder, or a name that is free")
+
+    def save(self, **state: object) -> Path:
+        """Write one more, then delete the oldest beyond `keep`; takes what save_checkpoint takes.
+
+        Raises:
+            CheckpointError: it could not be written; on every rank. The older ones are untouched.
+        """
+        number = max((_number(path) for path in self._all()), default=0) + 1
+        path = self.folder / f"checkpoint-{number:06d}.pt"
+        final = write_on_rank_0(state, path, _name_with_digest)
+        if _is_rank_0():
+            for old in self.paths()[self.keep :]:  # the newest is whole, and on the disk
+                old.unlink(missing_ok=True)
+        return final
+
+    def paths(self) -> list[Path]:
+        """The checkpoints, newest first, without those found damaged."""
+        whole = [path for path in self._all() if not path.name.endswith(".damaged")]
+        return sorted(whole, key=_number, reverse=True)
+
+    def load_newest(self) -> tuple[Path, dict[str, object]] | None:
+        """The newest that is whole, on the CPU; None if there never was one.
+
+        A damaged one is renamed to `...damaged`, so that it takes no good one's place among those
+        kept, and rank 0 says on stderr what happened.
+
+        Raises:
+            CheckpointError: there are some, but none is whole, or a rank can't read it. It is
+                raised on every rank.
+        """
+        found = _from_rank_0(self._newest_whole)
+        if found is None:
+            return None
+        state, error = None, None
+        try:
+            state = load_checkpoint(found)
+        except (OSError, CheckpointError) as caught:
+            error = f"rank {_rank()} can't read it: {caught}"
+        if errors := [text for text in _gathered(error) if text]:
+            raise CheckpointError(f"{found}: {'; '.join(errors)}; every rank must see the folder")
+        return found, state
+
+    def _all(self) -> list[Path]:
+        if not self.folder.is_dir():
+            return []
+        return [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)]
+
+    def _newest_whole(self) -> Path | None:
+        damaged = []
+        for path in self.paths():
+            problem = damage(path)
+            if problem is None:
+                _tell(damaged, path)
+                return path
+            damaged.append(f"{path.name} {problem}")
+            if not problem.startswith("can't be read"):  # a disk that is away may come back
+                path.rename(path.with_name(path.name + ".damaged"))
+        if damaged or self._all():
+            raise CheckpointError(
+                f"no whole checkpoint in {self.folder} ({'; '.join(damaged) or 'all damaged'}): "
+                "bring one back from a copy, or name another folder to start anew"
+            )
+        return None
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or None if its content fits the digest in its name."""
+    try:
+        size, found = path.stat().st_size, _digest(path)
+    except OSError as error:
+        return f"can't be read ({error})"
+    expected = _NAME.fullmatch(path.name)[2]
+    if found == expected:
+        return None
+    if size == 0:
+        return "is empty"
+    return f"is damaged ({size:,} bytes, sha256 {found}..., expected {expected}...)"
+
+
+def _tell(damaged: list[str], path: Path) -> None:
+    for text in damaged:
+        print(f"checkpoint {text}: going back to {path.name}", file=sys.stderr, flush=True)
+
+
+def _name_with_digest(temporary: Path) -> Path:
+    name = temporary.name.split(".")[1]  # .checkpoint-000012.pt.host.pid.tmp
+    return temporary.with_name(f"{name}-{_digest(temporary)}.pt")
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _number(path: Path) -> int:
+    return int(_NAME.fullmatch(path.name)[1])
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def _is_rank_0() -> bool:
+    return _rank() == 0
+
+
+def _from_rank_0(function):
+    """What `function` returns on rank 0, or its CheckpointError, on every rank."""
+    news: list = [None, None]
+    if _is_rank_0():
+        try:
+            news[0] = function()
+        except (CheckpointError, OSError) as error:
+            news[1] = str(error)
+    if dist.is_available() and dist.is_initialized():
+        dist.broadcast_object_list(news, src=0)
+    if news[1] is not None:
+        raise CheckpointError(news[1])
+    return news[0]
+
+
+def _gathered(value: object) -> list[object]:
+    if not (dist.is_available() and dist.is_initialized()):
+        return [value]
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values

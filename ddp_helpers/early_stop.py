@@ -1,0 +1,41 @@
+"""Stop when the loss no longer falls. `fit` lets all ranks stop in the same epoch."""
+
+from __future__ import annotations
+
+from ddp_helpers.checks import check_whole
+
+
+class EarlyStop:
+    """Counts the epochs since the last better loss.
+
+    Args:
+        patience: epochs in a row without a better loss after which to stop, at least 1.
+        min_delta: a loss is better only if it is lower by more than this.
+
+    Raises:
+        ValueError: patience below 1, or min_delta below 0.
+    """
+
+    def __init__(self, patience: int, min_delta: float = 0.0) -> None:
+        check_whole("patience", patience, least=1)
+        if not min_delta >= 0:
+            raise ValueError(f"min_delta={min_delta}: expected at least 0")
+        self.patience, self.min_delta = patience, min_delta
+        self.best, self.waited = float("inf"), 0
+
+    def update(self, loss: float) -> bool:
+        """Take note of a loss; True if this rank would stop now. A NaN is never better."""
+        better = loss < self.best - self.min_delta
+        self.best, self.waited = (loss, 0) if better else (self.best, self.waited + 1)
+        return self.done
+
+    @property
+    def done(self) -> bool:
+        """True once `patience` epochs have passed without a better loss."""
+        return self.waited >= self.patience
+
+    def state_dict(self) -> dict[str, float | int]:
+        return {"best": self.best, "waited": self.waited}
+
+    def load_state_dict(self, state: dict[str, float | int]) -> None:
+        self.best, self.waited = state["best"], state["waited"]

@@ -1,0 +1,184 @@
+"""Exact resume: save all that a run depends on, and go on as if it had never stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from ddp_helpers.checkpoint import unwrap
+from ddp_helpers.checkpoint_folder import CheckpointFolder
+from ddp_helpers.losses import Loss
+from ddp_helpers.precision import MixedPrecision
+from ddp_helpers.process_group import get_rank, get_world_size
+from ddp_helpers.random_state import (
+    capture_random_state,
+    random_state_kept,
+    restore_random_state,
+    seed_everything,
+)
+from ddp_helpers.sampler import GlobalBatchSampler
+from ddp_helpers.steps import EpochTotals
+from ddp_helpers.training_records import EpochRecord
+
+
+class ResumableRun:
+    """A run that leaves checkpoints: weights, optimizer, position, and each rank's random state.
+
+    Saved and loaded on the same number of ranks (and threads), it gives the same bits as a run
+    that was never stopped. On another number of ranks the samples of each global batch are the
+    same, sums differ in their order, and random draws (dropout) start anew from a fixed seed.
+
+    Args:
+        folder: where the checkpoints are.
+        loader: over a GlobalBatchSampler, from `make_resumable_loader`.
+        save_every: optimizer steps from one checkpoint in mid-epoch to the next.
+        parts: by name, what has a state_dict: model, optimizer, ...; None is left out.
+
+    Raises:
+        ValueError: the loader can't be resumed.
+    """
+
+    def __init__(
+        self,
+        folder: CheckpointFolder,
+        loader: DataLoader,
+        device: torch.device | str,
+        *,
+        save_every: int | None = None,
+        **parts: object,
+    ) -> None:
+        _check_loader(loader)
+        self.save_every = save_every
+        self.folder, self.sampler = folder, loader.batch_sampler
+        self.parts = {name: part for name, part in parts.items() if part is not None}
+        self.totals = EpochTotals(device)
+        self.records: list[EpochRecord] = []
+
+    def save(self) -> None:
+        """One more checkpoint; all ranks must call it, between two optimizer steps."""
+        mine = {"random": capture_random_state(), "totals": self.totals.state_dict()}
+        ranks: list = [None] * get_world_size()
+        if len(ranks) > 1:
+            dist.all_gather_object(ranks, mine)
+        self.folder.save(
+            **self.parts,
+            sampler=self.sampler,
+            ranks=ranks if len(ranks) > 1 else [mine],
+            records=[asdict(record) for record in self.records],
+        )
+
+    def after_step(self) -> None:
+        """One more step was taken; save if it is time to. Steps are counted over the epochs."""
+        self.sampler.advance()
+        done = self.sampler.epoch * self.sampler.steps + self.sampler.finished
+        if self.save_every is not None and done % self.save_every == 0:
+            self.save()
+
+    def after_epoch(self, record: EpochRecord) -> None:
+        """Move to the start of the next epoch, and save."""
+        self.records.append(record)
+        self.totals.reset()
+        self.sampler.set_epoch(record.epoch + 1)
+        self.save()
+
+    def load(self) -> bool:
+        """Go on from the newest whole checkpoint; False if there is none.
+
+        Raises:
+            ValueError: it was saved with other parts, or another order of samples.
+            CheckpointError: there are checkpoints, but none is whole.
+        """
+        found = self.folder.load_newest()
+        if found is None:
+            return False
+        path, state = found
+        ranks, records = state.pop("ranks"), state.pop("records")
+        self.sampler.load_state_dict(state.pop("sampler"))
+        _check_parts(state.keys(), self.parts.keys(), path.name)
+        for name, part in self.parts.items():
+            target = unwrap(part) if isinstance(part, nn.Module) else part
+            target.load_state_dict(state[name])  # every rank the same file, so DDP stays in step
+        self.records = [EpochRecord(**record) for record in records]
+        self._restore_rank(ranks)
+        if get_rank() == 0:
+            place = f"epoch {self.sampler.epoch + 1}, step {self.sampler.finished}"
+            print(f"resumed from {path.name}: {place}", flush=True)
+        return True
+
+    def _restore_rank(self, ranks: Sequence[dict]) -> None:
+        rank, world_size = get_rank(), get_world_size()
+        if len(ranks) == world_size:
+            restore_random_state(ranks[rank]["random"])
+            self.totals.load_state_dict(ranks[rank]["totals"])
+            return
+        if rank == 0:
+            print(
+                f"saved on {len(ranks)} ranks, resumed on {world_size}: the same samples in each "
+                "step, but other random draws and other rounding",
+                flush=True,
+            )
+        seed_everything(self.sampler.seed, self.sampler.epoch, self.sampler.finished, rank)
+        for saved in ranks[rank::world_size]:  # each saved share is counted by one rank
+            self.totals.merge(saved["totals"])
+
+
+def settle_buckets(
+    model: nn.Module, loader: DataLoader, loss: Loss, amp: MixedPrecision, device: torch.device
+) -> None:
+    """Let DDP choose its buckets for good, before the first step, and leave no other trace.
+
+    DDP reorders its buckets after its first backward. The order decides how three or more ranks
+    round their sums, so the first step after a restart would differ in the last bit from the same
+    step of a run that was never stopped.
+    """
+    if not isinstance(unwrap_compiled(model), DistributedDataParallel) or get_world_size() < 3:
+        return
+    modules = list(model.modules())
+    kept = [(module, name, buffer.clone()) for module in modules for name, buffer in _own(module)]
+    model.train()
+    with random_state_kept():
+        sample = loader.dataset[0]
+        images, labels = loader.collate_fn([sample, sample])  # BatchNorm refuses a single one
+        with amp.autocast():
+            value = loss.sum(model(images.to(device)), labels.to(device))
+        value.backward()
+    for module, name, buffer in kept:
+        getattr(module, name).copy_(buffer)
+    for parameter in model.parameters():
+        parameter.grad = None
+
+
+def unwrap_compiled(model: nn.Module) -> nn.Module:
+    """The module that torch.compile was given, or `model`."""
+    return getattr(model, "_orig_mod", model)
+
+
+def _own(module: nn.Module):
+    return module.named_buffers(recurse=False)
+
+
+def _check_loader(loader: DataLoader) -> None:
+    if not isinstance(loader.batch_sampler, GlobalBatchSampler):
+        raise ValueError(
+            f"checkpoints need a loader that knows its place, but this one has a "
+            f"{type(loader.sampler).__name__}: make it with make_resumable_loader"
+        )
+    if loader.generator is None:
+        raise ValueError(
+            "the training DataLoader has no generator, so it draws from torch's own at each "
+            "start and a resumed run would differ: make it with make_resumable_loader"
+        )
+
+
+def _check_parts(saved, given, name: str) -> None:
+    if saved != given:
+        raise ValueError(
+            f"{name} holds {', '.join(sorted(saved))}, but this run has "
+            f"{', '.join(sorted(given))}: give fit the same as before, or another folder"
+        )
