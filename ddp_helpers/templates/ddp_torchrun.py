@@ -11,6 +11,7 @@ By hand, a terminal for each rank; this is the first of two:
 
 The last of four steps: `# NEW` marks what differs from ddp_spawn.py. torchrun starts the ranks
 and tells each in its environment who it is; evaluate() and train() are the same to the letter.
+For long runs, and for Slurm, the steps go on: ddp_anywhere.py.
 """
 # ruff: noqa: E402
 

@@ -14,6 +14,7 @@ import psutil
 
 TEMPLATES = Path(__file__).parents[2] / "ddp_helpers" / "templates"
 STEPS = ("single_process", "data_parallel", "ddp_spawn", "ddp_torchrun")
+LONG_STEPS = ("ddp_anywhere", "ddp_checkpoint", "ddp_resume", "ddp_full")  # for long runs
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
 
 

@@ -14,9 +14,10 @@ import sys
 import tokenize
 
 import pytest
-from template_runner import STEPS, TEMPLATES
+from template_runner import LONG_STEPS, STEPS, TEMPLATES
 
-PAIRS = list(itertools.pairwise(STEPS))
+LADDER = (*STEPS, *LONG_STEPS)
+PAIRS = list(itertools.pairwise(LADDER))
 AT_MOST_IN_TRAINING = 40  # the imports of torch, evaluate(), train() and main()
 AT_MOST_IN_SETTINGS = 48  # flags, their checks, and how the processes start
 
@@ -109,11 +110,12 @@ def function(step: str, name: str) -> str:
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate", "build_model", "load_data"])
-def test_spawn_and_torchrun_train_by_the_same_code(name: str) -> None:
+def test_every_way_to_start_trains_by_the_same_code(name: str) -> None:
     assert function("ddp_spawn", name) == function("ddp_torchrun", name)
+    assert function("ddp_torchrun", name) == function("ddp_anywhere", name)
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", LADDER)
 def test_it_imports_torch_and_the_standard_library_only(step: str) -> None:
     names = set()
     for node in ast.walk(ast.parse(source(step))):
@@ -125,7 +127,7 @@ def test_it_imports_torch_and_the_standard_library_only(step: str) -> None:
     assert names - sys.stdlib_module_names == {"torch"}
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", LADDER)
 def test_the_docstring_opens_with_the_command(step: str) -> None:
     first, blank, command, *_ = ast.get_docstring(ast.parse(source(step))).splitlines()
     assert first.endswith(".")
