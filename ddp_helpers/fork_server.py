@@ -23,6 +23,7 @@ READY = "DDP_HELPERS_READY"
 LONGEST_START = 120.0  # seconds for torch to load, on the busiest of machines
 LOOK = 0.1  # seconds between looks at a server that still loads
 _variables_lock = threading.Lock()
+_spawn_lock = threading.RLock()
 _listener: socket.socket | None = None  # open while the server that we started still loads
 _started_pid: int | None = None
 
@@ -41,7 +42,7 @@ def warm_up() -> None:
     name = _listen()
     threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
     # a pool of threads would not survive the fork, nor the server a Ctrl-C while it loads
-    with _variables(**threads, **{READY: name}), interrupts_blocked():
+    with _variables(**threads, **{READY: name}), interrupts_blocked(), _own_session():
         forkserver.ensure_running()
     _started_pid = server._forkserver_pid
 
@@ -114,17 +115,26 @@ def start_resource_tracker() -> None:
     It ignores SIGTERM. Inside the group, a kernel that shuts down asks it to end for five
     seconds, and is then killed before it could tidy up.
     """
-    from multiprocessing import resource_tracker, util
+    from multiprocessing import resource_tracker
+
+    with _own_session():
+        resource_tracker.ensure_running()
+
+
+@contextlib.contextmanager
+def _own_session() -> Iterator[None]:
+    """What multiprocessing starts in the block outlives a kill of this process's group."""
+    from multiprocessing import util
 
     def spawn(path: str, args: list[str], passfds: tuple[int, ...]) -> int:
         process = subprocess.Popen(args, executable=path, pass_fds=passfds, start_new_session=True)
         process.returncode = 0  # multiprocessing waits for it, not this object
         return process.pid
 
-    with _variables_lock:
+    with _spawn_lock:
         before, util.spawnv_passfds = util.spawnv_passfds, spawn
         try:
-            resource_tracker.ensure_running()
+            yield
         finally:
             util.spawnv_passfds = before
 

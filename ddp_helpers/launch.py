@@ -11,6 +11,7 @@ import contextlib
 import inspect
 import io
 import linecache
+import multiprocessing.util
 import os
 import socket
 import sys
@@ -115,6 +116,7 @@ def launch(
             threads=threads,
             sources=sources,
             names=names,
+            temporary=_temporary_folder(start_method),
             sanitize=every,
         )
         _prepare(start_method)
@@ -144,6 +146,11 @@ def _prepare(start_method: str) -> None:
             "loads torch; the machine or its disk is very busy: launch again",
             LaunchResult(()),
         )
+
+
+def _temporary_folder(start_method: str) -> str:
+    """This process's folder for sockets, which the fork server removes if this process can't."""
+    return multiprocessing.util.get_temp_dir() if start_method == "forkserver" else ""
 
 
 def warm_up_in_a_kernel() -> None:

@@ -8,6 +8,7 @@ import atexit
 import contextlib
 import gc
 import os
+import shutil
 import socket
 
 with contextlib.suppress(OSError):
@@ -18,14 +19,12 @@ server_pid = os.getpid()
 
 @atexit.register
 def remove_listener() -> None:
-    """A killed kernel can't remove the fork server's socket from the temporary folder."""
+    """A killed kernel can't remove its temporary folder, where this server's socket lies."""
     from multiprocessing import forkserver
 
     address = forkserver._forkserver._forkserver_address
     if os.getpid() == server_pid and isinstance(address, str):
-        with contextlib.suppress(OSError):
-            os.unlink(address)
-            os.rmdir(os.path.dirname(address))
+        shutil.rmtree(os.path.dirname(address), ignore_errors=True)
 
 
 with contextlib.suppress(ImportError):

@@ -110,8 +110,6 @@ class Supervisor:
     # ---- start
 
     def _start(self) -> None:
-        from torch.multiprocessing import start_processes
-
         self._address = f"ddp_helpers-{os.getpid()}-{secrets.token_hex(16)}"
         self._listener = self._files.enter_context(
             socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -122,23 +120,30 @@ class Supervisor:
         worker._write_all(self._job_file, pickle.dumps(self.job))
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         with interrupts_blocked(), without_main_import():
-            try:
-                context = start_processes(
-                    worker.main,
-                    args=(self._address,),
-                    nprocs=self.job.nprocs,
-                    join=False,
-                    daemon=False,
-                    start_method=self.start_method,
-                )
-            except EOFError:
-                raise RuntimeError(ENDED) from None
-            for number, process in enumerate(context.processes):
+            processes = self._start_processes()
+            if processes is None:  # raised out here, the error does not hold on to their pipes
+                raise RuntimeError(ENDED)
+            for number, process in enumerate(processes):
                 rank = _Rank(number, process, started_at=time.monotonic())
                 self.ranks.append(rank)
                 self._selector.register(
                     process.sentinel, selectors.EVENT_READ, lambda rank=rank: self._on_end(rank)
                 )
+
+    def _start_processes(self) -> list | None:
+        """The ranks' processes, or None if the fork server ended meanwhile."""
+        from torch.multiprocessing import start_processes
+
+        with contextlib.suppress(EOFError):
+            return start_processes(
+                worker.main,
+                args=(self._address,),
+                nprocs=self.job.nprocs,
+                join=False,
+                daemon=False,
+                start_method=self.start_method,
+            ).processes
+        return None
 
     def _accept(self) -> None:
         link, _ = self._listener.accept()

@@ -54,6 +54,9 @@ class Job:
     """The text of notebook cells by file name, so that a traceback can quote them."""
     names: dict[str, str] = field(default_factory=dict)
     """How the reader knows those files: `cell In[4]`."""
+    temporary: str = ""
+    """Where multiprocessing keeps its sockets: a rank that is killed can't remove its own;
+    empty for a folder of the rank's own."""
     sanitize: int = 0
     """Watch the run, and look at weights and data on each n-th step; 0 is off."""
 
@@ -167,6 +170,8 @@ def _settle_in(rank: int, job: Job, last_call: int) -> None:
     os.chdir(job.cwd)
     # as under torchrun: otherwise DataLoader workers would start the way this rank was started
     multiprocessing.set_start_method(None, force=True)
+    if job.temporary:
+        multiprocessing.current_process()._config["tempdir"] = job.temporary
     sys.argv = list(job.argv)
     for name, text in job.sources.items():  # no time stamp: linecache never drops these
         linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
