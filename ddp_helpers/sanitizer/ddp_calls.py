@@ -186,8 +186,7 @@ class DdpCalls:
         self._passed_by = []
 
     def stepped(self, optimizer: Optimizer) -> None:
-        parameters = (p for group in optimizer.param_groups for p in group["params"])
-        for model in self.registry.models_of(parameters):
+        for model in self.registry.stepped_by(optimizer):
             model.steps += 1
             model.since = SinceStep()
             model.outputs.clear()

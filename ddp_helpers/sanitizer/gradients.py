@@ -86,7 +86,7 @@ class GradientChecker:
     # ---- accumulation
 
     def accumulation(self, optimizer: Optimizer) -> None:
-        for model in self.registry.models_of(_parameters(optimizer)):
+        for model in self.registry.stepped_by(optimizer):
             stack, times = max(
                 Counter(model.since.synced).items(), key=lambda item: item[1], default=((), 0)
             )
@@ -108,6 +108,8 @@ class GradientChecker:
     # ---- parameters that DDP does not know
 
     def late_parameters(self, optimizer: Optimizer) -> None:
+        if self.session.step % self.session.options.every:
+            return
         late = [p for p in _parameters(optimizer) if p.grad is not None and self._is_late(p)]
         if not late:
             return

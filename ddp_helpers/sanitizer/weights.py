@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
-import torch
 from torch.optim.optimizer import Optimizer
 
 from ddp_helpers.records import Finding
@@ -66,14 +65,14 @@ class WeightsChecker:
     # ---- an optimizer's step
 
     def step_begins(self, optimizer: Optimizer) -> None:
-        parameters = _parameters(optimizer)
         self._prepared = []
-        for model in self.registry.models_of(parameters):
+        for model in self.registry.stepped_by(optimizer):
             closely = model.look_closely or model.steps % self.session.options.every == 0
-            record = self._record(model, optimizer, parameters) if closely else {}
+            record = self._record(model, optimizer) if closely else {}
             self._prepared.append((model, model.steps, record))
 
-    def _record(self, model: Wrapped, optimizer: Optimizer, parameters: Sequence) -> dict:
+    def _record(self, model: Wrapped, optimizer: Optimizer) -> dict:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         hits = [hit for p in parameters if (hit := self.registry.find(p)) and hit[0] is model]
         which = [place for _, place in hits if id(model.parameters[place]()) in model.reduced]
         if not model.since.synced:  # no call of DDP's has looked at the weights
@@ -166,7 +165,3 @@ class WeightsChecker:
                 self.session.found(finding)
 
         return report
-
-
-def _parameters(optimizer: Optimizer) -> list[torch.Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"]]

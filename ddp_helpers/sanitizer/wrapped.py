@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.optimizer import Optimizer
 
 from ddp_helpers.sanitizer.callsite import Place
 from ddp_helpers.sanitizer.fingerprint import fingerprint
@@ -120,6 +121,8 @@ class Registry:
         self._by_ddp: dict[int, Wrapped] = {}
         self._places: dict[int, tuple[Wrapped, int]] = {}
         self._counts: dict[str, int] = defaultdict(int)
+        self._wraps = 0
+        self._stepped_by: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
     def next_number(self, group: str) -> int:
         """The number that the next wrap in this group gets."""
@@ -144,6 +147,7 @@ class Registry:
         )
         model.weights = model.fingerprint()
         self._counts[model.group] += 1
+        self._wraps += 1
         self._by_ddp[id(ddp)] = model
         self._places |= {id(p): (model, place) for place, (_, p) in enumerate(named)}
         self.models = [m for m in self.models if m.ddp() is not None] + [model]
@@ -165,6 +169,15 @@ class Registry:
         """The models that hold any of these parameters."""
         found = {id(hit[0]): hit[0] for p in parameters if (hit := self.find(p)) is not None}
         return list(found.values())
+
+    def stepped_by(self, optimizer: Optimizer) -> list[Wrapped]:
+        """The models of which an optimizer holds parameters; quick, as it is asked in each step."""
+        sizes = [self._wraps, *(len(group["params"]) for group in optimizer.param_groups)]
+        known = self._stepped_by.get(optimizer)
+        if known is None or known[0] != sizes:
+            found = self.models_of(p for group in optimizer.param_groups for p in group["params"])
+            known = self._stepped_by[optimizer] = (sizes, found)
+        return known[1]
 
     def forget_all(self) -> None:
         """A new process group starts: numbers count from 0."""
