@@ -45,9 +45,7 @@ class CheckpointFolder:
         number = max((_number(path) for path in self._all()), default=0) + 1
         path = self.folder / f"checkpoint-{number:06d}.pt"
         final = write_on_rank_0(state, path, _name_with_digest)
-        if _is_rank_0():
-            for old in self.paths()[self.keep :]:  # the newest is whole, and on the disk
-                old.unlink(missing_ok=True)
+        self._prune(final)
         return final
 
     def paths(self) -> list[Path]:
@@ -68,6 +66,7 @@ class CheckpointFolder:
         found = _from_rank_0(self._newest_whole)
         if found is None:
             return None
+        self._prune(found)  # a run that was killed just before it could
         state, error = None, None
         try:
             state = load_checkpoint(found)
@@ -76,6 +75,13 @@ class CheckpointFolder:
         if errors := [text for text in _gathered(error) if text]:
             raise CheckpointError(f"{found}: {'; '.join(errors)}; every rank must see the folder")
         return found, state
+
+    def _prune(self, whole: Path) -> None:
+        """Delete the oldest beyond `keep`, but never the one that is known to be whole."""
+        if _is_rank_0():
+            for old in self.paths()[self.keep :]:
+                if old != whole:
+                    old.unlink(missing_ok=True)
 
     def _all(self) -> list[Path]:
         if not self.folder.is_dir():

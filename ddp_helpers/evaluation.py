@@ -29,6 +29,8 @@ def evaluate(
     ranks' means would be wrong wherever their shares differ. So the result is that of one
     process, for every size, even if a rank has no sample. The unwrapped module is used, because
     a forward through DDP may communicate and ranks may have different numbers of batches.
+    Buffers (BatchNorm's averages) are taken from rank 0 first: each rank has its own by now, and
+    those of rank 0 are the ones that a checkpoint holds.
 
     Args:
         model: bare or wrapped; each part is left in the mode (train or eval) it came in.
@@ -42,6 +44,7 @@ def evaluate(
     modes = [(part, part.training) for part in module.modules()]
     totals = torch.zeros(3, dtype=torch.float64, device=device)  # loss sum, correct, samples
     module.eval()
+    share_buffers(module)
     for images, labels in loader:
         totals[2] += loss.count(labels)
         images, labels = images.to(device), labels.to(device)
@@ -52,8 +55,15 @@ def evaluate(
     for part, mode in modes:  # part by part: a frozen layer stays frozen
         part.training = mode
     if get_world_size() > 1:
-        dist.all_reduce(totals)  # the only collective: after the loop, once on every rank
+        dist.all_reduce(totals)  # after the loop, once on every rank; within it ranks may differ
     loss_sum, correct, samples = totals.tolist()
     if samples == 0:
         raise ValueError("nothing to evaluate: no rank's loader has a sample")
     return EvalMetrics(loss_sum / samples, int(correct), int(samples))
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give all ranks the buffers of rank 0, as DDP does before a forward that trains."""
+    if get_world_size() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)

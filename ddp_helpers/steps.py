@@ -39,19 +39,24 @@ def sync_gradients(model: nn.Module, last: bool) -> contextlib.AbstractContextMa
 
 
 def terms_on_all_ranks(
-    window: list[Batch], loader: DataLoader, loss: Loss, step: int, device: torch.device | str
+    window: list[Batch],
+    loader: DataLoader | None,
+    loss: Loss,
+    step: int,
+    device: torch.device | str,
 ) -> float | Tensor:
     """The terms of the loss in one optimizer step, over all ranks and micro-batches; at least 1.
 
     Where the sampler knows, no rank has to ask. Otherwise it is an all_reduce a step.
 
     Args:
+        loader: knows what the other ranks have; None to ask them in any case.
         step: of this epoch, counted from 0.
     """
     mine = sum(loss.count(labels) for _, labels in window)
     if get_world_size() == 1:
         return max(mine, 1)
-    if loss.counts_samples(window[0][1]):
+    if loader is not None and loss.counts_samples(window[0][1]):
         if isinstance(loader.batch_sampler, GlobalBatchSampler):
             return loader.batch_sampler.samples_in(step)
         if isinstance(loader.sampler, DistributedSampler):

@@ -106,7 +106,8 @@ def train_one_epoch(
     _wait_for_gpu(device)
     totals.start_clock()
     for step, window in enumerate(micro_batches(batches, accumulation_steps), start=first):
-        terms = terms_on_all_ranks(window, loader, loss, step, device)
+        known = None if uneven_inputs else loader
+        terms = terms_on_all_ranks(window, known, loss, step, device)
         loss_sum, count = 0.0, 0  # of this rank
         optimizer.zero_grad()
         for number, (images, labels) in enumerate(window, start=1):
@@ -150,6 +151,7 @@ def fit(
     max_grad_norm: float | None = None,
     scheduler: LRScheduler | None = None,
     loss: Loss = CrossEntropy(),  # noqa: B008
+    uneven_inputs: bool = False,
     early_stop: EarlyStop | None = None,
     checkpoints: CheckpointFolder | None = None,
     save_every: int | None = None,
@@ -162,8 +164,8 @@ def fit(
         checkpoint_path: written after each epoch, with `model`, `optimizer` and `epoch`, the
             number of finished epochs: the `start_epoch` of a run that goes on from there.
         on_epoch: called with each record, on every rank (look at the rank before you print).
-        progress, accumulation_steps, precision, max_grad_norm, scheduler, loss: as in
-            `train_one_epoch`.
+        progress, accumulation_steps, precision, max_grad_norm, scheduler, loss, uneven_inputs:
+            as in `train_one_epoch`.
         early_stop: looks at the test loss; if one rank would stop, all do.
         checkpoints: a folder for exact resume. If it holds a checkpoint, the run goes on from
             the newest whole one, in mid-epoch too, and `start_epoch` is not looked at. The
@@ -203,6 +205,7 @@ def fit(
             max_grad_norm=max_grad_norm,
             scheduler=scheduler,
             loss=loss,
+            uneven_inputs=uneven_inputs,
             run=run,
         )
         test = evaluate(model, test_loader, device=device, precision=amp, loss=loss)
