@@ -59,9 +59,8 @@ def ask_slurm():
         return
     first = re.match(r"([^,\[]+)(?:\[(\w+))?", told["SLURM_STEP_NODELIST"])  # node[01-04],gpu7
     counts = re.findall(r"(\d+)(?:\(x\d+\))?", told["SLURM_STEP_TASKS_PER_NODE"])  # 4(x2),3
-    names = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
-    told.update({name: told[theirs] for name, theirs in names.items()})
-    told["LOCAL_WORLD_SIZE"] = max(counts, key=int)
+    told |= {"RANK": told["SLURM_PROCID"], "WORLD_SIZE": told["SLURM_NTASKS"]}
+    told |= {"LOCAL_RANK": told["SLURM_LOCALID"], "LOCAL_WORLD_SIZE": max(counts, key=int)}
     told.setdefault("MASTER_ADDR", "".join(part or "" for part in first.groups()))
     told.setdefault("MASTER_PORT", str(20000 + int(told["SLURM_JOB_ID"]) % 10000))  # one each job
 
@@ -155,6 +154,9 @@ def check_url(url: str, rank: int):
     except (OSError, ValueError) as problem:
         fail(f"--dist-url {url}: {problem}; give another port, host or file")
 
+
+if __name__ in ("__main__", "__mp_main__"):  # the warning may come while torch is imported
+    signal.signal(signal.SIGUSR1, lambda number, _: stop_asked.append(number))
 
 if __name__ == "__main__":  # before torch, whose import takes seconds: a wrong flag shows at once
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a rank even inside a collective
@@ -461,10 +463,13 @@ def start(args: argparse.Namespace):
     for number in STOP_SIGNALS:  # each rank saves, then ends by itself
         signal.signal(number, lambda n, _: [os.kill(c.pid, n) for c in mp.active_children()])
     signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C must reach the `finally`
-    args.world_size = args.world_size or torch.cuda.device_count() or 2
+    gpus = torch.cuda.device_count()
+    args.world_size = args.world_size or gpus or 2
+    if args.dist_backend == "nccl" and gpus < args.world_size:
+        fail(f"--dist-backend nccl: GPUs found: {gpus}, ranks: {args.world_size}; give gloo")
     with tempfile.TemporaryDirectory() as folder:
-        if args.dist_url == "env://":
-            args.dist_url = f"file://{folder}/meet"  # no port, so none can clash
+        meet = f"file://{folder}/meet"  # no port, so none can clash
+        args.dist_url = meet if args.dist_url == "env://" else args.dist_url
         try:
             mp.spawn(spawned, args=(args,), nprocs=args.world_size)
         except mp.ProcessExitedException as end:  # the rank itself has said why

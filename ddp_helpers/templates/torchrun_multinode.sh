@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Train on several machines with torchrun: the same line on each of them, in any order.
+#
+#     ./torchrun_multinode.sh first:29500 2 8 ddp_full.py --epochs 50
+#
+# means: meet at port 29500 of the machine called `first`, which is one of them; 2 machines; 8 ranks
+# on each; the script, and its flags. All machines need the script, the data and the same versions
+# at the same place. Checkpoints are written by rank 0, and read by it alone.
+#
+# RUN_ID=other      two runs that meet at one port need different names
+# JOIN_SECONDS=300  how long to wait for the other machines
+# MAX_RESTARTS=3    after a failure start all ranks again; they go on from the last checkpoint
+set -euo pipefail
+
+fail() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+[ $# -ge 4 ] || fail "$# words found, expected: $0 HOST:PORT MACHINES RANKS_EACH SCRIPT [FLAGS]"
+endpoint=$1 machines=$2 ranks=$3 script=$4
+shift 4
+host=${endpoint%:*} port=${endpoint##*:}
+[[ $endpoint == *:* && $port =~ ^[0-9]+$ ]] || fail "$endpoint: give HOST:PORT, such as first:29500"
+[[ $machines =~ ^[1-9][0-9]*$ ]] || fail "$machines machines: give 1 or more"
+[[ $ranks =~ ^([1-9][0-9]*|gpu|cpu)$ ]] || fail "$ranks ranks each: give 1 or more, or gpu"
+[ -f "$script" ] || fail "no file $script here: copy it to the same place on all machines"
+
+address=$(getent ahostsv4 "$host" | awk '{ print $1; exit }') || true
+[ -n "$address" ] || fail "the name $host can't be resolved: give its address, or mend /etc/hosts"
+case $address in
+  127.*) [ "$machines" = 1 ] || fail "$host is $address, which every machine takes for itself: give \
+the address that the others see" ;;
+esac
+
+# Which network card leads there, and what is this machine's own address on it? Without an answer
+# the ranks take the card of the machine's name, which on Debian and Ubuntu is often loopback.
+command -v ip >/dev/null || fail "no command ip here: apt install iproute2"
+device=$(ip -o -4 addr show to "$address" | awk '{ print $2; exit }')
+if [ -n "$device" ]; then # this machine is `first` itself
+  is_host=true own=$address
+else
+  is_host=false
+  route=$(ip -o -4 route get "$address" 2>/dev/null) || fail "no route to $host ($address): are \
+both machines in one network?"
+  device=$(sed -n 's/.* dev \([^ ]*\).*/\1/p' <<<"$route")
+  own=$(sed -n 's/.* src \([^ ]*\).*/\1/p' <<<"$route")
+fi
+export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$device}
+export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-$device}
+for name in "$GLOO_SOCKET_IFNAME" "${NCCL_SOCKET_IFNAME#[=^]}"; do
+  case $name in *,*) continue ;; esac # a list of cards: NCCL itself chooses
+  compgen -G "/sys/class/net/$name*" >/dev/null || fail "*_SOCKET_IFNAME is $name, which this \
+machine has not: unset it, or give $device, the one that leads to $host"
+done
+
+# A gloo that shares torchrun's store can't meet again after a restart.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+# torchrun passes these on; by default it would die of Slurm's SIGUSR1.
+export TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
+
+echo "this machine: $own on $device; meeting $machines machines at $address:$port" >&2
+exec torchrun --nnodes="$machines" --nproc_per_node="$ranks" --max_restarts="${MAX_RESTARTS:-0}" \
+  --rdzv_backend=c10d --rdzv_endpoint="$address:$port" --rdzv_id="${RUN_ID:-train}" \
+  --rdzv_conf="is_host=$is_host,join_timeout=${JOIN_SECONDS:-300}" --local_addr="$own" \
+  "$script" "$@"

@@ -1,0 +1,96 @@
+"""slurm.sbatch under a real Slurm: requeued, killed, warned, cancelled."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from slurm_cluster import Cluster, missing_programs, slurm_cluster, wait_until
+
+TEMPLATES = Path(__file__).parents[2] / "ddp_helpers" / "templates"
+DATA = TEMPLATES.parents[1] / "data" / "mnist_5k"
+FLAGS = ("--epochs", 5, "--limit", 300, "--save-every", 3, "--data", DATA)
+SLOW = "            stopping = any_rank_asked(control)\n"
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    if missing := missing_programs():
+        assert "CI" not in os.environ, f"no {missing}: .ci/run installs munge and slurm-wlm"
+        pytest.skip(f"no {', '.join(missing)} here: apt install munge slurm-wlm")
+    with slurm_cluster(tmp_path_factory.mktemp("slurm")) as running:
+        yield running
+
+
+def submit(cluster: Cluster, name: str, seconds_per_step: float) -> tuple[str, Path]:
+    """Submit the template from a folder of its own; returns the job's number and its log."""
+    folder = cluster.folder / name
+    folder.mkdir()
+    shutil.copy(TEMPLATES / "slurm.sbatch", folder)
+    text = (TEMPLATES / "ddp_full.py").read_text()
+    assert SLOW in text
+    slow = f"            time.sleep({seconds_per_step})\n{SLOW}"
+    (folder / "ddp_full.py").write_text(text.replace(SLOW, slow))
+    path = os.pathsep.join((str(Path(sys.executable).parent), cluster.environment["PATH"]))
+    command = ["sbatch", "--parsable", "slurm.sbatch", "ddp_full.py", *FLAGS]
+    number = cluster.run(*command, cwd=folder, PATH=path)
+    return number, folder / f"train-{number}.log"
+
+
+def wait_for_text(log: Path, text: str, times: int = 1, seconds: float = 90) -> None:
+    def seen() -> str:
+        return log.read_text() if log.exists() else ""
+
+    wait_until(lambda: seen().count(text) >= times, seconds, lambda: f"{text!r} in:\n{seen()}")
+
+
+def newest(folder: Path) -> dict:
+    return torch.load(sorted(folder.glob("checkpoint-*.pt"))[-1])
+
+
+@pytest.mark.timeout(300)
+def test_requeued_killed_and_warned_it_ends_with_the_weights_of_an_undisturbed_run(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    number, log = submit(cluster, "disturbed", 0.2)
+    wait_for_text(log, "epoch 1 ")
+    cluster.run("scontrol", "requeue", number)  # what happens when a job is pre-empted, too
+    wait_for_text(log, "goes on from", times=1)
+    assert "stopped and saved" in log.read_text()
+
+    wait_for_text(log, "epoch 2 ")
+    cluster.ranks()[1].kill()  # nothing can be saved: it goes on from what was saved before
+    failed = cluster.wait_for_state(number, "FAILED")
+    assert failed["ExitCode"] not in ("0:0", "75:0"), failed
+    cluster.run("scontrol", "requeue", number)
+
+    wait_for_text(log, "goes on from", times=2)
+    cluster.run("scancel", "--signal=USR1", number)  # as Slurm does two minutes before the end
+    wait_for_text(log, "is saved, the job goes back into the queue")
+    done = cluster.wait_for_state(number, "COMPLETED")
+    assert (done["Restarts"], done["ExitCode"]) == ("3", "0:0")
+
+    started = re.findall(r"goes on from checkpoint-(\d+)\.pt", log.read_text())
+    assert len(started) == 3
+    assert [*map(int, started)] == sorted(map(int, started))
+    alone = [sys.executable, TEMPLATES / "ddp_full.py", "--world-size", 2, *FLAGS]
+    subprocess.run([*map(str, alone)], cwd=tmp_path, check=True, timeout=100)
+    ours, theirs = newest(log.parent), newest(tmp_path)
+    assert ours["step"] == theirs["step"] == 25
+    assert all(torch.equal(ours["model"][name], theirs["model"][name]) for name in ours["model"])
+
+
+def test_a_cancelled_job_saves_and_stays_cancelled(cluster: Cluster) -> None:
+    number, log = submit(cluster, "cancelled", 0.5)
+    wait_until(lambda: list(log.parent.glob("checkpoint-*.pt")), 60, lambda: log.read_text())
+    cluster.run("scancel", number)
+    wait_for_text(log, "stopped and saved")
+    wait_until(lambda: not cluster.run("squeue", "--noheader"), 30, cluster.logs)
+    done = cluster.wait_for_state(number, "CANCELLED")
+    assert done["Restarts"] == "0"
+    assert not cluster.ranks()

@@ -1,0 +1,316 @@
+"""The templates for long runs: started each way, stopped, killed, damaged, and taken up again."""
+
+import itertools
+import os
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from template_runner import LONG_STEPS, TEMPLATES, Finished, Runner, load_template, torchrun
+
+TINY = ("--epochs", 1, "--limit", 65)
+LAST = re.compile(r"accuracy (0\.\d{4}) \((\d+) of (\d+)\)  seconds \d+\.\d  ranks (\d)")
+STARTERS = {
+    "spawn": lambda script: [script, "--world-size", 2],
+    "torchrun 1": lambda script: [*torchrun(1), script],
+    "torchrun 2": lambda script: [*torchrun(2), script],
+}
+
+
+def newest(run: Finished) -> dict:
+    return torch.load(sorted(run.folder.glob("checkpoint*.pt"))[-1])
+
+
+def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
+
+
+def copy(runner: Runner, step: str, *changes: tuple[str, str]) -> Path:
+    """The template with some lines replaced, in a folder of its own, beside the data."""
+    folder = runner.root / f"copy-{len(list(runner.root.glob('copy-*')))}"
+    (folder / "data").mkdir(parents=True)
+    (folder / "data" / "mnist_5k").symlink_to(TEMPLATES.parents[1] / "data" / "mnist_5k")
+    text = (TEMPLATES / f"{step}.py").read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    (folder / "mine.py").write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("step", LONG_STEPS)
+def test_it_trains_however_it_is_started(runner: Runner, step: str) -> None:
+    script = TEMPLATES / f"{step}.py"
+    started = {way: runner.start(*how(script), *TINY) for way, how in STARTERS.items()}
+    runs = {way: runner.finish(run) for way, run in started.items()}
+    for way, run in runs.items():
+        assert run.code == 0, run.err
+        _, _, seen, ranks = LAST.fullmatch(run.out.splitlines()[-1]).groups()
+        assert (seen, ranks) == ("65", "1" if way.endswith("1") else "2")
+        assert "Traceback" not in run.err
+        assert not list(run.folder.glob("*.tmp"))
+    load_template(step).build_model().load_state_dict(newest(runs["spawn"])["model"])
+    assert same(newest(runs["spawn"])["model"], newest(runs["torchrun 2"])["model"])
+
+
+# --- the same weights, however often it was stopped ---
+
+STOP = "            stopping = any_rank_asked(control)\n"
+STOP_ITSELF = (
+    "            if rank == 1 and step == int(os.environ['STOP_AT']):\n"
+    "                os.kill(os.getpid(), int(os.environ['STOP_BY']))\n"
+)
+SIZE = ("--epochs", 2, "--limit", 300, "--save-every", 2, "--batch-size-per-rank", 16)
+RESUMED = [("ddp_resume", ()), ("ddp_full", ("--accumulate", 2, "--bf16"))]
+
+
+@pytest.mark.parametrize(("step", "flags"), RESUMED)
+def test_stopped_and_killed_it_ends_with_the_weights_of_an_undisturbed_run(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch, step: str, flags: tuple
+) -> None:
+    undisturbed = runner.run(TEMPLATES / f"{step}.py", "--world-size", 2, *SIZE, *flags)
+    assert undisturbed.code == 0, undisturbed.err
+    folder = copy(runner, step, (STOP, STOP_ITSELF + STOP))
+
+    def run(stop_at: int, stop_by: int, way: str) -> Finished:
+        monkeypatch.setenv("STOP_AT", str(stop_at))
+        monkeypatch.setenv("STOP_BY", str(int(stop_by)))
+        return runner.run(*STARTERS[way](folder / "mine.py"), *SIZE, *flags, folder=folder)
+
+    warned = run(3, signal.SIGUSR1, "spawn")  # one rank hears it, all stop
+    assert warned.code == os.EX_TEMPFAIL, warned.err
+    assert "stopped and saved" in warned.out
+    assert newest(warned)["step"] == 3
+    killed = run(8, signal.SIGKILL, "torchrun 2")  # in the second epoch of ddp_full
+    assert killed.code not in (0, os.EX_TEMPFAIL)
+    assert "goes on from checkpoint-00000003.pt" in killed.out
+    assert newest(killed)["step"] == 6
+    done = run(-1, 0, "spawn")
+    assert done.code == 0, done.err
+    assert "goes on from checkpoint-00000006.pt" in done.out
+
+    ours, theirs = newest(done), newest(undisturbed)
+    assert same(ours["model"], theirs["model"])
+    assert all(same(*pair) for pair in zip(ours["random"], theirs["random"], strict=True))
+    lines = [re.sub(r"  seconds.*", "", text.splitlines()[-1]) for text in (done.out, killed.out)]
+    assert lines[0] == re.sub(r"  seconds.*", "", undisturbed.out.splitlines()[-1])
+    assert len(list(folder.glob("checkpoint-*.pt"))) == 3, "--keep is 3"
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_the_launcher_reaches_the_ranks(runner: Runner, sent: signal.Signals) -> None:
+    started = runner.start(TEMPLATES / "ddp_full.py", "--epochs", 9999, "--limit", 300)
+    started.wait_for("epoch 1")
+    started.process.send_signal(sent)
+    run = runner.finish(started, 30)
+    assert run.code == os.EX_TEMPFAIL, run.err
+    assert run.out.endswith("stopped and saved; the same command goes on from there\n")
+    assert "Traceback" not in run.err
+
+
+def test_a_signal_to_torchrun_gives_the_ranks_time_to_save(runner: Runner) -> None:
+    script = TEMPLATES / "ddp_full.py"
+    started = runner.start(*torchrun(2), script, "--epochs", 9999, "--limit", 300)
+    started.wait_for("epoch 1")
+    started.process.terminate()
+    run = runner.finish(started, 30)
+    assert run.code == 1, "torchrun has no other code"
+    assert "stopped and saved" in run.out
+
+
+def test_a_run_that_is_done_says_so_and_other_settings_are_refused(runner: Runner) -> None:
+    folder = copy(runner, "ddp_full")
+    flags = ("--world-size", 1, "--limit", 65)
+    first = runner.run(folder / "mine.py", *flags, "--epochs", 1, folder=folder)
+    before = newest(first)
+    again = runner.run(folder / "mine.py", *flags, "--epochs", 1, folder=folder)
+    assert again.code == 0, again.err
+    assert "note: that was all" in again.out
+    other = runner.run(folder / "mine.py", *flags, "--epochs", 2, "--seed", 5, folder=folder)
+    assert other.code == 1
+    error = "error: --seed is 5, the checkpoint has 0: give that, or another --checkpoint"
+    assert other.err.splitlines() == [error]
+    more = runner.run(folder / "mine.py", *flags, "--epochs", 2, folder=folder)
+    assert "epoch 2" in more.out
+    assert "epoch 1" not in more.out
+    assert newest(more)["step"] == 2 * before["step"]
+
+
+def test_other_ranks_than_the_checkpoint_has_are_refused_once(runner: Runner) -> None:
+    folder = copy(runner, "ddp_full")
+    first = runner.run(folder / "mine.py", "--world-size", 1, *TINY, folder=folder)
+    assert first.code == 0, first.err
+    two = runner.run(folder / "mine.py", "--world-size", 2, *TINY, "--epochs", 2, folder=folder)
+    assert two.code == 1
+    assert [line for line in two.err.splitlines() if "error: " in line] == [
+        "error: --world-size is 2, the checkpoint has 1: give that, or another --checkpoint"
+    ]
+
+
+# --- checkpoints ---
+
+SAVING = LONG_STEPS[1:]
+
+
+def saved(template, path: Path, steps: range, keep: int = 3) -> None:
+    for step in steps:
+        template.save_checkpoint(path, {"step": step, "model": torch.full((99,), step)}, keep)
+
+
+@pytest.mark.parametrize("step", SAVING)
+def test_the_last_ones_are_kept(tmp_path: Path, step: str) -> None:
+    template, path = load_template(step), tmp_path / "check[1].pt"
+    saved(template, path, range(8, 14), keep=2)
+    names = ["check[1]-00000012.pt", "check[1]-00000013.pt"]
+    assert sorted(os.listdir(tmp_path)) == names
+    assert template.load_checkpoint(path)["step"] == 13
+
+
+@pytest.mark.parametrize("step", SAVING)
+@pytest.mark.parametrize("how", ["flipped", "cut", "empty", "text"])
+def test_a_damaged_one_is_passed_over(tmp_path: Path, capsys, step: str, how: str) -> None:
+    template, path = load_template(step), tmp_path / "checkpoint.pt"
+    saved(template, path, range(3))
+    file = tmp_path / "checkpoint-00000002.pt"
+    raw = bytearray(file.read_bytes())
+    raw[raw.index(bytes(torch.full((9,), 2).numpy().tobytes()))] ^= 1
+    bad = {"flipped": raw, "cut": raw[: len(raw) // 2], "empty": b"", "text": b"no checkpoint"}
+    file.write_bytes(bad[how])
+    assert template.load_checkpoint(path)["step"] == 1
+    assert "checkpoint-00000002.pt is damaged" in capsys.readouterr().out
+    saved(template, path, range(2, 3), keep=1)
+    assert template.load_checkpoint(path)["step"] == 2
+
+
+def test_torch_alone_does_not_see_a_flipped_bit(tmp_path: Path) -> None:
+    file = tmp_path / "a.pt"
+    torch.save(torch.full((99,), 2), file)
+    raw = bytearray(file.read_bytes())
+    raw[raw.index(bytes(torch.full((9,), 2).numpy().tobytes()))] ^= 1
+    file.write_bytes(raw)
+    assert torch.load(file)[0] == 3, "torch sees it now: the templates need no check of their own"
+
+
+@pytest.mark.parametrize("step", SAVING)
+def test_a_crash_while_saving_leaves_the_old_ones(tmp_path, monkeypatch, step: str) -> None:
+    template, path = load_template(step), tmp_path / "checkpoint.pt"
+    saved(template, path, range(1, 2))
+
+    def crash(_content, stream):
+        stream.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(template.torch, "save", crash)
+    with pytest.raises(OSError, match="disk full"):
+        saved(template, path, range(2, 3))
+    monkeypatch.undo()
+    assert template.load_checkpoint(path)["step"] == 1
+
+
+# --- what ddp_full.py adds ---
+
+PLAIN = (  # no draws, and an optimizer that does not blow up the least difference
+    ("nn.Dropout(0.2)", "nn.Identity()"),
+    ("x = x.roll(", "_ = x.roll("),
+    ("torch.optim.Adam(", "torch.optim.SGD("),
+)
+
+
+def test_accumulated_batches_are_the_large_batch(runner: Runner) -> None:
+    """316 samples: the last step of the epoch has 2 * (8 + 6) of them instead of 48."""
+    size = ("--epochs", 1, "--limit", 316, "--lr", 0.05, "--clip", "inf")
+    runs = []
+    for ranks, batch, accumulate in ((1, 48, 1), (2, 8, 3)):
+        folder = copy(runner, "ddp_full", *PLAIN)
+        flags = ("--batch-size-per-rank", batch, "--accumulate", accumulate)
+        run = runner.run("mine.py", "--world-size", ranks, *flags, *size, folder=folder)
+        assert run.code == 0, run.err
+        runs.append(newest(run))
+    large, accumulated = runs
+    assert large["step"] == accumulated["step"] == 7
+    for name, weight in large["model"].items():
+        assert torch.allclose(weight, accumulated["model"][name], atol=1e-5), name
+    first = load_template("ddp_full")
+    torch.manual_seed(0)
+    moved = first.build_model().state_dict()["10.weight"] - large["model"]["10.weight"]
+    assert moved.abs().max() > 1e-3, "nothing was learned, so nothing was compared"
+
+
+def test_no_step_moves_the_weights_further_than_the_clipped_gradient(runner: Runner) -> None:
+    folder = copy(runner, "ddp_full", *PLAIN)
+    flags = ("--warmup", 1, "--lr", 1, "--clip", 0.001, "--batch-size-per-rank", 65)
+    run = runner.run("mine.py", "--world-size", 1, *TINY, *flags, folder=folder)
+    assert run.code == 0, run.err
+    torch.manual_seed(0)
+    before, after = load_template("ddp_full").build_model().state_dict(), newest(run)["model"]
+    length = sum((after[n] - before[n]).square().sum() for n in before).sqrt().item()
+    assert length == pytest.approx(0.001, rel=0.01)
+
+
+def test_it_ends_when_the_accuracy_no_longer_rises(runner: Runner) -> None:
+    folder = copy(runner, "ddp_full")
+    flags = ("--lr", 1e-12, "--patience", 2, "--limit", 65, "--world-size", 2, "--epochs", 50)
+    run = runner.run("mine.py", *flags, folder=folder)
+    assert run.code == 0, run.err
+    assert [line for line in run.out.splitlines() if "epoch" in line][-1].startswith("epoch 3 ")
+    assert LAST.fullmatch(run.out.splitlines()[-1])
+    again = runner.run("mine.py", *flags, folder=folder)
+    assert "note: that was all" in again.out
+
+
+def test_the_learning_rate_warms_up_and_falls() -> None:
+    factor = load_template("ddp_full").lr_factor
+    factors = [factor(step, 4, 20) for step in range(21)]
+    assert factors[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert all(a > b for a, b in itertools.pairwise(factors[4:]))
+    assert factors[12] == pytest.approx(0.5)
+    assert factors[20] == pytest.approx(0.0)
+    assert factor(7, 9, 3) == pytest.approx(8 / 9), "a warm-up longer than the run"
+
+
+@pytest.mark.parametrize(
+    ("history", "patience", "expected"),
+    [
+        ([], 1, False),
+        ([5], 1, False),
+        ([5, 5], 1, True),
+        ([5, 6], 1, False),
+        ([9, 5, 6], 3, False),
+        ([9, 5, 6, 7], 3, True),
+        ([9, 1, 1, 1], None, False),
+    ],
+)
+def test_when_it_is_no_better(history: list[int], patience: int | None, expected: bool) -> None:
+    assert load_template("ddp_full").no_better(history, patience) is expected
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on a CPU needs g++")
+def test_compiled_it_learns_the_same(runner: Runner) -> None:
+    size = ("--world-size", 1, "--limit", 64, "--epochs", 1, "--accumulate", 2)
+    compiled, plain = (
+        runner.run("mine.py", *size, *flags, folder=copy(runner, "ddp_full", *PLAIN))
+        for flags in (["--compile"], [])
+    )
+    assert compiled.code == 0, compiled.err
+    ours, theirs = newest(compiled)["model"], newest(plain)["model"]
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in ours)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--clip", 0], ["--clip is 0.0", "above 0"]),
+        (["--accumulate", 0], ["--accumulate", "0 found", "1 or more"]),
+        (["--rank", 0], ["--rank is 0", "--world-size is not set"]),
+        (["--dist-backend", "nccl", "--world-size", 99], ["nccl", "GPUs found", "give gloo"]),
+    ],
+    ids=lambda value: str(value[0]),
+)
+def test_a_wrong_flag(runner: Runner, flags: list, words: list[str]) -> None:
+    run = runner.run(TEMPLATES / "ddp_full.py", *flags)
+    assert run.code not in (0, None)
+    assert len([line for line in run.err.splitlines() if line.startswith("error: ")]) == 1
+    assert all(word in run.err for word in words), run.err
