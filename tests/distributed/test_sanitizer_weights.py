@@ -198,6 +198,42 @@ def test_weights_changed_between_forward_and_backward_of_accumulation():
     assert kind(run) == "changed-after-wrap"
 
 
+@pytest.mark.parametrize("edits", [False, True])
+def test_weights_changed_where_gradients_are_averaged_by_hand(edits):
+    def run():
+        with process_group() as pg:
+            ddp, optimizer = wrap()
+            for step, (x, y) in enumerate(batches(pg.rank)):
+                if edits and (pg.rank, step) == (1, 2):
+                    ddp.module[2].bias.data += 1
+                optimizer.zero_grad()
+                with ddp.no_sync():
+                    F.cross_entropy(ddp(x), y).backward()
+                for p in ddp.parameters():
+                    dist.all_reduce(p.grad)
+                optimizer.step()
+
+    finding = found(run)
+    if edits:
+        assert (finding.kind, finding.step, finding.ranks) == ("changed-after-wrap", 2, (1,))
+    else:
+        assert finding is None
+
+
+def test_two_forwards_before_two_backwards():
+    def run():
+        with process_group() as pg:
+            ddp, optimizer = wrap()
+            for x, y in batches(pg.rank):
+                optimizer.zero_grad()
+                first, second = ddp(x), ddp(x + 1)
+                F.cross_entropy(first, y).backward()
+                F.cross_entropy(second, y).backward()  # DDP does not average this one
+                optimizer.step()
+
+    assert kind(run) == "gradients-differ"
+
+
 def test_weights_never_alike():
     def run():
         with process_group() as pg:
@@ -381,6 +417,7 @@ def test_the_wrapper_is_not_what_trains(steps):
     finding = found(unwrapped(steps, alike=True), nprocs=3)
     assert (finding.kind, finding.ranks) == ("unwrapped-model", (0, 1, 2))
     assert "of a Linear" in finding.cause
+    assert finding.step <= 10  # it does not wait for the end
     assert "optimizer.step()" in finding.place.source
     assert kind(unwrapped(steps, alike=True, late_wrap=True)) == "unwrapped-model"
 
