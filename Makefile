@@ -31,6 +31,7 @@ notebooks: $(READY)
 bench: $(READY)
 	$(BIN)/python tests/benchmarks/bench_launch.py $(ARGS)
 	$(BIN)/python tests/benchmarks/bench_sanitizer.py
+	$(BIN)/python tests/benchmarks/bench_training.py
 
 soak: $(READY)
 	$(BIN)/python tests/benchmarks/soak_launch.py --rounds 300 $(ARGS)

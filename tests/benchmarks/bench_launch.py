@@ -231,7 +231,7 @@ ALTERNATIVES = (
 # ---- the benchmark's own virtual environment
 
 
-def enter_environment(folder: Path) -> None:
+def enter_environment(folder: Path, script: Path = Path(__file__)) -> None:
     """Go on inside the virtual environment with the alternatives; make it where it is missing."""
     python = folder / "bin" / "python"
     sources = [HERE / "requirements.txt", REPOSITORY / "constraints.txt"]
@@ -247,7 +247,7 @@ def enter_environment(folder: Path) -> None:
         subprocess.run([*pip, *pinned, "-r", str(HERE / "requirements.txt")], check=True)
         ready.write_text(wanted)
     if Path(sys.prefix) != folder:
-        os.execv(python, [str(python), str(Path(__file__).resolve()), *sys.argv[1:]])
+        os.execv(python, [str(python), str(script.resolve()), *sys.argv[1:]])
 
 
 # ---- processes

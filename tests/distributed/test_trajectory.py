@@ -267,3 +267,33 @@ def test_evaluation_counts_each_sample_once_for_every_size(world_size):
         assert (metrics.correct, metrics.samples) == (correct, counted.sum().item())
         assert metrics.loss == pytest.approx(loss, abs=1e-12)
     assert len(values[0]) == 79
+
+
+# ---- what goes over the network
+
+
+def count_all_reduces(accumulation):
+    """Calls of DDP's hook in an epoch of five steps, the last of them with a single sample."""
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+    calls = []
+
+    def hook(group, bucket):
+        calls.append(bucket.index())
+        return allreduce_hook(group, bucket)
+
+    with process_group() as pg:
+        model, optimizer, _ = parts(MLP)
+        wrapped = DistributedDataParallel(model)
+        wrapped.register_comm_hook(None, hook)
+        loader = make_resumable_loader(
+            samples(33), 8, accumulation_steps=accumulation, rank=pg.rank, world_size=pg.world_size
+        )
+        options = {"accumulation_steps": accumulation}
+        train_one_epoch(wrapped, loader, optimizer, device="cpu", epoch=0, **options)
+    return len(calls)
+
+
+def test_accumulation_averages_once_a_step():
+    for accumulation in (1, 2, 4):
+        assert launch(count_all_reduces, 2, args=(accumulation,)).values == [5, 5]

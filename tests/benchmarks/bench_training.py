@@ -1,0 +1,372 @@
+"""Samples a second of `training.fit` and ddp_full.py beside a plain loop, accelerate and Fabric.
+
+    python tests/benchmarks/bench_training.py                   all three parts, 15 rounds
+    python tests/benchmarks/bench_training.py --quick           two rounds, to see that it works
+    python tests/benchmarks/bench_training.py --parts loops --json training.json
+
+Part "loops": two ranks of one thread train the same model on the same digits; the loops take
+turns epoch by epoch within the same processes, so a machine that slows down slows all of them.
+Part "template": ddp_full.py beside a plain loop that shifts, clips and schedules as it does.
+Part "speedup": samples a second of two ranks over one, one thread each, on a larger model.
+Ratios are taken within a round; a table shows their median. The alternatives come from
+requirements.txt beside this file, in a virtual environment of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import io
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bench_launch import REPOSITORY, describe_machine, enter_environment, print_table, spread
+
+PARTS = ("loops", "template", "speedup")
+TEMPLATE = REPOSITORY / "ddp_helpers" / "templates" / "ddp_full.py"
+BATCH = 32  # samples a rank
+LIMIT = 3968  # samples an epoch, all ranks together: whole batches, so that nobody pads
+LR = 2e-3
+TEMPLATE_EPOCHS = 3  # in each turn; the first is not counted
+
+
+# ---- what the ranks do: each loop is a function that trains epoch n and returns its seconds
+
+
+def small_model():
+    """That of ddp_full.py: 20,000 weights, so the loop's own cost shows."""
+    from torch import nn
+
+    return nn.Sequential(
+        *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Dropout(0.2), nn.Linear(32 * 7 * 7, 10)),
+    )
+
+
+def large_model():
+    """Compute-bound: some 100 times the arithmetic of an all_reduce."""
+    from torch import nn
+
+    return nn.Sequential(
+        *(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU()),
+        *(nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(64 * 7 * 7, 10)),
+    )
+
+
+def parts(build=small_model):
+    """The model and its optimizer, the same for all loops."""
+    import torch
+
+    torch.manual_seed(0)
+    model = build()
+    return model, torch.optim.Adam(model.parameters(), lr=LR)
+
+
+def digits(limit: int = LIMIT):
+    from torch.utils.data import TensorDataset
+
+    from ddp_helpers.data import load_mnist_5k
+
+    return TensorDataset(*[part[:limit] for part in load_mnist_5k().tensors])
+
+
+def plain_loop(build=small_model, limit: int = LIMIT, *, as_template: bool = False):
+    """The plainest correct loop, by hand; or one that does all that ddp_full.py does a batch."""
+    import torch
+    import torch.distributed as dist
+    from torch.nn import functional as F
+    from torch.nn.parallel import DistributedDataParallel
+    from torch.utils.data import DataLoader, DistributedSampler
+
+    model, optimizer = parts(build)
+    ddp = DistributedDataParallel(model) if dist.is_initialized() else model
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    data = digits(limit)
+    sampler = DistributedSampler(data) if dist.is_initialized() else None
+    loader = DataLoader(data, BATCH, sampler=sampler, shuffle=sampler is None)
+
+    def epoch(number: int) -> float:
+        started = time.perf_counter()
+        if sampler is not None:
+            sampler.set_epoch(number)
+        model.train()
+        sums = torch.zeros(2, dtype=torch.float64)
+        for images, labels in loader:
+            if as_template:
+                images = images.roll(torch.randint(-2, 3, (2,)).tolist(), dims=(2, 3))
+            optimizer.zero_grad()
+            loss = F.cross_entropy(ddp(images), labels)
+            loss.backward()
+            if as_template:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            if as_template:
+                schedule.step()
+            sums[0] += loss.detach() * len(labels)
+            sums[1] += len(labels)
+        if dist.is_initialized():
+            dist.all_reduce(sums)
+        return time.perf_counter() - started
+
+    return epoch
+
+
+def fit_loop():
+    """training.fit; the seconds that its record gives for training."""
+    import torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
+    from torch.utils.data import Subset
+
+    from ddp_helpers.data import make_eval_loader, make_resumable_loader
+    from ddp_helpers.training import fit
+
+    model, optimizer = parts()
+    data, ddp = digits(), DistributedDataParallel(model)
+    place = {"rank": dist.get_rank(), "world_size": dist.get_world_size()}
+    loader = make_resumable_loader(data, BATCH * dist.get_world_size(), **place)
+    test_loader = make_eval_loader(Subset(data, range(8)), 8, **place)
+
+    def epoch(number: int) -> float:
+        (record,) = fit(
+            ddp,
+            loader,
+            test_loader,
+            optimizer,
+            epochs=number + 1,
+            start_epoch=number,
+            device="cpu",
+        )
+        return len(data) / record.samples_per_second
+
+    return epoch
+
+
+def accelerate_loop():
+    """As in accelerate's examples: prepare() everything, accelerator.backward()."""
+    import torch
+    import torch.distributed as dist
+    from accelerate import Accelerator
+    from torch.nn import functional as F
+    from torch.utils.data import DataLoader
+
+    accelerator = Accelerator(cpu=True)
+    model, optimizer = parts()
+    loader = DataLoader(digits(), BATCH, shuffle=True)
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    assert accelerator.num_processes == dist.get_world_size()
+    return _library_loop(model, optimizer, loader, accelerator.backward, F, torch, dist)
+
+
+def fabric_loop():
+    """As in Fabric's documentation: setup() the parts, fabric.backward()."""
+    import torch
+    import torch.distributed as dist
+    from lightning_fabric import Fabric
+    from torch.nn import functional as F
+    from torch.utils.data import DataLoader
+
+    fabric = Fabric(accelerator="cpu", devices=dist.get_world_size(), strategy="ddp")
+    fabric.launch()
+    model, optimizer = fabric.setup(*parts())
+    loader = fabric.setup_dataloaders(DataLoader(digits(), BATCH, shuffle=True))
+    assert fabric.world_size == dist.get_world_size()
+    return _library_loop(model, optimizer, loader, fabric.backward, F, torch, dist)
+
+
+def _library_loop(model, optimizer, loader, backward, F, torch, dist):
+    def epoch(number: int) -> float:
+        started = time.perf_counter()
+        if hasattr(loader, "set_epoch"):
+            loader.set_epoch(number)
+        model.train()
+        sums = torch.zeros(2, dtype=torch.float64)
+        for images, labels in loader:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(images), labels)
+            backward(loss)
+            optimizer.step()
+            sums[0] += loss.detach() * len(labels)
+            sums[1] += len(labels)
+        dist.all_reduce(sums)
+        assert sums[1] == LIMIT, sums
+        return time.perf_counter() - started
+
+    return epoch
+
+
+LOOPS: dict[str, Callable] = {
+    "plain loop": plain_loop,
+    "training.fit": fit_loop,
+    "accelerate": accelerate_loop,
+    "Fabric": fabric_loop,
+}
+
+
+def take_turns(rounds: int, names: Sequence[str]) -> dict[str, list[float]]:
+    """On each rank: an epoch of each loop, round after round; samples a second by loop."""
+    import torch.distributed as dist
+
+    from ddp_helpers import process_group
+
+    with process_group(backend="gloo"), contextlib.redirect_stderr(io.StringIO()):
+        loops = {name: LOOPS[name]() for name in names}
+        speeds: dict[str, list[float]] = {name: [] for name in names}
+        for number in range(rounds + 1):
+            shift = number % len(names)  # nobody always comes first
+            for name in [*names[shift:], *names[:shift]]:
+                dist.barrier()
+                seconds = loops[name](number)
+                if number > 0:  # the first is for warming up
+                    speeds[name].append(LIMIT / seconds)
+        return speeds
+
+
+def template_and_plain(rounds: int) -> dict[str, list[float]]:
+    """ddp_full.py's own train(), timed from its set_epoch() to its evaluate(), and the plain."""
+    import torch
+    import torch.distributed as dist
+
+    from ddp_helpers import process_group
+
+    speeds: dict[str, list[float]] = {"plain loop": [], "ddp_full.py": []}
+    with process_group(backend="gloo"), tempfile.TemporaryDirectory() as folder:
+        plain = plain_loop(as_template=True)
+        for number in range(rounds):
+            dist.barrier()
+            turns = [plain(epoch) for epoch in range(TEMPLATE_EPOCHS)][1:]
+            speeds["plain loop"].append(LIMIT / statistics.median(turns))
+            dist.barrier()
+            names = [Path(folder) / f"{number}.pt"]
+            dist.broadcast_object_list(names, src=0)  # all ranks must name the same checkpoint
+            turns = template_epochs(names[0], torch.device("cpu"))[1:]
+            speeds["ddp_full.py"].append(LIMIT / statistics.median(turns))
+        dist.barrier()
+    return speeds
+
+
+def template_epochs(checkpoint: Path, device) -> list[float]:
+    spec = importlib.util.spec_from_file_location("ddp_full", TEMPLATE)
+    template = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(template)
+    begun, seconds = [], []
+    evaluate, set_epoch = template.evaluate, template.ResumableSampler.set_epoch
+
+    def timed_set_epoch(*arguments):
+        begun.append(time.perf_counter())
+        return set_epoch(*arguments)
+
+    def timed_evaluate(*arguments):
+        seconds.append(time.perf_counter() - begun[-1])
+        return evaluate(*arguments)
+
+    template.evaluate, template.ResumableSampler.set_epoch = timed_evaluate, timed_set_epoch
+    sys.argv = [str(TEMPLATE), "--epochs", str(TEMPLATE_EPOCHS), "--lr", str(LR)]
+    sys.argv += ["--batch-size-per-rank", str(BATCH), "--limit", str(LIMIT)]
+    sys.argv += [
+        "--save-every",
+        "1000000",
+        "--checkpoint",
+        str(checkpoint),
+        "--data",
+        str(REPOSITORY / "data/mnist_5k"),
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        template.train(template.parse_args(), device)
+    return seconds
+
+
+def large_epoch(limit: int) -> float:
+    """Samples a second of the larger model; the second epoch counts."""
+    from ddp_helpers import process_group
+
+    with process_group(backend="gloo"):
+        epoch = plain_loop(large_model, limit)
+        return [limit / epoch(number) for number in range(2)][1]
+
+
+# ---- rounds and tables
+
+
+def measure_speedup(rounds: int) -> dict[str, list[float]]:
+    from ddp_helpers import launch
+
+    speeds: dict[str, list[float]] = {"1 rank": [], "2 ranks": []}
+    for _ in range(rounds):
+        for name, ranks in (("1 rank", 1), ("2 ranks", 2)):
+            result = launch(large_epoch, ranks, args=(1280,), threads_per_rank=1, echo=False)
+            speeds[name].append(min(result.values))
+    return speeds
+
+
+def print_speeds(title: str, speeds: dict[str, list[float]]) -> None:
+    """Medians with their spread, and ratios to the first row, taken within rounds."""
+    base, rows = next(iter(speeds.values())), []
+    for name, values in speeds.items():
+        ratios = [mine / theirs for mine, theirs in zip(values, base, strict=True)]
+        rows.append([name, spread(values, 0), spread(ratios, 3)])
+    header = ["", "samples/s", f"ratio to {next(iter(speeds))}"]
+    print_table(title, header, rows)
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
+    from ddp_helpers import launch
+
+    rounds = 2 if arguments.quick else arguments.rounds
+    options = {"threads_per_rank": 1, "echo": False, "timeout": 3600.0}
+    results = {}
+    if "loops" in arguments.parts:
+        names = [name for name in LOOPS if name in (arguments.only or LOOPS)]
+        found = launch(take_turns, 2, args=(rounds, names), **options).values[0]
+        print_speeds(f"2 ranks x 1 thread, {rounds} epochs: median (least-greatest)", found)
+        results["loops"] = found
+    if "template" in arguments.parts and TEMPLATE.is_file():
+        found = launch(template_and_plain, 2, args=(max(2, rounds // 3),), **options).values[0]
+        print_speeds("ddp_full.py, beside a loop that does the same a batch", found)
+        results["template"] = found
+    elif "template" in arguments.parts:
+        print(f"\nno {TEMPLATE.name} here: left out")
+    if "speedup" in arguments.parts:
+        results["speedup"] = measure_speedup(max(2, rounds // 3))
+        print_speeds("One thread a rank, a compute-bound model", results["speedup"])
+    return results
+
+
+def main() -> None:
+    """Measure what was asked for and print the tables."""
+    arguments = parse_arguments()
+    enter_environment(arguments.venv.resolve(), Path(__file__))
+    report = {"machine": describe_machine(), "load before": os.getloadavg()}
+    results = measure(arguments)
+    report["load after"] = os.getloadavg()
+    print(json.dumps(report))
+    if arguments.json:
+        text = json.dumps(report | results, indent=1)
+        arguments.json.write_text(text + "\n", encoding="utf-8")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="training.fit beside its alternatives")
+    parser.add_argument("--rounds", type=int, default=15, help="epochs of each loop (default: 15)")
+    parser.add_argument("--quick", action="store_true", help="two rounds")
+    parser.add_argument("--only", nargs="+", choices=list(LOOPS), metavar="LOOP")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="every figure, also raw ones")
+    parser.add_argument("--venv", type=Path, default=REPOSITORY / ".venv-bench")
+    arguments = parser.parse_args()
+    if arguments.rounds < 2:
+        parser.error(f"--rounds {arguments.rounds}: expected at least 2")
+    return arguments
+
+
+if __name__ == "__main__":
+    main()
