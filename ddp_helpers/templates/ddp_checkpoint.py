@@ -282,6 +282,11 @@ def train(args: argparse.Namespace, device: torch.device):
         print("note: that was all; for more give more --epochs, or another --checkpoint")
 
     parallel = nn.parallel.DistributedDataParallel(model)
+    # NEW
+    model.eval()  # after its first backward DDP orders its buckets anew, and the sum over three or
+    parallel(train_set[0][0][None].to(device)).sum().backward()  # more ranks rounds in another way:
+    optimizer.zero_grad()  # so have that done before the first step of a new or continued run
+
     torch.manual_seed(args.seed + rank)  # other shifts and dropout on every rank
     # NEW
     if saved:

@@ -49,17 +49,82 @@ fi
 export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$device}
 export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-$device}
 for name in "$GLOO_SOCKET_IFNAME" "${NCCL_SOCKET_IFNAME#[=^]}"; do
-  case $name in *,*) continue ;; esac # a list of cards: NCCL itself chooses
+  case $name in
+    *,*) continue ;; # a list of cards: NCCL itself chooses
+    lo) [ "$machines" = 1 ] || fail "*_SOCKET_IFNAME is lo, which leads to no other machine: unset \
+it, or give $device, the card that leads to $host" ;;
+  esac
   compgen -G "/sys/class/net/$name*" >/dev/null || fail "*_SOCKET_IFNAME is $name, which this \
-machine has not: unset it, or give $device, the one that leads to $host"
+machine has not: unset it, or give $device, the card that leads to $host"
 done
+echo "this machine: $own on $device; $machines machines meet at $address:$port" >&2
+
+# A roll call, because torchrun's own error for a machine that is missing has no text.
+python - "$is_host" "$address" "$port" "$machines" "${JOIN_SECONDS:-300}" \
+  "run ${RUN_ID:-train}: $machines machines, $ranks ranks each" <<'END'
+import socket, sys, time
+
+head, address, port, machines, seconds, run = sys.argv[1:]
+limit, came = time.monotonic() + float(seconds), {}
+
+
+def left():
+    return max(0.01, limit - time.monotonic())
+
+
+def call():
+    while True:
+        try:
+            with socket.create_connection((address, int(port)), timeout=left()) as line:
+                line.sendall(f"{run}\n".encode())
+                line.settimeout(left())
+                if answer := line.makefile().readline().strip():
+                    return answer
+        except OSError as problem:
+            if time.monotonic() > limit - 0.5:
+                sys.exit(f"error: {address}:{port} did not call back within {seconds} s "
+                         f"({problem}): start the same line there, and open the port")
+        time.sleep(0.3)
+
+
+def answer_calls():
+    try:
+        server = socket.create_server((address, int(port)))
+    except OSError as problem:
+        sys.exit(f"error: port {port} can't be used here ({problem}): give another one")
+    with server:
+        while len(came) < int(machines) - 1:
+            server.settimeout(left())
+            try:
+                line, (name, _) = server.accept()
+                line.settimeout(min(5, left()))
+                theirs = line.makefile().readline().strip()
+            except OSError:
+                if time.monotonic() > limit - 0.5:
+                    sys.exit(f"error: {1 + len(came)} of {machines} machines came to {address}:"
+                             f"{port} within {seconds} s ({', '.join([address, *came])}): start "
+                             "the same line on the others, or see whether they reach this port")
+                continue
+            if theirs != run and theirs.startswith("run "):
+                line.sendall(f"error: here {run}; there {theirs}: use one line on all\n".encode())
+                sys.exit(f"error: {name} has {theirs}; here {run}: use one line on all")
+            if theirs == run:
+                came[name] = line
+        for line in came.values():
+            line.sendall(b"go\n")
+            line.close()
+
+
+answer = "go" if machines == "1" else answer_calls() if head == "true" else call()
+if answer not in ("go", None):
+    sys.exit(answer)
+END
 
 # A gloo that shares torchrun's store can't meet again after a restart.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 # torchrun passes these on; by default it would die of Slurm's SIGUSR1.
 export TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
 
-echo "this machine: $own on $device; meeting $machines machines at $address:$port" >&2
 exec torchrun --nnodes="$machines" --nproc_per_node="$ranks" --max_restarts="${MAX_RESTARTS:-0}" \
   --rdzv_backend=c10d --rdzv_endpoint="$address:$port" --rdzv_id="${RUN_ID:-train}" \
   --rdzv_conf="is_host=$is_host,join_timeout=${JOIN_SECONDS:-300}" --local_addr="$own" \

@@ -11,6 +11,8 @@ import pytest
 import torch
 from template_runner import LONG_STEPS, TEMPLATES, Finished, Runner, load_template, torchrun
 
+pytestmark = pytest.mark.timeout(300)  # several starts each, on a machine that may be busy
+
 TINY = ("--epochs", 1, "--limit", 65)
 LAST = re.compile(r"accuracy (0\.\d{4}) \((\d+) of (\d+)\)  seconds \d+\.\d  ranks (\d)")
 STARTERS = {

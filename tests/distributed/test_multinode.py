@@ -1,0 +1,147 @@
+"""Two machines train together: over a real cable, with torchrun and torchrun_multinode.sh."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from two_nodes import Node, two_nodes, why_not
+
+TEMPLATES = Path(__file__).parents[2] / "ddp_helpers" / "templates"
+DATA = TEMPLATES.parents[1] / "data" / "mnist_5k"
+STARTER = TEMPLATES / "torchrun_multinode.sh"
+PATH = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+SLOW = "            stopping = any_rank_asked(control)\n"
+pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("no_process_left")]
+
+
+@pytest.fixture(scope="module")
+def reason() -> str:
+    return why_not()
+
+
+@pytest.fixture
+def nodes(tmp_path: Path, reason: str) -> Iterator[tuple[Node, Node]]:
+    if reason:
+        pytest.skip(reason)
+    with two_nodes(tmp_path) as pair:
+        for node in pair:
+            node.folder.mkdir()
+            text = (TEMPLATES / "ddp_full.py").read_text()
+            (node.folder / "train.py").write_text(text)
+            slow = text.replace(SLOW, f"            time.sleep(0.3)\n{SLOW}")
+            assert slow != text
+            (node.folder / "slow.py").write_text(slow)
+        yield pair
+
+
+def start(node: Node, script: str, *flags: object, head: str = "10.99.0.1", **variables: str):
+    flags = ("--data", DATA, "--limit", 300, *flags)
+    return node.start(
+        *("bash", STARTER, f"{head}:29500", 2, 2, script, *flags), PATH=PATH, **variables
+    )
+
+
+def test_two_nodes_train_to_the_end(nodes: tuple[Node, Node]) -> None:
+    runs = [start(node, "train.py", "--epochs", 1) for node in reversed(nodes)]
+    second, first = [run.end() for run in runs]
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    assert first.out.splitlines()[-1].endswith("ranks 4")
+    assert "of 300)" in first.out
+    assert "epoch" not in second.out
+    assert list(nodes[0].folder.glob("checkpoint-*.pt"))
+    assert not list(nodes[1].folder.glob("checkpoint-*.pt"))
+
+
+def test_a_node_killed_in_mid_run_comes_back_to_the_same_weights(
+    nodes: tuple[Node, Node], tmp_path: Path
+) -> None:
+    flags = ("--epochs", 2, "--batch-size-per-rank", 8, "--save-every", 3)
+    runs = [start(node, "slow.py", *flags) for node in nodes]
+    runs[0].wait_for("epoch 1 ")
+    nodes[1].pull_the_plug()
+    survivor = runs[0].end(60)
+    assert survivor.code not in (0, None)
+    saved = sorted(nodes[0].folder.glob("checkpoint-*.pt"))[-1].name
+    assert not nodes[0].processes(), "ranks of the other node outlived it"
+
+    first, second = [run.end() for run in [start(node, "train.py", *flags) for node in nodes]]
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    assert f"goes on from {saved}" in first.out
+    ours = torch.load(sorted(nodes[0].folder.glob("checkpoint-*.pt"))[-1])
+
+    for node in nodes:
+        for file in node.folder.glob("checkpoint-*.pt"):
+            file.unlink()
+    again = [run.end() for run in [start(node, "train.py", *flags) for node in nodes]]
+    assert [run.code for run in again] == [0, 0]
+    assert "goes on from" not in again[0].out
+    theirs = torch.load(sorted(nodes[0].folder.glob("checkpoint-*.pt"))[-1])
+    assert ours["step"] == theirs["step"]
+    assert all(torch.equal(ours["model"][name], theirs["model"][name]) for name in ours["model"])
+
+
+def errors(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("error: ")]
+
+
+def test_a_node_that_never_comes_is_named_within_the_limit(nodes: tuple[Node, Node]) -> None:
+    done = start(nodes[0], "train.py", JOIN_SECONDS="4").end(60)
+    assert done.code not in (0, None)
+    (line,) = errors(done.err)
+    assert "1 of 2 machines" in line, done.err
+    assert "4 s" in line
+    assert "10.99.0.1:29500" in line
+    assert "Traceback" not in done.err
+    assert done.seconds < 40
+
+
+def test_a_head_that_never_comes_is_named_within_the_limit(nodes: tuple[Node, Node]) -> None:
+    done = start(nodes[1], "train.py", JOIN_SECONDS="4").end(60)
+    assert done.code not in (0, None)
+    (line,) = errors(done.err)
+    assert "10.99.0.1:29500 did not call back within 4 s" in line, done.err
+    assert "Traceback" not in done.err
+    assert done.seconds < 40
+
+
+@pytest.mark.parametrize(
+    ("head", "variables", "words"),
+    [
+        ("10.99.0.1", {"GLOO_SOCKET_IFNAME": "eth7"}, ["eth7", "unset it", "10.99.0.1"]),
+        ("10.99.0.1", {"GLOO_SOCKET_IFNAME": "lo"}, ["lo", "no other machine", "unset it"]),
+        ("10.77.0.1", {}, ["no route to 10.77.0.1"]),
+        ("no.such.invalid", {}, ["no.such.invalid", "can't be resolved"]),
+        ("127.0.0.1", {}, ["127.0.0.1", "every machine", "the others see"]),
+    ],
+    ids=["card", "loopback card", "route", "name", "loopback"],
+)
+def test_a_wrong_network_is_one_line_at_once(
+    nodes: tuple[Node, Node], head: str, variables: dict[str, str], words: list[str]
+) -> None:
+    done = start(nodes[1], "train.py", head=head, **variables).end(20)
+    assert done.code == 2
+    (line,) = done.err.splitlines()
+    assert line.startswith("error: ")
+    assert all(word in line for word in words), line
+
+
+def test_two_lines_that_differ_are_told_apart(nodes: tuple[Node, Node]) -> None:
+    runs = [start(node, "train.py", RUN_ID=f"run{n}") for n, node in enumerate(nodes)]
+    for run in runs:
+        done = run.end(30)
+        assert done.code not in (0, None)
+        (line,) = errors(done.err)
+        assert "run run0: 2 machines, 2 ranks each" in line
+        assert "run run1: 2 machines, 2 ranks each" in line
+
+
+def test_a_port_that_is_taken(nodes: tuple[Node, Node]) -> None:
+    server = "import socket, time; s = socket.create_server(('', 29500)); print('up', flush=True)"
+    nodes[0].start(sys.executable, "-c", f"{server}; time.sleep(99)").wait_for("up")
+    done = start(nodes[0], "train.py").end(20)
+    (line,) = errors(done.err)
+    assert "port 29500" in line
+    assert "another one" in line
