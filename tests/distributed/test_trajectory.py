@@ -141,6 +141,10 @@ def test_ranks_follow_one_process_for_twenty_steps(world_size):
             assert torch.equal(other[case, tokens], found)
 
 
+def test_the_sanitizer_finds_nothing():
+    assert launch(all_cases, 3, threads_per_rank=1, sanitize=True).findings == []
+
+
 def test_a_distributed_sampler_is_weighted_right_too():
     for accumulation in (1, 2):
         values = launch(train, 2, args=(40, 8, accumulation, False, "distributed")).values
@@ -204,6 +208,29 @@ def test_uneven_inputs_count_each_sample_once(accumulation, lengths, optimizer_c
         for key, entry in state.items():  # Join would leave Adam's averages behind on some ranks
             for name, value in entry.items():
                 assert torch.equal(value, values[0][1][key][name])
+
+
+def train_with_join(lengths):
+    """What torch's Join leaves in Adam after one epoch."""
+    from torch.distributed.algorithms.join import Join
+
+    with process_group() as pg:
+        torch.manual_seed(1)
+        model = DistributedDataParallel(MLP(4, 8, 3).double())
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+        with Join([model]):
+            for inputs, labels in DataLoader(Subset(samples(40), shares(lengths)[pg.rank]), 3):
+                optimizer.zero_grad()
+                F.cross_entropy(model(inputs), labels).backward()
+                optimizer.step()
+        return [entry["step"].item() for entry in optimizer.state_dict()["state"].values()]
+
+
+def test_join_leaves_adam_behind_on_the_rank_that_ran_out():
+    """Why uneven_inputs does not use it."""
+    first, second = launch(train_with_join, 2, args=((15, 4),)).values
+    assert set(first) == {5}
+    assert set(second) == {2}
 
 
 def test_uneven_inputs_without_any_batch_fail_on_all_ranks():
