@@ -117,8 +117,9 @@ def padded_here(sampler: object) -> int:
     """How many of this rank's samples are repeated ones."""
     if not isinstance(sampler, DistributedSampler) or sampler.drop_last:
         return 0
-    own = range(sampler.rank, sampler.total_size, sampler.num_replicas)
-    return sum(position >= len(sampler.dataset) for position in own)
+    rank, step, places = sampler.rank, sampler.num_replicas, sampler.total_size
+    own = min(len(sampler.dataset), places)  # asked at every batch, so counted without a walk
+    return len(range(rank, places, step)) - len(range(rank, own, step))
 
 
 def _adds(operation: object) -> bool:
