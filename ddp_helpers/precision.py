@@ -57,6 +57,7 @@ class MixedPrecision:
         return self.scaler.get_scale() >= before
 
     def state_dict(self) -> dict[str, object]:
+        """The scale and when it last changed; empty without a scaler."""
         return self.scaler.state_dict()
 
     def load_state_dict(self, state: dict[str, object]) -> None:

@@ -16,8 +16,8 @@ class GlobalBatchSampler(Sampler[list[int]]):
     """Shuffle, cut into global batches, and give this rank its share of each, as micro-batches.
 
     Global batch k is the same set of samples for every number of ranks. No sample is repeated:
-    shares differ by at most one sample, and in a last batch with fewer samples than ranks some
-    are empty. So the gradient must be weighted by counts, as `train_one_epoch` does.
+    shares differ by at most one sample, and in a small last batch some micro-batches are empty.
+    So the gradient must be weighted by counts, as `train_one_epoch` does.
 
     The position counts global batches that were *trained on*, not those that were drawn: the
     workers of a DataLoader draw ahead. Call `advance()` after each optimizer step.
@@ -84,17 +84,16 @@ class GlobalBatchSampler(Sampler[list[int]]):
         self.finished += 1
 
     def __len__(self) -> int:
-        """Micro-batches of a whole epoch on this rank, whatever the position."""
-        last = self._share_size(self.steps - 1)
-        return (self.steps - 1) * self.accumulation_steps + self._parts(last)
+        """Micro-batches of a whole epoch, the same on every rank, whatever the position."""
+        return (self.steps - 1) * self.accumulation_steps + self._parts(self.steps - 1)
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Lists of indices, from the position on. A share without a sample gives an empty list."""
+        """Lists of indices, from the position on; an empty one where a rank has no sample left."""
         order = self._order()
         for step in range(self.finished, self.steps):
             first = step * self.global_batch_size
             share = order[first : first + self.samples_in(step)][self.rank :: self.world_size]
-            yield from _cut(share.tolist(), self._parts(len(share)))
+            yield from _cut(share.tolist(), self._parts(step))
 
     def state_dict(self) -> dict[str, int | bool]:
         """Where it stands, and what the order depends on."""
@@ -121,12 +120,13 @@ class GlobalBatchSampler(Sampler[list[int]]):
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         return torch.randperm(self.samples, generator=generator)
 
-    def _share_size(self, step: int) -> int:
-        return len(range(self.rank, self.samples_in(step), self.world_size))
+    def _parts(self, step: int) -> int:
+        """Micro-batches of a step: a small last batch has fewer, but all ranks equally many.
 
-    def _parts(self, share: int) -> int:
-        """Only a share of a last batch can be too small to fill all micro-batches."""
-        return max(1, min(self.accumulation_steps, share))
+        A model may communicate in its forward (SyncBatchNorm): then an odd one would wait for ever.
+        """
+        largest_share = -(-self.samples_in(step) // self.world_size)
+        return min(self.accumulation_steps, largest_share)
 
 
 def _cut(share: list[int], parts: int) -> Iterator[list[int]]:
