@@ -37,7 +37,7 @@ EXACT = ("seed", "batch_size_per_rank", "lr", "limit")  # NEW  a run that goes o
 
 def fail(problem: str):
     if os.environ.get("LOCAL_RANK", "0") != "0":
-        time.sleep(1)  # local rank 0 says it for all, and torchrun ends the others
+        time.sleep(3)  # local rank 0 says it for all, and torchrun ends the others
     if report := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # torchrun repeats it in its report
         cause = {"message": f"error: {problem}", "extraInfo": {"timestamp": int(time.time())}}
         Path(report).write_text(json.dumps({"message": cause}))
@@ -236,8 +236,8 @@ def check_same(saved: dict, now: dict):
     """Refuse other settings: the run would look continued, and would be another one."""
     for name, value in saved.items():
         if now[name] != value:
-            flag = "--" + name.replace("_", "-")
-            fail(f"{flag} is {now[name]}, the checkpoint has {value}: give that, or --checkpoint")
+            found = f"--{name.replace('_', '-')} is {now[name]}, the checkpoint has {value}"
+            fail(f"{found}: give that, or another --checkpoint")
 
 
 # NEW

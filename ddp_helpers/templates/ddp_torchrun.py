@@ -35,7 +35,7 @@ FILES = [f"{s}-{k}-ubyte.gz" for s in ("train", "t10k") for k in ("images-idx3",
 def fail(problem: str):
     # NEW
     if os.environ.get("LOCAL_RANK", "0") != "0":
-        time.sleep(1)  # local rank 0 says it for all, and torchrun ends the others
+        time.sleep(3)  # local rank 0 says it for all, and torchrun ends the others
     if report := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # torchrun repeats it in its report
         cause = {"message": f"error: {problem}", "extraInfo": {"timestamp": int(time.time())}}
         Path(report).write_text(json.dumps({"message": cause}))

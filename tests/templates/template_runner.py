@@ -125,3 +125,36 @@ def load_template(step: str):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def copy(runner: Runner, step: str, *changes: tuple[str, str]) -> Path:
+    """The template with some lines replaced, in a folder of its own, beside the data."""
+    folder = runner.root / f"copy-{len(list(runner.root.glob('copy-*')))}"
+    (folder / "data").mkdir(parents=True)
+    (folder / "data" / "mnist_5k").symlink_to(TEMPLATES.parents[1] / "data" / "mnist_5k")
+    text = (TEMPLATES / f"{step}.py").read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    (folder / "mine.py").write_text(text)
+    return folder
+
+
+STARTERS = {
+    "spawn": lambda script: [script, "--world-size", 2],
+    "torchrun 1": lambda script: [*torchrun(1), script],
+    "torchrun 2": lambda script: [*torchrun(2), script],
+}
+
+# Lines to change in a copy: a rank that stops itself, and a training without draws and with an
+# optimizer that does not blow up the least difference.
+STOP = "            stopping = any_rank_asked(control)\n"
+STOP_ITSELF = (
+    "            if rank == 1 and step == int(os.environ['STOP_AT']):\n"
+    "                os.kill(os.getpid(), int(os.environ['STOP_BY']))\n"
+)
+PLAIN = (
+    ("nn.Dropout(0.2)", "nn.Identity()"),
+    ("x = x.roll(", "_ = x.roll("),
+    ("torch.optim.Adam(", "torch.optim.SGD("),
+)

@@ -9,17 +9,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from template_runner import LONG_STEPS, TEMPLATES, Finished, Runner, load_template, torchrun
+from template_runner import (
+    LONG_STEPS,
+    PLAIN,
+    STARTERS,
+    STOP,
+    STOP_ITSELF,
+    TEMPLATES,
+    Finished,
+    Runner,
+    copy,
+    load_template,
+    torchrun,
+)
 
 pytestmark = pytest.mark.timeout(300)  # several starts each, on a machine that may be busy
 
 TINY = ("--epochs", 1, "--limit", 65)
 LAST = re.compile(r"accuracy (0\.\d{4}) \((\d+) of (\d+)\)  seconds \d+\.\d  ranks (\d)")
-STARTERS = {
-    "spawn": lambda script: [script, "--world-size", 2],
-    "torchrun 1": lambda script: [*torchrun(1), script],
-    "torchrun 2": lambda script: [*torchrun(2), script],
-}
 
 
 def newest(run: Finished) -> dict:
@@ -28,19 +35,6 @@ def newest(run: Finished) -> dict:
 
 def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
-
-
-def copy(runner: Runner, step: str, *changes: tuple[str, str]) -> Path:
-    """The template with some lines replaced, in a folder of its own, beside the data."""
-    folder = runner.root / f"copy-{len(list(runner.root.glob('copy-*')))}"
-    (folder / "data").mkdir(parents=True)
-    (folder / "data" / "mnist_5k").symlink_to(TEMPLATES.parents[1] / "data" / "mnist_5k")
-    text = (TEMPLATES / f"{step}.py").read_text()
-    for old, new in changes:
-        assert old in text
-        text = text.replace(old, new)
-    (folder / "mine.py").write_text(text)
-    return folder
 
 
 @pytest.mark.parametrize("step", LONG_STEPS)
@@ -60,11 +54,6 @@ def test_it_trains_however_it_is_started(runner: Runner, step: str) -> None:
 
 # --- the same weights, however often it was stopped ---
 
-STOP = "            stopping = any_rank_asked(control)\n"
-STOP_ITSELF = (
-    "            if rank == 1 and step == int(os.environ['STOP_AT']):\n"
-    "                os.kill(os.getpid(), int(os.environ['STOP_BY']))\n"
-)
 SIZE = ("--epochs", 2, "--limit", 300, "--save-every", 2, "--batch-size-per-rank", 16)
 RESUMED = [("ddp_resume", ()), ("ddp_full", ("--accumulate", 2, "--bf16"))]
 
@@ -214,12 +203,6 @@ def test_a_crash_while_saving_leaves_the_old_ones(tmp_path, monkeypatch, step: s
 
 # --- what ddp_full.py adds ---
 
-PLAIN = (  # no draws, and an optimizer that does not blow up the least difference
-    ("nn.Dropout(0.2)", "nn.Identity()"),
-    ("x = x.roll(", "_ = x.roll("),
-    ("torch.optim.Adam(", "torch.optim.SGD("),
-)
-
 
 def test_accumulated_batches_are_the_large_batch(runner: Runner) -> None:
     """316 samples: the last step of the epoch has 2 * (8 + 6) of them instead of 48."""
@@ -237,7 +220,7 @@ def test_accumulated_batches_are_the_large_batch(runner: Runner) -> None:
         assert torch.allclose(weight, accumulated["model"][name], atol=1e-5), name
     first = load_template("ddp_full")
     torch.manual_seed(0)
-    moved = first.build_model().state_dict()["10.weight"] - large["model"]["10.weight"]
+    moved = first.build_model().state_dict()["8.weight"] - large["model"]["8.weight"]
     assert moved.abs().max() > 1e-3, "nothing was learned, so nothing was compared"
 
 

@@ -17,7 +17,9 @@ import pytest
 from template_runner import LONG_STEPS, STEPS, TEMPLATES
 
 LADDER = (*STEPS, *LONG_STEPS)
-PAIRS = list(itertools.pairwise(LADDER))
+AFTER_FULL = ("fsdp",)  # each a step from ddp_full
+PAIRS = [*itertools.pairwise(LADDER), *(("ddp_full", step) for step in AFTER_FULL)]
+ALL_STEPS = (*LADDER, *AFTER_FULL)
 AT_MOST_IN_TRAINING = 40  # the imports of torch, evaluate(), train() and main()
 AT_MOST_IN_SETTINGS = 48  # flags, their checks, and how the processes start
 
@@ -115,7 +117,7 @@ def test_every_way_to_start_trains_by_the_same_code(name: str) -> None:
     assert function("ddp_torchrun", name) == function("ddp_anywhere", name)
 
 
-@pytest.mark.parametrize("step", LADDER)
+@pytest.mark.parametrize("step", ALL_STEPS)
 def test_it_imports_torch_and_the_standard_library_only(step: str) -> None:
     names = set()
     for node in ast.walk(ast.parse(source(step))):
@@ -127,7 +129,7 @@ def test_it_imports_torch_and_the_standard_library_only(step: str) -> None:
     assert names - sys.stdlib_module_names == {"torch"}
 
 
-@pytest.mark.parametrize("step", LADDER)
+@pytest.mark.parametrize("step", ALL_STEPS)
 def test_the_docstring_opens_with_the_command(step: str) -> None:
     first, blank, command, *_ = ast.get_docstring(ast.parse(source(step))).splitlines()
     assert first.endswith(".")
