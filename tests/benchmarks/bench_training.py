@@ -29,6 +29,7 @@ from pathlib import Path
 
 from bench_launch import REPOSITORY, describe_machine, enter_environment, print_table, spread
 
+Speeds = dict[str, list[float]]  # samples a second of each round, by name
 PARTS = ("loops", "template", "speedup")
 TEMPLATE = REPOSITORY / "ddp_helpers" / "templates" / "ddp_full.py"
 BATCH = 32  # samples a rank
@@ -212,33 +213,40 @@ LOOPS: dict[str, Callable] = {
 }
 
 
-def take_turns(rounds: int, names: Sequence[str]) -> dict[str, list[float]]:
-    """On each rank: an epoch of each loop, round after round; samples a second by loop."""
+def take_turns(rounds: int, names: Sequence[str]) -> tuple[Speeds, Speeds]:
+    """On each rank: an epoch of each loop, round after round.
+
+    Samples a second by loop, by the clock and by this rank's CPU time: the second hardly changes
+    when others use the machine too.
+    """
     import torch.distributed as dist
 
     from ddp_helpers import process_group
 
     with process_group(backend="gloo"), contextlib.redirect_stderr(io.StringIO()):
         loops = {name: LOOPS[name]() for name in names}
-        speeds: dict[str, list[float]] = {name: [] for name in names}
+        speeds: Speeds = {name: [] for name in names}
+        by_cpu: Speeds = {name: [] for name in names}
         for number in range(rounds + 1):
             shift = number % len(names)  # nobody always comes first
             for name in [*names[shift:], *names[:shift]]:
                 dist.barrier()
+                started = time.process_time()
                 seconds = loops[name](number)
                 if number > 0:  # the first is for warming up
                     speeds[name].append(LIMIT / seconds)
-        return speeds
+                    by_cpu[name].append(LIMIT / (time.process_time() - started))
+        return speeds, by_cpu
 
 
-def template_and_plain(rounds: int) -> dict[str, list[float]]:
+def template_and_plain(rounds: int) -> Speeds:
     """ddp_full.py's own train(), timed from its set_epoch() to its evaluate(), and the plain."""
     import torch
     import torch.distributed as dist
 
     from ddp_helpers import process_group
 
-    speeds: dict[str, list[float]] = {"plain loop": [], "ddp_full.py": []}
+    speeds: Speeds = {"plain loop": [], "ddp_full.py": []}
     with process_group(backend="gloo"), tempfile.TemporaryDirectory() as folder:
         plain = plain_loop(as_template=True)
         for number in range(rounds):
@@ -297,10 +305,10 @@ def large_epoch(limit: int) -> float:
 # ---- rounds and tables
 
 
-def measure_speedup(rounds: int) -> dict[str, list[float]]:
+def measure_speedup(rounds: int) -> Speeds:
     from ddp_helpers import launch
 
-    speeds: dict[str, list[float]] = {"1 rank": [], "2 ranks": []}
+    speeds: Speeds = {"1 rank": [], "2 ranks": []}
     for _ in range(rounds):
         for name, ranks in (("1 rank", 1), ("2 ranks", 2)):
             result = launch(large_epoch, ranks, args=(1280,), threads_per_rank=1, echo=False)
@@ -308,7 +316,7 @@ def measure_speedup(rounds: int) -> dict[str, list[float]]:
     return speeds
 
 
-def print_speeds(title: str, speeds: dict[str, list[float]]) -> None:
+def print_speeds(title: str, speeds: Speeds) -> None:
     """Medians with their spread, and ratios to the first row, taken within rounds."""
     base, rows = next(iter(speeds.values())), []
     for name, values in speeds.items():
@@ -318,7 +326,7 @@ def print_speeds(title: str, speeds: dict[str, list[float]]) -> None:
     print_table(title, header, rows)
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
+def measure(arguments: argparse.Namespace) -> dict[str, Speeds]:
     from ddp_helpers import launch
 
     rounds = 2 if arguments.quick else arguments.rounds
@@ -326,9 +334,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
     results = {}
     if "loops" in arguments.parts:
         names = [name for name in LOOPS if name in (arguments.only or LOOPS)]
-        found = launch(take_turns, 2, args=(rounds, names), **options).values[0]
+        found, by_cpu = launch(take_turns, 2, args=(rounds, names), **options).values[0]
         print_speeds(f"2 ranks x 1 thread, {rounds} epochs: median (least-greatest)", found)
-        results["loops"] = found
+        print_speeds("The same by the CPU time of rank 0", by_cpu)
+        results |= {"loops": found, "loops by CPU time": by_cpu}
     if "template" in arguments.parts and TEMPLATE.is_file():
         found = launch(template_and_plain, 2, args=(max(2, rounds // 3),), **options).values[0]
         print_speeds("ddp_full.py, beside a loop that does the same a batch", found)
