@@ -17,9 +17,9 @@ import pytest
 from template_runner import LONG_STEPS, STEPS, TEMPLATES
 
 LADDER = (*STEPS, *LONG_STEPS)
-AFTER_FULL = ("fsdp",)  # each a step from ddp_full
-PAIRS = [*itertools.pairwise(LADDER), *(("ddp_full", step) for step in AFTER_FULL)]
-ALL_STEPS = (*LADDER, *AFTER_FULL)
+AFTER_FULL = (("ddp_full", "fsdp"), ("ddp_full", "lm_bigram"), ("lm_bigram", "lm"))
+PAIRS = [*itertools.pairwise(LADDER), *AFTER_FULL]
+ALL_STEPS = (*LADDER, *(step for _, step in AFTER_FULL))
 AT_MOST_IN_TRAINING = 40  # the imports of torch, evaluate(), train() and main()
 AT_MOST_IN_SETTINGS = 48  # flags, their checks, and how the processes start
 
