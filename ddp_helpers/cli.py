@@ -1,4 +1,4 @@
-"""The command line: python -m ddp_helpers check | train | run | diagnose | new."""
+"""The command line: python -m ddp_helpers check | train | run | torchrun | preflight | ..."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ddp_helpers import LaunchError, environment, launch, process_group
+from ddp_helpers import LaunchError, cluster, environment, launch, process_group
 from ddp_helpers.diagnosis import diagnose_text
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -84,6 +84,41 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def torchrun(options: argparse.Namespace) -> int:
+    """Write the torchrun line for each machine; what follows -- goes to the script."""
+    nodes = range(options.nnodes) if options.node_rank is None else [options.node_rank]
+    for node_rank in nodes:
+        line = cluster.torchrun_line(
+            options.script,
+            options.arguments,
+            nnodes=options.nnodes,
+            node_rank=node_rank,
+            nproc_per_node=options.nproc_per_node,
+            master_addr=options.master_addr,
+            master_port=options.master_port,
+            # only this machine's own card is known here
+            interface=options.interface
+            or (options.node_rank is not None and cluster.interface_to(options.master_addr))
+            or None,
+        )
+        print(line)
+    return 0
+
+
+def preflight(options: argparse.Namespace) -> int:
+    """Start it on every machine: can they meet? 1 if something must be mended."""
+    checks = cluster.preflight(
+        nnodes=options.nnodes,
+        node_rank=options.node_rank,
+        master_addr=options.master_addr,
+        master_port=options.master_port,
+        seconds=options.seconds,
+    )
+    for result in checks:
+        print(result, file=sys.stdout if result.ok else sys.stderr)
+    return int(not all(result.ok for result in checks))
+
+
 def diagnose(options: argparse.Namespace) -> int:
     """Read the log of any run (torchrun, mp.spawn, Slurm) and name the cause; 1 if unknown."""
     if options.log == "-":
@@ -100,10 +135,10 @@ def diagnose(options: argparse.Namespace) -> int:
 
 def new(options: argparse.Namespace) -> int:
     """Copy a template."""
-    source, target = TEMPLATES / f"{options.template}.py", Path(options.name)
+    source, target = template_files()[options.template], Path(options.name)
     if target.exists():
         raise FileExistsError(f"{target} exists already: choose another name, or remove it first")
-    shutil.copyfile(source, target)
+    shutil.copy(source, target)  # a shell script stays executable
     print(f"{target} is yours; its first lines say how to start it")
     return 0
 
@@ -144,19 +179,40 @@ def _parser() -> argparse.ArgumentParser:
         help="watch for silent mistakes; look at weights and data on each Nth step only",
     )
 
+    sub = add(torchrun)
+    _add_nodes(sub)
+    sub.add_argument("--nproc-per-node", default="gpu", help="ranks on each machine")
+    sub.add_argument("--interface", help="the network card that leads to the others")
+    sub.add_argument("script", help="the training script")
+
+    sub = add(preflight)
+    _add_nodes(sub, node_rank=0)
+    sub.add_argument("--seconds", type=float, default=60.0, help="how long to wait for the others")
+
     sub = add(diagnose)
     sub.add_argument("log", help="a file, or - to read what is piped in")
     sub.add_argument("--exit-code", type=int, help="how the command ended, if you know it")
 
     sub = add(new)
     sub.add_argument("name", help="file to write, such as train.py")
-    sub.add_argument("--template", default="ddp_torchrun", choices=template_names())
+    sub.add_argument("--template", default="ddp_torchrun", choices=[*template_files()])
     return parser
 
 
-def template_names() -> list[str]:
-    """The templates that `new` can copy."""
-    return sorted(path.stem for path in TEMPLATES.glob("*.py") if path.stem != "__init__")
+def template_files() -> dict[str, Path]:
+    """The templates that `new` can copy, by name: Python and shell."""
+    kinds = (".py", ".sh", ".sbatch")
+    files = [path for path in sorted(TEMPLATES.iterdir()) if path.suffix in kinds]
+    return {path.stem: path for path in files if path.stem != "__init__"}
+
+
+def _add_nodes(parser: argparse.ArgumentParser, node_rank: int | None = None) -> None:
+    parser.add_argument("--nnodes", type=int, default=2, help="how many machines")
+    parser.add_argument(
+        "--node-rank", type=int, default=node_rank, help="this one's number, from 0"
+    )
+    parser.add_argument("--master-addr", required=True, help="name or address of machine 0")
+    parser.add_argument("--master-port", type=int, default=29500)
 
 
 def _add_nprocs(parser: argparse.ArgumentParser) -> None:

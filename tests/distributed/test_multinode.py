@@ -145,3 +145,45 @@ def test_a_port_that_is_taken(nodes: tuple[Node, Node]) -> None:
     (line,) = errors(done.err)
     assert "port 29500" in line
     assert "another one" in line
+
+
+COMMAND = (sys.executable, "-m", "ddp_helpers")
+
+
+def asked(node: Node, rank: int, command: str, *words: object):
+    where = ("--nnodes", 2, "--node-rank", rank, "--master-addr", "10.99.0.1")
+    return node.start(*COMMAND, command, *where, *words, PYTHONPATH=str(TEMPLATES.parents[1]))
+
+
+def test_preflight_on_both_and_the_lines_that_it_writes(nodes: tuple[Node, Node]) -> None:
+    runs = [asked(node, rank, "preflight") for rank, node in enumerate(nodes)]
+    for node, done in zip(nodes, [run.end(60) for run in runs], strict=True):
+        assert (done.code, done.err) == (0, ""), done.out
+        assert all(line.startswith("ok: ") for line in done.out.splitlines())
+        assert f"GLOO_SOCKET_IFNAME={node.card}" in done.out
+        assert "versions: as on node" in done.out
+    assert "the clock of node 0 is" in done.out
+
+    flags = ("--nproc-per-node", 1, "train.py", "--", "--epochs", 1, "--limit", 65, "--data", DATA)
+    asked_for = [asked(node, rank, "torchrun", *flags) for rank, node in enumerate(nodes)]
+    lines = [run.end(60).out.strip() for run in asked_for]
+    assert [line.count(node.card) for node, line in zip(nodes, lines, strict=True)] == [2, 2]
+    started = [n.start("bash", "-c", line, PATH=PATH) for n, line in zip(nodes, lines, strict=True)]
+    first, second = [run.end() for run in started]
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    assert first.out.splitlines()[-1].endswith("ranks 2")
+
+
+def test_preflight_says_who_is_missing_in_one_line(nodes: tuple[Node, Node]) -> None:
+    runs = [
+        asked(nodes[0], 0, "preflight", "--seconds", 2),
+        nodes[1].start(
+            *(*COMMAND, "preflight", "--node-rank", 1, "--master-addr", "10.77.0.1"),
+            PYTHONPATH=str(TEMPLATES.parents[1]),
+        ),
+    ]
+    alone, nowhere = [run.end(60) for run in runs]
+    assert (alone.code, nowhere.code) == (1, 1)
+    assert alone.err.startswith("error: node 1 of 2 did not come to 10.99.0.1:29500 within 2 s: ")
+    assert nowhere.err.startswith("error: no way to 10.77.0.1 (Network is unreachable): ")
+    assert alone.err.count("\n") == nowhere.err.count("\n") == 1

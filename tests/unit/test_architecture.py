@@ -74,7 +74,8 @@ ARROWS = {
     "plots": {"figures"},
     "collective_plots": {"figures"},
     "__init__": {"environment", "launch", "process_group", "progress", "sanitizer"},
-    "cli": {"diagnosis", "environment", "launch", "plots", "process_group", "training"},
+    "cluster": set(),
+    "cli": {"cluster", "diagnosis", "environment", "launch", "plots", "process_group", "training"},
     "__main__": {"cli"},
 }
 
