@@ -158,3 +158,9 @@ PLAIN = (
     ("x = x.roll(", "_ = x.roll("),
     ("torch.optim.Adam(", "torch.optim.SGD("),
 )
+
+
+def alone(runner: Runner, script: Path) -> list[object]:
+    """The command for one rank, started by hand: one process, which imports torch once."""
+    meet = f"file://{runner.root / uuid.uuid4().hex}"
+    return [script, "--rank", 0, "--world-size", 1, "--dist-url", meet]

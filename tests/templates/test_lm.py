@@ -15,6 +15,7 @@ from template_runner import (
     TEMPLATES,
     Finished,
     Runner,
+    alone,
     copy,
     load_template,
 )
@@ -64,14 +65,15 @@ def test_no_letter_sees_a_later_one(step: str) -> None:
 
 @pytest.mark.parametrize("step", MODELS)
 def test_it_learns_however_it_is_started(runner: Runner, step: str) -> None:
-    size = ("--epochs", 3, "--limit", 65, "--batch-size-per-rank", 4, "--warmup", 1, "--lr", 0.01)
+    size = ("--epochs", 2, "--limit", 65, "--batch-size-per-rank", 4, "--warmup", 1, "--lr", 0.01)
     script = TEMPLATES / f"{step}.py"
-    started = {way: runner.start(*how(script), *size) for way, how in STARTERS.items()}
+    ways = ("spawn", "torchrun 2")
+    started = {way: runner.start(*STARTERS[way](script), *size) for way in ways}
     runs = {way: runner.finish(run) for way, run in started.items()}
     for run in runs.values():
         assert run.code == 0, run.err
         losses = [float(loss) for loss in re.findall(r"loss (\S+)", run.out)]
-        assert losses[2] < losses[0] - 0.2, losses
+        assert losses[1] < losses[0] - 0.2, losses
         right, seen = map(int, re.findall(r"\((\d+) of (\d+)\)", run.out)[-1])
         assert seen == 65 * 64
         assert right > 0.1 * seen
@@ -89,29 +91,33 @@ def newest(run: Finished) -> dict[str, torch.Tensor]:
 def test_stopped_it_ends_with_the_weights_of_an_undisturbed_run(
     runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    size = ("--epochs", 2, "--limit", 65, "--batch-size-per-rank", 8)
+    size = ("--epochs", 1, "--limit", 65, "--batch-size-per-rank", 8)
     undisturbed = runner.run(*STARTERS["torchrun 2"](TEMPLATES / "lm.py"), *size)
     folder = copy(runner, "lm", (STOP, STOP_ITSELF + STOP))
     (folder / "data" / "austen").symlink_to(TEXT.parent)
     codes = []
-    for stop_at in (3, 7, -1):
+    for stop_at in (3, -1):
         monkeypatch.setenv("STOP_AT", str(stop_at))
         monkeypatch.setenv("STOP_BY", str(int(signal.SIGTERM)))
         done = runner.run(*STARTERS["spawn"](folder / "mine.py"), *size, folder=folder)
         codes.append(done.code)
-    assert codes == [os.EX_TEMPFAIL, os.EX_TEMPFAIL, 0], done.err
+    assert codes == [os.EX_TEMPFAIL, 0], done.err
     ours, theirs = newest(done), newest(undisturbed)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_another_text_is_refused_in_a_run_that_goes_on(runner: Runner) -> None:
     folder = copy(runner, "lm_bigram")
-    flags = ("--world-size", 1, "--limit", 65)
-    first = runner.run(folder / "mine.py", *flags, "--epochs", 1, "--data", TEXT, folder=folder)
+
+    def run(text: Path, epochs: int) -> Finished:
+        flags = ("--limit", 65, "--epochs", epochs, "--data", text)
+        return runner.run(*alone(runner, folder / "mine.py"), *flags, folder=folder)
+
+    first = run(TEXT, 1)
     assert first.code == 0, first.err
     other = folder / "other.txt"
     other.write_text(TEXT.read_text().replace("Bennet", "Bonnet"))
-    again = runner.run(folder / "mine.py", *flags, "--epochs", 2, "--data", other, folder=folder)
+    again = run(other, 2)
     assert again.code == 1
     assert again.err.startswith("error: --data is ")
 
