@@ -5,7 +5,8 @@
 #
 # means: meet at port 29500 of the machine called `first`, which is one of them; 2 machines; 8 ranks
 # on each; the script, and its flags. All machines need the script, the data and the same versions
-# at the same place. Checkpoints are written by rank 0, and read by it alone.
+# at the same place. Checkpoints are written by rank 0, and read by it alone: torchrun gives that rank
+# to the machine whose address is the first when they are sorted as text, so not always to `first`.
 #
 # RUN_ID=other      two runs that meet at one port need different names
 # JOIN_SECONDS=300  how long to wait for the other machines
