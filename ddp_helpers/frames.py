@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sysconfig
 from pathlib import Path
@@ -17,6 +18,7 @@ OPEN_FOLDERS = tuple(  # ours, and yet code that a learner runs, reads and chang
 )
 
 
+@functools.cache  # asked for each line of a stack at each collective
 def is_user_file(filename: str) -> bool:
     """True for the reader's own code: neither a library's nor this package's."""
     library = filename.startswith((*LIBRARY_FOLDERS, OWN_FOLDER, "<frozen"))

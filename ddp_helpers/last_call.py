@@ -23,7 +23,6 @@ METHODS = (
     "send recv recv_anysource"
 ).split()
 SIZE = 1024  # bytes of the record; the rest of a longer one is lost
-_is_user_file = functools.lru_cache(maxsize=None)(is_user_file)
 
 
 def keep_last_call(file: int) -> None:
@@ -56,7 +55,7 @@ def _caller(method: str) -> tuple[str, str, int, str]:
     frame, called = sys._getframe(2), method
     while frame is not None:
         code = frame.f_code
-        if _is_user_file(code.co_filename):
+        if is_user_file(code.co_filename):
             return called, code.co_filename, frame.f_lineno, code.co_name
         if code.co_filename.endswith("torch/distributed/distributed_c10d.py"):
             called = code.co_name

@@ -34,3 +34,14 @@ def no_process_left():
     for pid in left:
         os.kill(pid, 9)
     assert not left, f"left running: {commands}"
+
+
+@pytest.fixture
+def one_thread():
+    """On a busy machine two threads wait for each other longer than they compute."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

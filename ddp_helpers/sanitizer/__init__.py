@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 from collections.abc import Callable, Iterator, Mapping
 
-from ddp_helpers.sanitizer.session import FAILED, Options, SanitizerError, Session
+from ddp_helpers.sanitizer.session import FAILED, LEFT, Options, SanitizerError, Session
 
 __all__ = [
     "FAILED",
     "Options",
     "SanitizerError",
     "Session",
-    "current_session",
     "install",
     "sanitize",
     "uninstall",
@@ -63,7 +63,7 @@ def install(options: Options | None = None, names: Mapping[str, str] | None = No
     return session
 
 
-def uninstall(session: Session, how: str = "left") -> None:
+def uninstall(session: Session, how: str = LEFT) -> None:
     """Make the last comparisons and stop watching.
 
     Raises:
@@ -75,11 +75,6 @@ def uninstall(session: Session, how: str = "left") -> None:
     finally:
         session.patches.undo()
         _session = None
-
-
-def current_session() -> Session | None:
-    """The session that watches this process, or None."""
-    return _session
 
 
 @contextlib.contextmanager
@@ -131,12 +126,10 @@ def _ending(session: Session) -> Callable[[Callable], Callable]:
     def make(original: Callable) -> Callable:
         @functools.wraps(original)
         def destroy_process_group(group: object = None) -> None:
-            import sys
-
             import torch.distributed as dist
 
             if group is None or group is dist.group.WORLD:
-                session.group_ends(FAILED if sys.exc_info()[0] else "left")
+                session.group_ends(FAILED if sys.exc_info()[0] else LEFT)
             original(group)
 
         return destroy_process_group

@@ -15,7 +15,6 @@ from ddp_helpers.frames import is_user_file
 
 Place = tuple[str, int, str]  # file, line, function
 
-_is_user_file = functools.lru_cache(maxsize=None)(is_user_file)
 _SKIPPED = ("contextlib.py", "c10d_logger.py", "_decorators.py", "threading.py")
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _RANK = re.compile(r"rank|main|master|leader|primary|chief", re.I)
@@ -33,7 +32,7 @@ def user_frames(depth: int = 1) -> tuple[list[FrameType], str]:
     frame = sys._getframe(depth)
     while frame is not None:
         filename, name = frame.f_code.co_filename, frame.f_code.co_name
-        if _is_user_file(filename):
+        if is_user_file(filename):
             own.append(frame)
         elif not own and not filename.endswith(_SKIPPED) and _HERE not in filename:
             if name == "cleanup_distributed":

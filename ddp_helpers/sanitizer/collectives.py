@@ -148,7 +148,7 @@ class CollectiveChecker:
         self, name: str, called: str, args: tuple, options: object, frames: Sequence[FrameType]
     ) -> dict:
         position = METHODS[name]
-        tensors = list(_tensors(args[position])) if position is not None else []
+        tensors = list(tensors_in(args[position])) if position is not None else []
         reduce_op = getattr(options, "reduceOp", None)
         return {
             "op": name,
@@ -251,12 +251,15 @@ def _as_places(stack: Sequence[Sequence]) -> list[tuple]:
     return [tuple(place) for place in stack]
 
 
-def _tensors(value: object) -> Iterator[torch.Tensor]:
+def tensors_in(value: object) -> Iterator[torch.Tensor]:
+    """All tensors in nested lists, tuples and dicts."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _tensors(item)
+            yield from tensors_in(item)
+    elif isinstance(value, dict):
+        yield from tensors_in(list(value.values()))
 
 
 def _reduce_name(op: object) -> str | None:

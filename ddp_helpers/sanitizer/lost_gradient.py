@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch.optim.optimizer import Optimizer
 
 from ddp_helpers.records import Finding
 from ddp_helpers.sanitizer.callsite import Place, places, user_frames
+from ddp_helpers.sanitizer.collectives import tensors_in
 from ddp_helpers.sanitizer.graph import number_of, reached
 from ddp_helpers.sanitizer.session import Session
 from ddp_helpers.sanitizer.training_events import TrainingEvents
@@ -116,14 +117,3 @@ _LEAVES_THE_GRAPH = (
     torch.Tensor.grad_fn.__get__,
     torch.Tensor.as_subclass,
 )
-
-
-def tensors_in(value: object) -> Iterator[torch.Tensor]:
-    """All tensors in nested lists, tuples and dicts."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from tensors_in(item)
-    elif isinstance(value, dict):
-        yield from tensors_in(list(value.values()))

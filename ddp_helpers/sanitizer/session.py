@@ -17,7 +17,7 @@ from ddp_helpers.sanitizer.channel import Channel, Gone, open_channel
 from ddp_helpers.sanitizer.patches import Patches
 
 PATIENCE_AT_END = 2.0  # seconds to wait for the other ranks' last records
-RUNNING, LEFT, FAILED = "running", "left", "failed"
+LEFT, FAILED = "left", "failed"
 
 
 class SanitizerError(RuntimeError):

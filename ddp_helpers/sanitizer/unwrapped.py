@@ -12,9 +12,9 @@ from torch.optim.optimizer import Optimizer
 
 from ddp_helpers.records import Finding
 from ddp_helpers.sanitizer.callsite import Place, places, user_frames
+from ddp_helpers.sanitizer.collectives import tensors_in
 from ddp_helpers.sanitizer.fingerprint import fingerprint, first_difference
 from ddp_helpers.sanitizer.ledger import Ledger
-from ddp_helpers.sanitizer.lost_gradient import tensors_in
 from ddp_helpers.sanitizer.session import Session
 from ddp_helpers.sanitizer.training_events import TrainingEvents
 from ddp_helpers.sanitizer.wrapped import Registry

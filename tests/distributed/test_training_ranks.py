@@ -20,7 +20,7 @@ from ddp_helpers.data import make_eval_loader, make_train_loader
 from ddp_helpers.model import MLP
 from ddp_helpers.training import evaluate, fit, train_mnist_5k, train_one_epoch
 
-pytestmark = pytest.mark.usefixtures("no_process_left")
+pytestmark = pytest.mark.usefixtures("no_process_left", "one_thread")
 SIZES = range(1, 21)
 
 
@@ -151,15 +151,6 @@ def two_ranks_do_all(rank, world_size, folder):
 def two_ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two_ranks")
     return run_ranks(two_ranks_do_all, 2, folder), folder
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """On a busy machine two threads wait for each other longer than they compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # ---- evaluation

@@ -19,22 +19,13 @@ from ddp_helpers.model import MLP
 from ddp_helpers.schedule import warm_up
 from ddp_helpers.training import fit, train_one_epoch
 
-pytestmark = pytest.mark.usefixtures("no_process_left")
+pytestmark = pytest.mark.usefixtures("no_process_left", "one_thread")
 STEPS = 20
 IGNORED = -100
 WORLDS = [1, 2, 3, 4]
 # samples, global batch, accumulation steps; at 33 samples the last batch holds a single one
 CASES = [(40, 8, 1), (37, 8, 1), (33, 8, 1), (33, 8, 2), (37, 10, 2), (46, 13, 3), (3, 12, 3)]
 SIZES = range(1, 41)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """On a busy machine two threads wait for each other longer than they compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def samples(n, tokens=False):

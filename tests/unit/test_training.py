@@ -13,14 +13,7 @@ from ddp_helpers.data import load_mnist_5k, make_eval_loader, make_train_loader
 from ddp_helpers.model import MLP
 from ddp_helpers.training import EpochRecord, evaluate, fit, train_mnist_5k, train_one_epoch
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """On a busy machine two threads wait for each other longer than they compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def blobs(n=60, seed=0):

@@ -35,14 +35,7 @@ from ddp_helpers.schedule import linear_scaled_lr, warm_up
 from ddp_helpers.training import evaluate, fit, train_mnist_5k, train_one_epoch
 from ddp_helpers.training_report import print_progress
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """On a busy machine two threads wait for each other longer than they compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def blobs(n=23):
