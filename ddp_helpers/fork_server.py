@@ -20,6 +20,9 @@ from collections.abc import Iterator
 from ddp_helpers.interrupts import interrupts_blocked
 
 READY = "DDP_HELPERS_READY"
+# a fork copies an entry for each page in memory: of 2 MiB there are fewer than of 4 KiB, and the
+# fork and the end of a rank take half the time; other C libraries than glibc do not look at it
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
 LONGEST_START = 120.0  # seconds for torch to load, on the busiest of machines
 LOOK = 0.1  # seconds between looks at a server that still loads
 _variables_lock = threading.Lock()
@@ -41,8 +44,9 @@ def warm_up() -> None:
         return
     name = _listen()
     threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
+    huge = {"GLIBC_TUNABLES": _tunables_with(HUGE_PAGES)}
     # a pool of threads would not survive the fork, nor the server a Ctrl-C while it loads
-    with _variables(**threads, **{READY: name}), interrupts_blocked(), _own_session():
+    with _variables(**threads, **huge, **{READY: name}), interrupts_blocked(), _own_session():
         forkserver.ensure_running()
     _started_pid = server._forkserver_pid
 
@@ -137,6 +141,12 @@ def _own_session() -> Iterator[None]:
             yield
         finally:
             util.spawnv_passfds = before
+
+
+def _tunables_with(setting: str) -> str:
+    """What the reader has set stands."""
+    given = os.environ.get("GLIBC_TUNABLES", "")
+    return given if setting.partition("=")[0] in given else f"{given}:{setting}".lstrip(":")
 
 
 def _listen() -> str:

@@ -1,6 +1,6 @@
 """launch() beside the other ways to run ranks from a notebook, each in a live Jupyter kernel.
 
-    python tests/benchmarks/bench_launch.py                      everything, 7 rounds
+    python tests/benchmarks/bench_launch.py                      everything, 3 rounds
     python tests/benchmarks/bench_launch.py --quick              one round, to see that it works
     python tests/benchmarks/bench_launch.py --only launch mp.spawn --parts speed --json speed.json
 
@@ -733,7 +733,7 @@ def describe_machine() -> dict[str, object]:
 def parse_arguments() -> argparse.Namespace:
     names = [alternative.name for alternative in ALTERNATIVES]
     parser = argparse.ArgumentParser(description="launch() beside its alternatives")
-    parser.add_argument("--runs", type=int, default=7, help="rounds (default: 7)")
+    parser.add_argument("--runs", type=int, default=3, help="rounds (default: 3)")
     parser.add_argument("--quick", action="store_true", help="one round")
     parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
