@@ -182,8 +182,9 @@ def _settle_in(rank: int, job: Job, last_call: int) -> None:
     mend_destroy_process_group()
     keep_last_call(last_call)
     torch.set_num_threads(job.threads)
-    # a CUDA generator seeds itself when CUDA starts; torch.seed() would take 3 ms to ask for it
-    torch.default_generator.seed()  # forked ranks would all draw the same numbers, unlike processes of torchrun
+    # forked ranks would all draw the same numbers, unlike processes of torchrun; CUDA's generators
+    # seed themselves when CUDA starts, and torch.seed() takes 3 ms to ask for it
+    torch.default_generator.seed()
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()
 
