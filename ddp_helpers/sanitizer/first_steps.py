@@ -70,8 +70,7 @@ class FirstStepsChecker:
         self.armed = True
 
     def _index_drawn(self, current: Pass) -> None:
-        loader = current.loader()
-        if self.armed and loader is not None and loader.num_workers == 0:
+        if self.armed and current.workers == 0:
             self.loading = random_states()
 
     def _delivered(self, current: Pass, batch: object) -> None:
@@ -112,7 +111,7 @@ class FirstStepsChecker:
 
     def _leave(self) -> None:
         current = self.passes.current
-        workers = self.workers.read(current.loader() if current else None)
+        workers = self.workers.read(current.iterator() if current else None)
         sampler = about_sampler(current) if current else {"replicas": None}
         steps, place = self.entries, self.place
         record = {"steps": steps, "workers": workers, "place": place, "sampler": sampler}

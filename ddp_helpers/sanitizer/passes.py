@@ -37,7 +37,8 @@ class Pass:
     key: str
     """The same on all ranks that came to this pass on the same way."""
     stack: list[Place]
-    iterator: weakref.ref | None = None
+    iterator: weakref.ref[_BaseDataLoaderIter]
+    workers: int
     epoch: object = None
     """The sampler's epoch, where it has one."""
     indices: array | None = field(default_factory=lambda: array("q"))
@@ -180,7 +181,7 @@ class PassRecorder:
 
     def _start(self, loader: DataLoader) -> None:
         """What was left in the middle is over. To raise here is safe: no worker runs yet."""
-        for other in [p for p in self._open if p.loader() is loader or p.loader() is None]:
+        for other in [p for p in self._open if p.loader() is loader or p.iterator() is None]:
             self._close(other)
         for call in self.on_start:
             call(loader)
@@ -191,10 +192,16 @@ class PassRecorder:
             return  # with workers, torch starts the first pass twice
         frames, _ = user_frames(3)
         stack = places(frames)
-        begun = Pass(weakref.ref(loader), loader.dataset, _sampler(loader), "", stack)
-        begun.key = self._number(stack, loader)
+        begun = Pass(
+            loader=weakref.ref(loader),
+            dataset=loader.dataset,
+            sampler=_sampler(loader),
+            key=self._number(stack, loader),
+            stack=stack,
+            iterator=weakref.ref(iterator),
+            workers=loader.num_workers,
+        )
         begun.epoch = getattr(begun.sampler, "epoch", None)
-        begun.iterator = weakref.ref(iterator)
         setattr(iterator, MARK, begun)
         self._open.append(begun)
         for call in self.on_begin:

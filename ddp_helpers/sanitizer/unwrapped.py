@@ -26,8 +26,9 @@ SMALL = 16  # elements: a tensor below counts only if it has the shape of a para
 class Loose:
     """What one optimizer steps that no wrapper averages."""
 
-    def __init__(self, number: int, parameters: list[torch.Tensor]) -> None:
+    def __init__(self, number: int, optimizer: str, parameters: list[torch.Tensor]) -> None:
         self.number = number
+        self.optimizer = optimizer
         self.parameters = [weakref.ref(p) for p in parameters]
         self.shapes = [list(p.shape) for p in parameters]
         self.size = sum(p.numel() for p in parameters)
@@ -36,6 +37,10 @@ class Loose:
         self.steps = 0
         self.settled = False
         self.synchronised = False
+        self.seen = ""
+
+    def are_gone(self) -> bool:
+        return any(reference() is None for reference in self.parameters)
 
     def fingerprint(self) -> str:
         return fingerprint([reference() for reference in self.parameters])
@@ -51,7 +56,8 @@ class UnwrappedChecker:
         self.sharded = False  # FSDP keeps its own order
         self.sends = False
         self._sent = 0
-        self._loose: weakref.WeakKeyDictionary[Optimizer, Loose] = weakref.WeakKeyDictionary()
+        self._of: weakref.WeakKeyDictionary[Optimizer, Loose] = weakref.WeakKeyDictionary()
+        self._loose: list[Loose] = []  # also those whose optimizer is gone
         session.at_end.append(session.guarded("unwrapped models", self.at_end))
         self.ledger = Ledger(session, "loose", lambda record: [record["now"], record["shapes"]])
         events.before_step.append(session.guarded("unwrapped models", self.step_begins))
@@ -61,7 +67,7 @@ class UnwrappedChecker:
 
     def _call_begins(self, name: str, args: tuple, called: str) -> None:
         """The program makes a collective, or sends something, itself."""
-        shapes = [shape for loose in self._loose.values() for shape in loose.shapes if shape]
+        shapes = [shape for loose in self._loose for shape in loose.shapes if shape]
         for tensor in tensors_in(list(args)):
             is_large = tensor.numel() >= SMALL or list(tensor.shape) in shapes
             if is_large and (tensor.is_floating_point() or tensor.is_complex()):
@@ -76,26 +82,31 @@ class UnwrappedChecker:
         return call
 
     def step_begins(self, optimizer: Optimizer) -> None:
-        loose = self._loose.get(optimizer)
+        loose = self._of.get(optimizer)
         if loose is None:
-            loose = self._loose[optimizer] = Loose(len(self._loose), self._find(optimizer))
+            loose = Loose(len(self._loose), type(optimizer).__name__, self._find(optimizer))
+            self._of[optimizer] = loose
+            self._loose.append(loose)
         if not loose.size or loose.settled or self._is_wrapped_now(loose):
             return
         loose.synchronised |= loose.steps > 0 and self._sent >= loose.size
         self._sent = 0
         if loose.steps % self.session.options.every == 0 and not self.events.joining:
-            self._leave(optimizer, loose, str(loose.steps))
+            self._leave(loose, str(loose.steps))
         loose.steps += 1
 
-    def _leave(self, optimizer: Optimizer, loose: Loose, name: str, last: bool = False) -> None:
-        now = loose.fingerprint()
+    def _leave(self, loose: Loose, name: str, last: bool = False) -> None:
+        gone = loose.are_gone()
+        now = loose.seen if gone else loose.fingerprint()
         loose.stack = loose.stack if last else places(user_frames()[0])
         loose.first = loose.first or now
         record = {
-            "optimizer": type(optimizer).__name__,
+            "optimizer": loose.optimizer,
             "shapes": loose.shapes,
             "first": loose.first,
             "now": now,
+            "seen": loose.seen,
+            "gone": gone,
             "steps": loose.steps,
             "synchronised": loose.synchronised,
             "alone": not (self.registry.models or self.sharded or self.sends),
@@ -103,6 +114,7 @@ class UnwrappedChecker:
             "step": self.session.step,
         }
         everyone = range(self.session.world_size)
+        loose.seen = now
         judge = lambda records: self._judge(loose, records, last)
         self.ledger.leave(f"{loose.number}/{name}", record, everyone, judge)
 
@@ -130,6 +142,10 @@ class UnwrappedChecker:
     def _judge(self, loose: Loose, records: Mapping[int, dict], last: bool = False) -> None:
         """Loose parameters differ between ranks: is it meant to be so?"""
         records = dict(sorted(records.items()))
+        if any(record["gone"] for record in records.values()):  # compare what the last step found
+            records = {rank: record | {"now": record["seen"]} for rank, record in records.items()}
+            if len({record["now"] for record in records.values()}) == 1:
+                return
         if len(records) < 2 or loose.settled:
             return
         if len({repr(record["shapes"]) for record in records.values()}) > 1:
@@ -165,10 +181,10 @@ class UnwrappedChecker:
         self.session.found(Finding(kind, cause, advice, ranks, record["step"], frame))
 
     def at_end(self) -> None:
-        for optimizer, loose in list(self._loose.items()):
+        for loose in self._loose:
             if loose.size and loose.steps and not loose.settled:
                 loose.synchronised |= self._sent >= loose.size
-                self._leave(optimizer, loose, "end", last=True)
+                self._leave(loose, "end", last=True)
 
 
 def _is_sharded(parameter: torch.Tensor) -> bool:

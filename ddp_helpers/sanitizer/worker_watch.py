@@ -11,6 +11,7 @@ import json
 import os
 import weakref
 from collections.abc import Callable
+from typing import BinaryIO
 
 import torch
 from torch.utils.data import DataLoader
@@ -93,14 +94,14 @@ class WorkerWatcher:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self._files: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # by loader
+        self._files: weakref.WeakKeyDictionary[object, BinaryIO] = weakref.WeakKeyDictionary()
         session.patches.put(_MultiProcessingDataLoaderIter, "__init__", self._starting)
 
     def _starting(self, original: Callable) -> Callable:
         prepare = self.session.guarded("workers", self._prepare)
 
         def start(iterator: object, loader: DataLoader) -> None:
-            path = prepare(loader) if self.session.channel is not None else None
+            path = prepare(iterator, loader) if self.session.channel is not None else None
             if path is None:
                 return original(iterator, loader)
             own = loader.worker_init_fn
@@ -112,21 +113,21 @@ class WorkerWatcher:
 
         return start
 
-    def _prepare(self, loader: DataLoader) -> str:
+    def _prepare(self, iterator: object, loader: DataLoader) -> str:
         # in memory, without a name on a disk: nothing can be left behind
         file = os.fdopen(os.memfd_create("sanitizer-workers"), "r+b", buffering=0)
         file.truncate(ROOM * loader.num_workers)
-        self._files[loader] = file  # the one before is closed
+        self._files[iterator] = file
         return f"/proc/{os.getpid()}/fd/{file.fileno()}"
 
-    def read(self, loader: DataLoader | None) -> list[list[dict]]:
-        """For each worker of a loader: what it drew with the first batches of its life."""
-        file = self._files.get(loader) if loader is not None else None
+    def read(self, iterator: object | None) -> list[list[dict]]:
+        """For each worker of a loader's iterator: what it drew with its first batches."""
+        file = self._files.get(iterator) if iterator is not None else None
         if file is None:
             return []
+        size = os.fstat(file.fileno()).st_size
         parts = [
-            os.pread(file.fileno(), ROOM, worker * ROOM).strip(b" \0")
-            for worker in range(loader.num_workers)
+            os.pread(file.fileno(), ROOM, place).strip(b" \0") for place in range(0, size, ROOM)
         ]
         return [json.loads(part) if part else [] for part in parts]
 

@@ -46,7 +46,16 @@ class Listed(Sampler):
 def record_of(data, sampler, batch=1, drop_last=False, stop=None):
     """What a rank would tell of a pass with this sampler, up to a number of batches."""
     loader = DataLoader(data, batch, sampler=sampler, drop_last=drop_last)
-    done = Pass(lambda: loader, data, sampler, "loop#0", [("train.py", 1, "train")], steps=1)
+    done = Pass(
+        lambda: loader,
+        data,
+        sampler,
+        "loop#0",
+        [("train.py", 1, "train")],
+        lambda: None,
+        0,
+        steps=1,
+    )
     done.epoch = getattr(sampler, "epoch", None)
     for index in list(loader.batch_sampler)[:stop]:
         add_indices(done, index)
