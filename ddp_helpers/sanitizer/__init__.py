@@ -55,8 +55,8 @@ def install(options: Options | None = None, names: Mapping[str, str] | None = No
         session.patches.put(module, "destroy_process_group", _ending(session))
     calls = CollectiveChecker(session)
     events = TrainingEvents(session)
-    watch_training(session, events, calls)
-    watch_data(session, events)
+    weights = watch_training(session, events, calls)
+    watch_data(session, events, weights)
     _session = session
     if dist.is_initialized():
         session.group_started(_seconds(None))

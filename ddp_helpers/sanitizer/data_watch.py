@@ -13,12 +13,14 @@ from ddp_helpers.sanitizer.session import Session
 from ddp_helpers.sanitizer.slow import SlowChecker
 from ddp_helpers.sanitizer.start import StartChecker
 from ddp_helpers.sanitizer.training_events import TrainingEvents
+from ddp_helpers.sanitizer.weights import WeightsChecker
 
 
-def watch_data(session: Session, events: TrainingEvents) -> None:
-    """Add these checks to a session."""
+def watch_data(session: Session, events: TrainingEvents, weights: WeightsChecker) -> None:
+    """Add these checks to a session; `weights` looks once more at the end of a pass."""
     StartChecker(session)
     passes, peers = PassRecorder(session, events), Peers(session, events)
+    passes.on_end.append(weights.pass_ends)
     EpochChecker(session, events, passes)
     ShareChecker(session, passes, peers)
     FirstStepsChecker(session, events, passes, peers)

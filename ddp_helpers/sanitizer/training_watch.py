@@ -15,7 +15,9 @@ from ddp_helpers.sanitizer.weights import WeightsChecker
 from ddp_helpers.sanitizer.wrapped import Registry
 
 
-def watch_training(session: Session, events: TrainingEvents, calls: CollectiveChecker) -> None:
+def watch_training(
+    session: Session, events: TrainingEvents, calls: CollectiveChecker
+) -> WeightsChecker:
     """Begin to watch; the order matters: DDP's calls come first at each moment."""
     registry = Registry()
     DdpCalls(session, events, calls.sequence, registry)
@@ -29,3 +31,4 @@ def watch_training(session: Session, events: TrainingEvents, calls: CollectiveCh
     calls.listeners += [lost.call_begins, unwrapped.call_begins]
     calls.explain.append(comparison.compare)
     calls.sequence.explain_end = comparison.explain_end
+    return weights

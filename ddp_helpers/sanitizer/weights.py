@@ -11,6 +11,7 @@ from ddp_helpers.sanitizer.callsite import places, user_frames
 from ddp_helpers.sanitizer.causes import Causes
 from ddp_helpers.sanitizer.fingerprint import fingerprint, first_difference, settings
 from ddp_helpers.sanitizer.ledger import Ledger, Report
+from ddp_helpers.sanitizer.passes import Pass
 from ddp_helpers.sanitizer.sequence import QUIET
 from ddp_helpers.sanitizer.session import SanitizerError, Session
 from ddp_helpers.sanitizer.training_events import TrainingEvents
@@ -38,6 +39,8 @@ class WeightsChecker:
         events.before_step.append(self._safe(self.step_begins))
         events.after_step.append(self._safe(self.step_ends))
         self.before_backward = self._safe(self._before_backward)
+        self.pass_ends = self._safe(self._pass_ends)
+        self.ends = Ledger(session, "pass", lambda record: record["weights"])
 
     def _safe(self, call: Callable) -> Callable:
         """Where this check fails, the other ranks must not take its silence for a difference."""
@@ -152,6 +155,31 @@ class WeightsChecker:
         return alike[0] if alike else None
 
     # ---- the end
+
+    def _pass_ends(self, done: Pass) -> None:
+        """Whoever went through its data to train has the same weights as the others then."""
+        if not (done.complete and done.steps) or self.events.joining:
+            return
+        for model in self.registry.models:
+            if model.ended_pass == model.steps or model.weights_at != model.steps:
+                continue
+            model.ended_pass, now = model.steps, model.note_edits()
+            if not model.is_local_sgd():
+                record = {"weights": now, "step": self.session.step, "stack": done.stack}
+                record |= {"edited": model.edited[:20], "steps": model.steps}
+                record["edit"] = [model.edit.what, model.edit.place] if model.edit else None
+                name = f"{model.key}/{model.steps}"
+                self.ends.leave(name, record, model.ranks, self._pass_reporter(model))
+
+    def _pass_reporter(self, model: Wrapped) -> Report:
+        def report(records: dict[int, dict]) -> None:
+            place = first_difference([record["weights"] for record in records.values()])
+            if place is not None and any(record["edited"] for record in records.values()):
+                name = model.names[place]
+                if finding := self._tell(self.causes.of_weights(records, records, name)):
+                    self.session.found(finding)
+
+        return report
 
     def at_end(self) -> None:
         for model in self.registry.models:

@@ -62,6 +62,8 @@ class Wrapped:
     steps: int = 0
     synced: int = 0
     buffer_syncs: int = 0
+    ended_pass: int = 0
+    """The number of steps at the end of the last pass over its data."""
     look_closely: bool = False
     expects: bool = False
     """A forward has prepared DDP for a backward that averages."""

@@ -104,7 +104,8 @@ def judge(scenario: Scenario, reply: Reply) -> list[str]:
     if reply.ename == "" and not reply.died:
         if reply.answer != expected:
             return [f"values {reply.answer}, expected {expected}"]
-        may = event == "none" or outside or event in INTERRUPTS or event == "server SIGKILL"
+        from_outside = (*INTERRUPTS, *ENDS_OF_THE_HOST, "server SIGKILL")
+        may = event == "none" or outside or event in from_outside
         return [] if may or late(scenario) else ["ended well, though a rank did not"]
     if event in ENDS_OF_THE_HOST:
         return [] if reply.died else [f"{event}, but {reply.ename}: {reply.evalue}"]
