@@ -33,6 +33,7 @@ from urllib.parse import urlsplit
 
 CONTEXT = 64  # NEW  so many letters the model sees at most
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # sent by torchrun and Slurm, as a warning
+ASK_EVERY = 10  # steps after which the ranks ask each other if one got such a signal
 stop_asked = []  # those that this rank has got
 EXACT = ("seed", "batch_size_per_rank", "lr", "limit")  # a run that goes on needs the same
 EXACT += ("accumulate", "clip", "warmup", "bf16")
@@ -378,7 +379,7 @@ def train(args: argparse.Namespace, device: torch.device) -> bool:  # asked to s
             optimizer.zero_grad()
             step += 1
             sampler.done += in_step
-            stopping = any_rank_asked(control)
+            stopping = step % ASK_EVERY == 0 and any_rank_asked(control)
             if stopping or step % args.save_every == 0:
                 save(epoch - 1)
             if stopping:
