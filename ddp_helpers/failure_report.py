@@ -11,6 +11,7 @@ from ddp_helpers.records import Frame, LaunchResult, RankResult, innermost_user_
 
 MOST_LINES = 20
 MOST_RANKS = 4  # of a group that gets a line each
+LOST = "lost the connection to another rank"
 LONGEST = 300  # characters of one message line
 
 
@@ -32,7 +33,7 @@ def failure_report(
     if hang:
         lines = _hang_lines(ranks, timeout)
     else:
-        lines = _cause_lines(causes) + _other_lines(ranks, causes)
+        lines = _cause_lines(causes, ranks) + _other_lines(ranks, causes)
     for diagnosis in diagnose(ranks, hang=bool(timeout))[:2]:
         lines += [f"why: {diagnosis.cause}", f"what to do: {diagnosis.advice}"]
     if any(rank.traceback for rank in causes):
@@ -62,10 +63,13 @@ def _was_ended(rank: RankResult) -> bool:
     return rank.error is None and rank.exit_code is None
 
 
-def _cause_lines(causes: Sequence[RankResult]) -> list[str]:
+def _cause_lines(causes: Sequence[RankResult], ranks: Sequence[RankResult]) -> list[str]:
     first = causes[0]
     alike = sorted(rank.rank for rank in causes if _how(rank) == _how(first))
+    finished = [rank.rank for rank in ranks if rank.ok]
     lines = [f"{name_ranks(alike)} {_how(first)}"]
+    if finished and _lost_the_connection(first):
+        lines = [f"{name_ranks(finished)} had finished: {name_ranks(alike)} {LOST}"]
     frame = first.error.user_frame if first.error else None
     lines += _place(frame)
     for rank in causes:
@@ -80,9 +84,16 @@ def _place(frame: Frame | None) -> list[str]:
     return [f"  at {frame}"] + ([f"    {_cut(frame.source)}"] if frame.source else [])
 
 
+def _lost_the_connection(rank: RankResult) -> bool:
+    """True if all it has to tell is that another rank went away, which is never the cause."""
+    return rank.error is not None and is_consequence(rank.error)
+
+
 def _how(rank: RankResult) -> str:
     if rank.error and rank.error.type_name == "SystemExit":
         return f"called sys.exit({rank.error.message})"
+    if _lost_the_connection(rank):
+        return LOST
     if rank.error:
         return f"failed: {_cut(str(rank.error))}"
     if rank.exit_code is not None and rank.exit_code < 0:

@@ -51,7 +51,9 @@ class LostGradientChecker:
                 self._tag(tensor, origin)
 
     def backward_begins(self, roots: Sequence[torch.Tensor]) -> None:
-        for number in reached(roots, set(self._marks)):
+        # a loss that was itself summed up: its gradient is 1, and DDP averages what follows
+        own = {number_of(root) for root in roots if root.numel() == 1 and root.grad_fn is not None}
+        for number in reached(roots, set(self._marks) - own):
             self._tell(*self._marks[number])
 
     def _tell(self, called: str, place: Place | None) -> None:

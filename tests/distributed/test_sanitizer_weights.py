@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
 from ddp_helpers import LaunchError, launch, process_group
 
@@ -544,6 +545,16 @@ def test_no_gradient_through_all_reduce():
     assert "all_reduce" in finding.place.source
 
 
+@pytest.mark.parametrize("used_again", [False, True])
+def test_a_loss_that_is_itself_reduced(used_again):
+    def reduced(out, y):
+        loss = F.cross_entropy(out, y)
+        dist.all_reduce(loss)  # its value is the sum; the gradient is this rank's, as ever
+        return loss.square() if used_again else loss
+
+    assert kind(with_loss(reduced)) == ("no-gradient-through-collective" if used_again else None)
+
+
 @pytest.mark.parametrize("keep_own", [False, True])
 @pytest.mark.parametrize("on_purpose", [False, True])
 def test_no_gradient_through_all_gather(keep_own, on_purpose):
@@ -557,6 +568,71 @@ def test_no_gradient_through_all_gather(keep_own, on_purpose):
 
     expected = None if on_purpose else "no-gradient-through-collective"
     assert kind(with_loss(gathered)) == expected
+
+
+# ---- what is gone before the group ends
+
+
+def test_a_plain_model_that_is_gone():
+    def run():
+        def inside(rank):
+            model = net()
+            fit_plain(model, torch.optim.SGD(model.parameters(), lr=0.1), rank)
+
+        with process_group() as pg:
+            inside(pg.rank)
+
+    assert kind(run) == "unwrapped-model"
+
+
+def fit_plain(model, optimizer, rank):
+    for x, y in batches(rank, steps=2):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+
+def test_a_plain_model_that_is_gone_on_one_rank_only():
+    def run():
+        def inside(rank):
+            model = net()
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            fit_plain(model, optimizer, 0)  # the same batches everywhere: the copies stay alike
+            return (model, optimizer) if rank == 0 else None
+
+        with process_group() as pg:
+            kept = inside(pg.rank)
+            del kept
+
+        with process_group() as pg:
+            kept = inside(pg.rank)
+            dist.barrier()
+        return kept is None
+
+    assert kind(run) is None
+
+
+@pytest.mark.parametrize("inside_the_loop", [True, False])
+def test_weights_changed_on_one_rank_after_the_last_step(inside_the_loop):
+    def run():
+        def inside(rank):
+            ddp, optimizer = wrap()
+            data = list(
+                zip(*[torch.stack(part) for part in zip(*batches(rank), strict=True)], strict=True)
+            )
+            for step, (x, y) in enumerate(DataLoader(data, batch_size=None)):
+                optimizer.zero_grad()
+                F.cross_entropy(ddp(x), y).backward()
+                optimizer.step()
+                if inside_the_loop and rank == 0 and step == len(data) - 1:
+                    nn.init.zeros_(ddp.module[0].weight)
+            if not inside_the_loop and rank == 0:  # rank 0 saves averaged weights, for instance
+                nn.init.zeros_(ddp.module[0].weight)
+
+        with process_group() as pg:
+            inside(pg.rank)
+
+    assert kind(run) == ("changed-after-wrap" if inside_the_loop else None)
 
 
 # ---- accumulation

@@ -76,6 +76,25 @@ def test_a_consequence_is_the_cause_only_if_there_is_nothing_else(ranks):
         assert all(rank in own for rank in causes)
 
 
+def test_where_only_the_connection_was_lost_the_rank_that_left_comes_first():
+    ranks = [
+        RankResult(0, exit_code=1, error=error(GONE, "RuntimeError")),
+        RankResult(1, exit_code=0, returned=True),
+    ]
+    lines = failure_report(ranks).splitlines()
+    assert lines[0] == "rank 1 had finished: rank 0 lost the connection to another rank"
+    assert lines[1].startswith("  at cell In[4], line 7")
+    assert "Connection closed" not in "\n".join(lines)
+
+
+@given(ranks=st.lists(st.sampled_from(PEER_IS_GONE), min_size=1, max_size=9))
+def test_torchs_text_for_a_lost_peer_is_never_quoted(ranks):
+    lost = [error(text, "RuntimeError") for text in ranks]
+    failed = [RankResult(n, exit_code=1, error=e) for n, e in enumerate(lost)]
+    report = failure_report(failed)
+    assert not any(text in report for text in PEER_IS_GONE)
+
+
 def test_the_first_own_failure_comes_first():
     ranks = [
         RankResult(0, exit_code=1, error=error(GONE, "RuntimeError", at=1.0)),
