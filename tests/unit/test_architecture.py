@@ -75,6 +75,9 @@ ARROWS = {
     "collective_plots": {"figures"},
     "__init__": {"environment", "launch", "process_group", "progress", "sanitizer"},
     "cluster": set(),
+    "cost_records": set(),
+    "cost_formulas": set(),
+    "scaling": {"cost_formulas", "cost_records"},
     "cli": {"cluster", "diagnosis", "environment", "launch", "plots", "process_group", "training"},
     "__main__": {"cli"},
 }
