@@ -1,5 +1,6 @@
 """A real JupyterLab in a real Chromium."""
 
+import contextlib
 import os
 import shutil
 import socket
@@ -8,6 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,7 +38,13 @@ def chromium() -> str:
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory):
     """The address of a JupyterLab that serves a copy of notebooks/, so nothing is saved here."""
-    root = tmp_path_factory.mktemp("lab")
+    with serve(tmp_path_factory.mktemp("lab")) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def serve(root: Path) -> Iterator[str]:
+    """A JupyterLab in an empty folder, with a copy of notebooks/ and data/."""
     shutil.copytree(ROOT / "notebooks", root / "notebooks")
     shutil.copytree(ROOT / "data", root / "data")
     tracker = root / "settings" / "@jupyterlab" / "notebook-extension"

@@ -27,6 +27,7 @@ NOTEBOOKS = ROOT / "notebooks"
 SECONDS = 120  # limit of one cell
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 KEPT_CELL_METADATA = ("tags",)
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 def execute(notebook: NotebookNode, seconds: float = SECONDS) -> float:
@@ -76,6 +77,8 @@ def _clean_output(output: NotebookNode) -> NotebookNode:
         output["evalue"] = anonymous(output.evalue)
         output["traceback"] = [anonymous(line) for line in output.traceback]
     else:
+        # a widget lives as long as its kernel; the picture beside it stays
+        output.data.pop(WIDGET_VIEW, None)
         for kind, data in output.data.items():
             if kind.startswith("text/") and isinstance(data, str):
                 output.data[kind] = anonymous(data)

@@ -114,6 +114,20 @@ def test_the_sanitizer_stands_alone(path):
     assert imports(path) <= ARROWS["sanitizer"] | {"sanitizer"}
 
 
+WIDGETS = {
+    "__init__": set(),
+    "_base": {"figures"},
+    "_scene": {"figures"},
+    "sampler": {"figures"},
+}
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "widgets").glob("*.py")), ids=lambda p: p.stem)
+def test_an_explorable_uses_only_what_it_shows(path):
+    assert path.stem in WIDGETS, f"{path.name} is new: say here what it may import"
+    assert imports(path) <= WIDGETS[path.stem] | {"widgets"}
+
+
 @pytest.mark.parametrize("path", sorted((PACKAGE / "faults").glob("*.py")), ids=lambda p: p.stem)
 def test_a_fault_needs_nothing_but_its_lab(path):
     lab = {"diagnosis", "launch", "records"} if path.stem == "__init__" else set()

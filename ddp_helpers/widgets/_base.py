@@ -1,0 +1,150 @@
+"""What all explorables share: controls, a picture that follows them, and what stays behind.
+
+A picture is replaced in one go inside an HTML widget, so nothing flickers, and its SVG is part of
+the page, so it follows the theme. In a notebook that is read without a kernel, on GitHub or after
+nbconvert, the same output holds the picture as PNG, and its words.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ddp_helpers.figures import png_bytes
+from ddp_helpers.widgets._scene import Scene
+
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What there is to see, and the same in words."""
+
+    scene: Scene
+    words: str
+    """What the picture shows, for everybody: it stands below it, and is its alternative text."""
+    detail: str = ""
+    """More HTML below the words, such as a table."""
+
+
+class Explorable:
+    """Controls above a picture that follows them.
+
+    Args:
+        title: what can be explored.
+        controls: an ipywidget for each argument of `draw`, by its name.
+        draw: the picture for the controls' values; an explorable that runs ranks also gets
+            `result`, which is None until they have run.
+        run: with it there is a button, and the values of the controls go to real ranks.
+        run_label: what the button says.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        controls: Mapping[str, object],
+        draw: Callable[..., Picture],
+        *,
+        run: Callable[..., object] | None = None,
+        run_label: str = "Run on real ranks",
+    ) -> None:
+        import ipywidgets
+
+        self.title, self.controls, self._draw, self._run = title, dict(controls), draw, run
+        self.result: object = None
+        self._busy = threading.Lock()
+        self._view = ipywidgets.HTML(layout={"margin": "0"})
+        self._status = ipywidgets.HTML(layout={"margin": "0"})
+        for control in self.controls.values():
+            control.style.description_width = "initial"
+            control.observe(self._changed, "value")
+        row = list(self.controls.values())
+        if run:
+            self.button = ipywidgets.Button(
+                description=run_label,
+                icon="play",
+                tooltip=f"{run_label}, with the values to the left",
+                button_style="primary",
+                layout={"width": "auto"},
+            )
+            self.button.on_click(lambda _: self.run())
+            row.append(self.button)
+        flow = {"flex_flow": "row wrap", "align_items": "center", "grid_gap": "2px 18px"}
+        heading = ipywidgets.HTML(f"<b>{html.escape(title)}</b>")
+        self.widget = ipywidgets.VBox(
+            [heading, ipywidgets.Box(row, layout=flow), self._view, self._status]
+        )
+        self.widget.add_class("ddp-explorable")
+        self.redraw()
+
+    @property
+    def values(self) -> dict[str, object]:
+        """What the controls say now."""
+        return {name: control.value for name, control in self.controls.items()}
+
+    def picture(self) -> Picture:
+        """The picture for the controls as they are."""
+        more = {"result": self.result} if self._run else {}
+        return self._draw(**self.values, **more)
+
+    def redraw(self) -> None:
+        """Show the picture for the controls as they are; values that don't go together are told."""
+        try:
+            picture = self.picture()
+        except ValueError as error:
+            self._status.value = _status(f"Not possible: {error}")
+            return
+        self._view.value = picture.scene.svg(picture.words)
+        self._status.value = _status(picture.words) + picture.detail
+
+    def run(self) -> None:
+        """Run on real ranks with the controls as they are, and show what came of it."""
+        if not self._busy.acquire(blocking=False):
+            return  # a second click while the ranks run
+        self.button.disabled = True
+        self._status.value = _status("The ranks run ...")
+        try:
+            self.result = self._run(**self.values)
+            self.redraw()
+        except Exception as error:  # in a callback nobody else would show it
+            self._status.value = _status(f"{type(error).__name__}: {error}")
+        finally:
+            self.button.disabled = False
+            self._busy.release()
+
+    def _changed(self, _: object) -> None:
+        self.result = None  # it belongs to other values
+        self.redraw()
+
+    def _repr_mimebundle_(
+        self, include: object = None, exclude: object = None
+    ) -> dict[str, object]:
+        """The live widget, and for those without a kernel the picture and its words."""
+        live = self.widget._repr_mimebundle_() or {}
+        return static_bundle(self.title, self.picture()) | {
+            kind: data for kind, data in live.items() if kind == WIDGET_VIEW
+        }
+
+
+def static_bundle(title: str, picture: Picture) -> dict[str, object]:
+    """What a reader without a kernel gets: an image with alternative text, and the words."""
+    fig = picture.scene.figure()
+    png = base64.b64encode(png_bytes(fig, picture.words)).decode("ascii")
+    alt, width = html.escape(picture.words), round(picture.scene.width)
+    return {
+        "text/html": (
+            f'<div class="ddp-static"><b>{html.escape(title)}</b><br><img alt="{alt}" '
+            f'width="{width}" src="data:image/png;base64,{png}"><p>{alt}</p>{picture.detail}</div>'
+        ),
+        "image/png": png,
+        "text/plain": picture.words,
+    }
+
+
+def _status(words: str) -> str:
+    """Text that screen readers speak when it changes."""
+    lines = "<br>".join(html.escape(words).splitlines())
+    return f'<div role="status" style="line-height:1.5;max-width:52em">{lines}</div>'

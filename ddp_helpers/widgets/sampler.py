@@ -1,0 +1,206 @@
+"""Which index goes to which rank, as `DistributedSampler` deals them.
+
+The rules are those of torch 2.13, torch/utils/data/distributed.py: shuffle with seed + epoch, make
+the length a multiple of the ranks (repeat from the front, or cut the end), then deal in turn.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ddp_helpers.figures import FILLS, GREY, VERMILLION
+from ddp_helpers.widgets._scene import Scene
+
+if TYPE_CHECKING:
+    from ddp_helpers.widgets._base import Explorable, Picture
+
+MOST_SAMPLES = 40
+LEFT, ROOM, WIDEST, ROW = 64, 880, 34, 26  # pixels
+
+
+@dataclass(frozen=True)
+class Deal:
+    """What each rank gets in one epoch."""
+
+    shares: tuple[tuple[int, ...], ...]
+    """For each rank its indices, in the order of use."""
+    padding: int
+    """The last turns of this many ranks, counted from the last rank, are repeats."""
+    left_out: tuple[int, ...]
+    """Indices that nobody gets (drop_last)."""
+
+    def is_padding(self, rank: int, turn: int) -> bool:
+        """True for a sample that is there only to give all ranks equally many."""
+        ranks = len(self.shares)
+        return turn * ranks + rank >= len(self.shares[0]) * ranks - self.padding
+
+
+def order(samples: int, *, shuffle: bool, epoch: int, seed: int = 0) -> list[int]:
+    """The order of the whole dataset in an epoch, before it is dealt.
+
+    `epoch` is what the sampler was told: it stays 0 if nobody calls set_epoch.
+    """
+    import torch
+
+    if not shuffle:
+        return list(range(samples))
+    generator = torch.Generator().manual_seed(seed + epoch)
+    return torch.randperm(samples, generator=generator).tolist()
+
+
+def deal(indices: list[int], ranks: int, *, drop_last: bool) -> Deal:
+    """Give the indices out in turn, equally many to each rank.
+
+    Raises:
+        ValueError: drop_last leaves nothing for a rank.
+    """
+    each = len(indices) // ranks if drop_last else math.ceil(len(indices) / ranks)
+    if each == 0:
+        raise ValueError(
+            f"drop_last with {len(indices)} samples for {ranks} ranks leaves no sample: use fewer "
+            "ranks, more samples, or drop_last off"
+        )
+    total = each * ranks
+    padding = max(0, total - len(indices))
+    repeats = -(-total // len(indices))
+    used = (indices * repeats)[:total]
+    shares = tuple(tuple(used[rank::ranks]) for rank in range(ranks))
+    return Deal(shares, padding, tuple(sorted(indices[total:])))
+
+
+def draw(
+    samples: int,
+    ranks: int,
+    batch_size: int,
+    shuffle: bool,
+    drop_last: bool,
+    set_epoch: bool,
+    epoch: int,
+) -> Picture:
+    """The deal of one epoch, rank by rank and sample by sample."""
+    from ddp_helpers.widgets._base import Picture
+
+    indices = order(samples, shuffle=shuffle, epoch=epoch if set_epoch else 0)
+    before = order(samples, shuffle=shuffle, epoch=epoch - 1 if set_epoch else 0)
+    dealt = deal(indices, ranks, drop_last=drop_last)
+    words = in_words(dealt, batch_size, epoch, same=epoch > 0 and indices == before)
+    return Picture(_scene(dealt, samples, batch_size, epoch), words)
+
+
+def in_words(dealt: Deal, batch_size: int, epoch: int, *, same: bool) -> str:
+    """What the picture shows, as sentences."""
+    each, ranks = len(dealt.shares[0]), len(dealt.shares)
+    batches = math.ceil(each / batch_size)
+    text = [f"Epoch {epoch}: each of {ranks} ranks gets {each} samples, in {batches} batches."]
+    if each % batch_size:
+        text.append(f"The last batch has {each % batch_size}.")
+    text.append(_used(dealt))
+    if epoch:
+        text.append(
+            f"The same order as in epoch {epoch - 1}."
+            if same
+            else f"Another order than in epoch {epoch - 1}."
+        )
+    return " ".join(text)
+
+
+def _used(dealt: Deal) -> str:
+    if dealt.padding:
+        twice = [index for index, uses in _uses(dealt).items() if uses > 1]
+        return f"Padding: {dealt.padding}. Used more than once: {_some(sorted(twice))}."
+    if dealt.left_out:
+        return f"Left out: {_some(list(dealt.left_out))}."
+    return "Each sample is used exactly once."
+
+
+def _some(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
+
+
+def _uses(dealt: Deal) -> Counter[int]:
+    return Counter(index for share in dealt.shares for index in share)
+
+
+def _scene(dealt: Deal, samples: int, batch_size: int, epoch: int) -> Scene:
+    ranks, each = len(dealt.shares), len(dealt.shares[0])
+    scene = Scene(LEFT + ROOM + 20, 64 + ROW * ranks + 96)
+    scene.text(LEFT, 12, f"What each rank gets in epoch {epoch}, in this order", **_HEAD)
+    # a gap after each batch, and narrower boxes where one row would be too long
+    gaps = math.ceil(each / batch_size) - 1
+    cell = min(WIDEST, (ROOM - 5 * gaps) / each)
+    for rank, share in enumerate(dealt.shares):
+        top = 28 + ROW * rank
+        scene.text(LEFT - 8, top + ROW / 2 - 2, f"rank {rank}", anchor="end")
+        for turn, index in enumerate(share):
+            left = LEFT + cell * turn + 5 * (turn // batch_size)
+            _sample(scene, left, top, rank, str(index), dealt.is_padding(rank, turn), cell)
+    scene.text(LEFT, 40 + ROW * ranks, f"gaps: batches of {batch_size} per rank", **_NOTE)
+    _dataset(scene, dealt, samples, 56 + ROW * ranks)
+    return scene
+
+
+def _dataset(scene: Scene, dealt: Deal, samples: int, top: float) -> None:
+    """The dataset in its own order: who uses which sample."""
+    owners: dict[int, list[int]] = {}
+    for turn, rank in itertools.product(range(len(dealt.shares[0])), range(len(dealt.shares))):
+        owners.setdefault(dealt.shares[rank][turn], []).append(rank)
+    cell = min(WIDEST, ROOM / samples)
+    scene.text(LEFT, top + 10, "The dataset, and which rank uses which sample", **_HEAD)
+    for index in range(samples):
+        left = LEFT + cell * index
+        who = owners.get(index, [])
+        if not who:
+            scene.text(left + cell / 2, top + 38, "x", size=18, color=VERMILLION)
+        else:  # two ranks fit into a box
+            text = " ".join(map(str, who)) if len(who) < 3 else f"{len(who)}x"
+            _sample(scene, left, top + 26, who[0], text, len(who) > 1, cell)
+        if index % 5 == 0 or (index == samples - 1 and index % 5 > 1):
+            scene.text(left + cell / 2 - 1, top + 60, index, size=11)
+    note = "striped, thick frame: used more than once     x: left out     below: index"
+    scene.text(LEFT, top + 80, note, **_NOTE)
+
+
+def _sample(
+    scene: Scene, left: float, top: float, rank: int, text: str, twice: bool, cell: float
+) -> None:
+    edge = {"edge": VERMILLION, "line": 3.0, "hatch": True} if twice else {"edge": GREY}
+    scene.box(left, top, cell - 2, ROW - 4, fill=FILLS[rank % len(FILLS)], **edge)
+    if twice:  # a number needs a ground of its own on stripes
+        wide = min(cell - 5, 4 + 7 * len(text))
+        middle = left + cell / 2 - 1
+        scene.box(middle - wide / 2, top + 4, wide, ROW - 12, fill="#ffffff", line=0.0)
+    scene.text(left + cell / 2 - 1, top + ROW / 2 - 2, text, size=11, color="#000000")
+
+
+_HEAD = {"anchor": "start", "bold": True, "size": 13}
+_NOTE = {"anchor": "start", "size": 11}
+
+
+def explorable(
+    samples: int = 22,
+    ranks: int = 4,
+    batch_size: int = 3,
+    shuffle: bool = True,
+    drop_last: bool = False,
+    set_epoch: bool = True,
+    epoch: int = 0,
+) -> Explorable:
+    """Move the dataset, the ranks and the epoch, and see who gets which index."""
+    from ipywidgets import Checkbox, IntSlider
+
+    from ddp_helpers.widgets._base import Explorable
+
+    controls = {
+        "samples": IntSlider(samples, 1, MOST_SAMPLES, description="samples"),
+        "ranks": IntSlider(ranks, 1, 6, description="ranks"),
+        "batch_size": IntSlider(batch_size, 1, 10, description="batch size per rank"),
+        "epoch": IntSlider(epoch, 0, 5, description="epoch"),
+        "shuffle": Checkbox(shuffle, description="shuffle", indent=False),
+        "drop_last": Checkbox(drop_last, description="drop_last", indent=False),
+        "set_epoch": Checkbox(set_epoch, description="call set_epoch", indent=False),
+    }
+    return Explorable("DistributedSampler: which index goes where?", controls, draw)

@@ -1,0 +1,149 @@
+"""The arithmetic behind the explorables, against torch itself; and what they leave behind."""
+
+import base64
+import io
+import re
+import xml.etree.ElementTree as ET
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DistributedSampler
+
+from ddp_helpers import widgets
+from ddp_helpers.widgets import sampler
+from ddp_helpers.widgets._base import WIDGET_VIEW, Explorable, Picture
+from ddp_helpers.widgets._scene import Scene, ticks
+
+
+@pytest.fixture(params=widgets.NAMES)
+def explorable(request):
+    return widgets.explore(request.param)
+
+
+def test_each_leaves_a_picture_and_words_for_readers_without_a_kernel(explorable):
+    bundle = explorable._repr_mimebundle_()
+    assert bundle[WIDGET_VIEW]["model_id"] == explorable.widget.model_id
+    words = explorable.picture().words
+    assert len(words) > 30
+    assert bundle["text/plain"] == words
+    assert f'src="data:image/png;base64,{bundle["image/png"]}"' in bundle["text/html"]
+    alt = re.search(r'alt="([^"]*)"', bundle["text/html"])[1]
+    assert alt
+    assert base64.b64decode(bundle["image/png"]).startswith(b"\x89PNG")
+
+
+def test_each_control_has_a_label_and_each_picture_is_wellformed(explorable):
+    for control in explorable.controls.values():
+        assert control.description
+    picture = explorable.picture()
+    root = ET.fromstring(picture.scene.svg(picture.words))
+    assert root.get("aria-label") == picture.words
+    width = float(root.get("viewBox").split()[2])
+    for text in root.iter("{http://www.w3.org/2000/svg}text"):
+        assert -5 <= float(text.get("x")) <= width + 5
+
+
+def test_a_wrong_name_or_start_is_told():
+    with pytest.raises(ValueError, match="no explorable 'smpler': expected one of sampler"):
+        widgets.explore("smpler")
+    with pytest.raises(TypeError, match="sampler has no control 'world'; it has: samples"):
+        widgets.explore("sampler", world=3)
+
+
+def test_values_that_do_not_go_together_keep_the_picture_and_say_why():
+    shown = widgets.explore("sampler", samples=2, ranks=4)
+    before = shown._view.value
+    shown.controls["drop_last"].value = True
+    assert "Not possible: drop_last with 2 samples for 4 ranks" in shown._status.value
+    assert shown._view.value == before
+
+
+def test_what_a_run_raises_is_shown_and_the_button_works_again():
+    def fails():
+        raise RuntimeError("no ranks <today>")
+
+    scene = lambda result: Picture(Scene(10, 10), "some words")
+    shown = Explorable("a title", {}, scene, run=fails)
+    shown.button.click()
+    assert "RuntimeError: no ranks &lt;today&gt;" in shown._status.value
+    assert not shown.button.disabled
+    shown._run = lambda: 7
+    shown.button.click()
+    assert shown.result == 7
+    assert "some words" in shown._status.value
+
+
+def test_both_drawings_of_a_scene_hold_all_its_shapes():
+    scene = Scene(200, 100)
+    scene.box(10, 20, 30, 40, fill="#ff0000", hatch=True)
+    scene.line(0, 0, 50, 50, arrow=True)
+    scene.text(100, 50, "a < b", anchor="end")
+    svg = ET.fromstring(scene.svg('say "a < b"'))
+    assert svg.get("aria-label") == 'say "a < b"'
+    kinds = [child.tag.rpartition("}")[2] for child in svg]
+    assert kinds == ["title", "defs", "rect", "rect", "line", "polygon", "text"]
+    fig = scene.figure()
+    file = io.BytesIO()
+    fig.savefig(file, format="png")
+    ax = fig.axes[0]
+    assert len(ax.patches) == 3
+    assert len(ax.lines) == 1
+    assert [text.get_text() for text in ax.texts] == ["a < b"]
+
+
+@given(st.floats(1e-6, 1e9))
+def test_an_axis_has_a_few_round_ticks(top):
+    found = ticks(top)
+    assert 3 <= len(found) <= 8
+    assert found[0] == 0
+    assert found[-1] <= top * (1 + 1e-9) < found[-1] + 1.001 * found[1]
+
+
+DEALS = given(
+    samples=st.integers(1, 60),
+    ranks=st.integers(1, 9),
+    shuffle=st.booleans(),
+    drop_last=st.booleans(),
+    epoch=st.integers(0, 20),
+)
+
+
+@DEALS
+@settings(deadline=None)
+def test_the_deal_is_that_of_torch(samples, ranks, shuffle, drop_last, epoch):
+    if drop_last and samples < ranks:
+        return
+    indices = sampler.order(samples, shuffle=shuffle, epoch=epoch)
+    dealt = sampler.deal(indices, ranks, drop_last=drop_last)
+    data = torch.utils.data.TensorDataset(torch.zeros(samples))
+    for rank in range(ranks):
+        theirs = DistributedSampler(data, ranks, rank, shuffle=shuffle, drop_last=drop_last)
+        theirs.set_epoch(epoch)
+        assert list(dealt.shares[rank]) == list(theirs)
+
+
+@DEALS
+@settings(deadline=None)
+def test_padding_is_what_comes_after_the_whole_dataset(samples, ranks, shuffle, drop_last, epoch):
+    if drop_last and samples < ranks:
+        return
+    indices = sampler.order(samples, shuffle=shuffle, epoch=epoch)
+    dealt = sampler.deal(indices, ranks, drop_last=drop_last)
+    real = [
+        index
+        for rank, share in enumerate(dealt.shares)
+        for turn, index in enumerate(share)
+        if not dealt.is_padding(rank, turn)
+    ]
+    assert sorted([*real, *dealt.left_out]) == list(range(samples))
+    assert sum(map(len, dealt.shares)) == len(real) + dealt.padding
+
+
+def test_without_set_epoch_the_words_say_that_the_order_repeats():
+    shown = widgets.explore("sampler", epoch=2)
+    assert "Another order than in epoch 1" in shown.picture().words
+    shown.controls["set_epoch"].value = False
+    assert "The same order as in epoch 1" in shown._status.value
+    assert "gets 6 samples" in shown._status.value
