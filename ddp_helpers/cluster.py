@@ -87,6 +87,9 @@ def preflight(
         return checks
     address = checks[0].found.split()[-1]
     checks.append(way_to(address, nnodes, node_rank, master_addr))
+    if checks[-1].ok and nnodes > 1:
+        cards = _cards()
+        checks += named_cards(card_of(own_address(address), cards), master_addr, [*cards])
     if checks[-1].ok and node_rank == 0:
         checks.append(port_is_free(master_port))
     if checks[-1].ok and nnodes > 1:
@@ -123,6 +126,27 @@ def way_to(address: str, nnodes: int, node_rank: int, master_addr: str) -> Check
         return Check("network", found, f"give --node-rank 0 on {master_addr}, or {own} as --master")
     card = card_of(own, _cards())
     return Check("network", f"{own} on {card}; if ranks pick another card: {_variables(card)}")
+
+
+def named_cards(leads: str, master_addr: str, cards: Sequence[str]) -> list[Check]:
+    """Whether the variables that name a card, if set, name one that is here and leads out.
+
+    gloo takes names, NCCL beginnings of names (=eth0: the whole name, ^eth0: all others):
+    https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html#nccl-socket-ifname
+    """
+    advice = f"unset it, or give {leads}, which leads to {master_addr}"
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        value = os.environ.get(variable, "")
+        whole = variable.startswith("GLOO") or value.startswith("=")
+        for name in "" if value.startswith("^") else filter(None, value.lstrip("=").split(",")):
+            here = name in cards if whole else any(card.startswith(name) for card in cards)
+            if not here:
+                found = f"{variable} is {value}, but the cards here are {', '.join(cards)}"
+                return [Check("card", found, advice)]
+            if name == "lo":
+                found = f"{variable} is {value}, and lo leads to no other machine"
+                return [Check("card", found, advice)]
+    return []
 
 
 def own_address(address: str) -> str:

@@ -81,6 +81,37 @@ def test_cards():
     assert cluster.interface_to("no.such.invalid") is None
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("GLOO_SOCKET_IFNAME", "eth7", ["is eth7, but the cards here are lo, eth0"]),
+        ("GLOO_SOCKET_IFNAME", "eth", ["is eth, but the cards"]),
+        ("GLOO_SOCKET_IFNAME", "eth0,lo", ["is eth0,lo, and lo leads to no other machine"]),
+        ("NCCL_SOCKET_IFNAME", "ib", ["NCCL_SOCKET_IFNAME is ib, but"]),
+        ("NCCL_SOCKET_IFNAME", "=eth", ["is =eth, but"]),
+    ],
+)
+def test_a_variable_that_names_a_wrong_card(monkeypatch, variable, value, words):
+    monkeypatch.setenv(variable, value)
+    (check,) = cluster.named_cards("eth0", "first", ["lo", "eth0"])
+    assert not check.ok
+    for word in [*words, "unset it, or give eth0, which leads to first"]:
+        assert word in str(check)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("GLOO_SOCKET_IFNAME", ""),
+        ("GLOO_SOCKET_IFNAME", "eth0"),
+        *(("NCCL_SOCKET_IFNAME", value) for value in ("eth", "=eth0", "^docker,lo")),
+    ],
+)
+def test_a_variable_that_names_a_right_card(monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    assert cluster.named_cards("eth0", "first", ["lo", "eth0"]) == []
+
+
 def test_a_port_that_is_taken():
     with socket.create_server(("", 0)) as server:
         port = server.getsockname()[1]
