@@ -83,6 +83,11 @@ ARROWS = {
     "cost_records": set(),
     "cost_formulas": set(),
     "scaling": {"cost_formulas", "cost_records"},
+    "cost_fits": {"cost_formulas", "cost_records"},
+    "rank_probes": {"process_group"},
+    "machine_costs": {
+        *{"cost_fits", "cost_records", "environment", "launch", "rank_probes", "scaling"}
+    },
     "cli": {"cluster", "diagnosis", "environment", "launch", "plots", "process_group", "training"},
     "__main__": {"cli"},
 }
@@ -123,6 +128,8 @@ WIDGETS = {
     "__init__": set(),
     "_base": {"figures"},
     "_scene": {"figures"},
+    "collectives": {"figures", "launch", "process_group"},
+    "ring": {"figures"},
     "sampler": {"figures"},
 }
 

@@ -1,0 +1,156 @@
+"""What runs inside a rank to measure it: all-reduce, computing, loading, whole DDP steps.
+
+Each function returns raw times in seconds; `machine_costs.py` starts them and makes sense of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ddp_helpers.process_group import process_group
+
+MakeModel = Callable[[], nn.Module]
+MakeBatch = Callable[[int], tuple[Tensor, Tensor]]
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """Seconds of each step of one rank, by its parts."""
+
+    forward: tuple[float, ...]
+    backward: tuple[float, ...]
+    """With DDP, all-reduce that it waits for included."""
+    optimizer: tuple[float, ...]
+
+    @property
+    def step(self) -> list[float]:
+        """Of all parts together."""
+        return [sum(parts) for parts in zip(*vars(self).values(), strict=True)]
+
+
+def time_all_reduce(sizes: Sequence[int], rounds: int) -> tuple[dict[int, list[float]], float]:
+    """Seconds of all-reduces by message size in bytes, and seconds of CPU for each second.
+
+    The CPU time is that of all threads of this process: gloo's own copy and add.
+    """
+    import torch.distributed as dist
+
+    found: dict[int, list[float]] = {size: [] for size in sizes}
+    with process_group() as pg:
+        tensors = {size: torch.ones(max(size // 4, 1), device=pg.device) for size in sizes}
+        for tensor in tensors.values():
+            dist.all_reduce(tensor)
+        cpu, wall = time.process_time(), time.perf_counter()
+        for _ in range(rounds):
+            for size, tensor in tensors.items():
+                _wait_for(pg.device)
+                dist.barrier()
+                started = time.perf_counter()
+                for _ in range(3):
+                    dist.all_reduce(tensor)
+                _wait_for(pg.device)
+                found[size].append((time.perf_counter() - started) / 3)
+                tensor.fill_(1.0)  # sums of sums would overflow
+        busy = (time.process_time() - cpu) / (time.perf_counter() - wall)
+    return found, busy
+
+
+def time_steps(
+    make_model: MakeModel,
+    make_batch: MakeBatch,
+    batch_sizes: Sequence[int],
+    *,
+    steps: int,
+    rounds: int = 1,
+    loss_function: LossFunction | None = None,
+    ddp: dict[str, object] | None = None,
+    accumulation_steps: int = 1,
+    hook: str | None = None,
+) -> dict[int, StepTimes]:
+    """Times of training steps by batch size; rounds go through all sizes in turn.
+
+    Args:
+        make_model, make_batch: make the model, and (inputs, targets) of a batch of that size.
+        ddp: arguments of DistributedDataParallel; None trains the bare model.
+        hook: "bf16" or "fp16", torch's hooks that send gradients in two bytes.
+    """
+    with process_group() as pg:
+        torch.manual_seed(0)
+        model = make_model().to(pg.device).train()
+        if ddp is not None:
+            model = DistributedDataParallel(model, **ddp)
+            _add_hook(model, hook)
+        loss_function = loss_function or nn.functional.cross_entropy
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+        found: dict[int, list[tuple[float, float, float]]] = {size: [] for size in batch_sizes}
+        for at in range(rounds + 1):  # the first is a warm-up: DDP makes its buckets anew
+            for size in batch_sizes:
+                batch = tuple(part.to(pg.device) for part in make_batch(size))
+                for _ in range(steps if at else 3):
+                    times = _one_step(model, optimizer, loss_function, batch, accumulation_steps)
+                    found[size] += [times] if at else []
+    return {size: StepTimes(*zip(*times, strict=True)) for size, times in found.items()}
+
+
+def time_loading(make_loader: Callable[[], Iterable], batches: int) -> list[float]:
+    """Seconds for each of the first batches that a loader gives; its start is not counted."""
+    found = []
+    loader = iter(make_loader())
+    next(loader)
+    for _ in range(batches):
+        started = time.perf_counter()
+        if next(loader, None) is None:
+            break
+        found.append(time.perf_counter() - started)
+    return found
+
+
+def _one_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss_function: LossFunction,
+    batch: tuple[Tensor, Tensor],
+    accumulation_steps: int,
+) -> tuple[float, float, float]:
+    inputs, targets = batch
+    forward = backward = 0.0
+    for at in range(accumulation_steps):
+        last = at == accumulation_steps - 1
+        quiet = contextlib.nullcontext() if last or not hasattr(model, "no_sync") else None
+        with quiet or model.no_sync():
+            started = _now(inputs.device)
+            loss = loss_function(model(inputs), targets) / accumulation_steps
+            middle = _now(inputs.device)
+            loss.backward()
+            forward, backward = forward + middle - started, backward + _now(inputs.device) - middle
+    started = _now(inputs.device)
+    optimizer.step()
+    optimizer.zero_grad()
+    return forward, backward, _now(inputs.device) - started
+
+
+def _add_hook(model: DistributedDataParallel, hook: str | None) -> None:
+    from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+
+    hooks = {"bf16": default_hooks.bf16_compress_hook, "fp16": default_hooks.fp16_compress_hook}
+    if hook is not None:
+        model.register_comm_hook(None, hooks[hook])
+
+
+def _now(device: torch.device) -> float:
+    _wait_for(device)
+    return time.perf_counter()
+
+
+def _wait_for(device: torch.device) -> None:
+    """A GPU works on after the call has returned; without the wait its time is missed."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
