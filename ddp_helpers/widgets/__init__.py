@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ddp_helpers.widgets._base import Explorable
 
-NAMES = ("sampler",)
+NAMES = ("machine_room", "collectives", "ring", "sampler", "accumulation")
 
 
 def explore(name: str, **start: object) -> Explorable:

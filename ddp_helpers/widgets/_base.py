@@ -40,6 +40,8 @@ class Explorable:
             `result`, which is None until they have run.
         run: with it there is a button, and the values of the controls go to real ranks.
         run_label: what the button says.
+        result: what is known before the first run.
+        keep: the result does not depend on the controls, so it stays when they move.
     """
 
     def __init__(
@@ -50,16 +52,22 @@ class Explorable:
         *,
         run: Callable[..., object] | None = None,
         run_label: str = "Run on real ranks",
+        result: object = None,
+        keep: bool = False,
     ) -> None:
         import ipywidgets
 
         self.title, self.controls, self._draw, self._run = title, dict(controls), draw, run
-        self.result: object = None
+        self.result, self._keep = result, keep
         self._busy = threading.Lock()
         self._view = ipywidgets.HTML(layout={"margin": "0"})
         self._status = ipywidgets.HTML(layout={"margin": "0"})
         for control in self.controls.values():
             control.style.description_width = "initial"
+            if isinstance(control, ipywidgets.IntSlider | ipywidgets.SelectionSlider):
+                control.layout.width = f"{210 + 8 * len(control.description)}px"
+            else:
+                control.layout.width = "auto"
             control.observe(self._changed, "value")
         row = list(self.controls.values())
         if run:
@@ -116,15 +124,22 @@ class Explorable:
             self._busy.release()
 
     def _changed(self, _: object) -> None:
-        self.result = None  # it belongs to other values
+        if not self._keep:
+            self.result = None  # it belongs to other values
         self.redraw()
 
     def _repr_mimebundle_(
         self, include: object = None, exclude: object = None
     ) -> dict[str, object]:
-        """The live widget, and for those without a kernel the picture and its words."""
+        """The live widget, and for those without a kernel the picture and its words.
+
+        They can't press the button: for them the ranks run now. A live reader predicts first.
+        """
         live = self.widget._repr_mimebundle_() or {}
-        return static_bundle(self.title, self.picture()) | {
+        picture = self.picture()
+        if self._run and self.result is None:
+            picture = self._draw(**self.values, result=self._run(**self.values))
+        return static_bundle(self.title, picture) | {
             kind: data for kind, data in live.items() if kind == WIDGET_VIEW
         }
 

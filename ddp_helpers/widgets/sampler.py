@@ -160,7 +160,7 @@ def _dataset(scene: Scene, dealt: Deal, samples: int, top: float) -> None:
             _sample(scene, left, top + 26, who[0], text, len(who) > 1, cell)
         if index % 5 == 0 or (index == samples - 1 and index % 5 > 1):
             scene.text(left + cell / 2 - 1, top + 60, index, size=11)
-    note = "striped, thick frame: used more than once     x: left out     below: index"
+    note = "striped with a thick frame: used more than once; x: left out; below: the index"
     scene.text(LEFT, top + 80, note, **_NOTE)
 
 

@@ -131,6 +131,8 @@ WIDGETS = {
     "collectives": {"figures", "launch", "process_group"},
     "ring": {"figures"},
     "sampler": {"figures"},
+    "accumulation": {"figures", "launch", "process_group"},
+    "machine_room": {"environment", "environment_report", "figures", "machine"},
 }
 
 

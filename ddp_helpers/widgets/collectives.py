@@ -1,0 +1,218 @@
+"""One collective on real ranks: what each rank has before and after, and the bytes it sent.
+
+The bytes are those that the kernel counts on the rank's own TCP connections (TCP_INFO,
+linux/tcp.h) during the call, so gloo's own few bytes a message are in them.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ddp_helpers.figures import FILLS, GREY
+from ddp_helpers.launch import launch
+from ddp_helpers.widgets._scene import Scene
+
+if TYPE_CHECKING:
+    from ddp_helpers.widgets._base import Explorable, Picture
+
+OPS = (
+    *("broadcast", "all_reduce", "reduce", "all_gather"),
+    *("gather", "scatter", "reduce_scatter", "all_to_all"),
+)
+CUT_IN_PARTS = ("scatter", "reduce_scatter", "all_to_all")
+BYTES_SENT = 200  # offset of tcpi_bytes_sent, an unsigned 64-bit number, since Linux 4.19
+CELL, ROW = 34, 34  # pixels
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What one rank had, has, and sent."""
+
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+    """Empty where the call gives this rank no answer."""
+    sent: int | None
+    """Bytes on its TCP connections during the call; None if the kernel does not count them."""
+
+
+def numbers(op: str, rank: int, ranks: int, count: int) -> list[float]:
+    """What a rank starts with: `count` numbers, or as many for each rank if `op` cuts them."""
+    each = count * (ranks if op in CUT_IN_PARTS else 1)
+    if op == "scatter" and rank != 0:
+        return []
+    return [10.0 * (rank + 1) + at for at in range(each)]
+
+
+def on_a_rank(op: str, count: int, kib: int) -> Moved:
+    """One call of `op` on this rank; each number is a block of `kib` KiB. Rank 0 is the root."""
+    import torch
+    import torch.distributed as dist
+
+    from ddp_helpers.process_group import process_group
+
+    with process_group("gloo") as pg:
+        mine = numbers(op, pg.rank, pg.world_size, count)
+        x = torch.tensor(mine).repeat_interleave(256 * kib)  # 256 float32 are 1 KiB
+        for _ in range(2):  # the first call makes the connections
+            dist.barrier()
+            sent = _bytes_sent()
+            got = _call(dist, torch, op, x.clone(), pg, 256 * kib * count)
+            now = _bytes_sent()
+            dist.barrier()
+        blocks = got.view(-1, 256 * kib)
+        assert torch.equal(blocks, blocks[:, :1].expand_as(blocks))
+        counted = None if sent is None or now is None else now - sent
+        return Moved(tuple(mine), tuple(blocks[:, 0].tolist()), counted)
+
+
+def _call(dist, torch, op, x, pg, part):
+    """The answer of this rank as one tensor, empty if it gets none."""
+    empty, ranks = torch.zeros(0), pg.world_size
+    room = list(torch.zeros(ranks, x.numel() if op.endswith("gather") else part))
+    if op == "broadcast":
+        dist.broadcast(x, src=0)
+        return x
+    if op == "all_reduce":
+        dist.all_reduce(x)
+        return x
+    if op == "reduce":
+        dist.reduce(x, dst=0)
+        return x if pg.is_main else empty  # elsewhere gloo leaves partial sums: not to be read
+    if op == "all_gather":
+        dist.all_gather(room, x)
+        return torch.cat(room)
+    if op == "gather":
+        dist.gather(x, room if pg.is_main else None, dst=0)
+        return torch.cat(room) if pg.is_main else empty
+    if op == "scatter":
+        dist.scatter(room[0], list(x.split(part)) if pg.is_main else None, src=0)
+        return room[0]
+    if op == "reduce_scatter":
+        dist.reduce_scatter(room[0], list(x.split(part)))
+        return room[0]
+    swapped = torch.zeros_like(x)
+    dist.all_to_all_single(swapped, x)
+    return swapped
+
+
+def _bytes_sent() -> int | None:
+    """Bytes that this process has sent on all its TCP connections, again sent ones too."""
+    total = 0
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                continue
+            with socket.socket(fileno=os.dup(int(name))) as connection:
+                if connection.family not in (socket.AF_INET, socket.AF_INET6):
+                    continue
+                facts = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+        except OSError:
+            continue  # closed meanwhile, or no TCP
+        if len(facts) < BYTES_SENT + 8:
+            return None
+        total += struct.unpack_from("Q", facts, BYTES_SENT)[0]
+    return total
+
+
+def run(op: str, ranks: int, count: int, kib: int) -> list[Moved]:
+    """The same call on `ranks` real ranks."""
+    return launch(on_a_rank, ranks, args=(op, count, kib), echo=False, timeout=60).values
+
+
+def draw(op: str, ranks: int, count: int, kib: int, result: list[Moved] | None) -> Picture:
+    """Before and after; a question mark where nobody has run yet."""
+    from ddp_helpers.widgets._base import Picture
+
+    before = [numbers(op, rank, ranks, count) for rank in range(ranks)]
+    scene = Scene(900, 64 + ROW * ranks)
+    left, right = 64, 64 + CELL * max(map(len, before)) + 80
+    scene.text(left, 12, "before", anchor="start", bold=True, size=13)
+    scene.text(right, 12, f"after {op}", anchor="start", bold=True, size=13)
+    owner = {value: rank for rank, row in enumerate(before) for value in row}
+    for rank in range(ranks):
+        top = 28 + ROW * rank
+        scene.text(left - 8, top + 14, f"rank {rank}", anchor="end")
+        _row(scene, left, top, before[rank], owner)
+        if result is None:
+            scene.text(right + 10, top + 14, "?", size=16, bold=True)
+        else:
+            _row(scene, right, top, result[rank].after, owner)
+            end = right + max(60, CELL * len(result[rank].after)) + 10
+            scene.text(end, top + 14, _sent(result[rank]), anchor="start", size=11)
+    middle = 28 + ROW * ranks / 2 - 3
+    scene.line(right - 66, middle, right - 14, middle, arrow=True)
+    _legend(scene, left, 48 + ROW * ranks, ranks, kib)
+    return Picture(scene, _in_words(op, ranks, before, kib, result))
+
+
+def _in_words(
+    op: str, ranks: int, before: list[list[float]], kib: int, result: list[Moved] | None
+) -> str:
+    if result is None:
+        return (
+            f"{op} on {ranks} ranks: rank 0 starts with {_listed(before[0])}, rank 1 with "
+            f"{_listed(before[1])}, in blocks of {kib} KiB. What will each rank hold? Predict, then "
+            "run it."
+        )
+    answers = [f"rank {rank} {_listed(moved.after)}" for rank, moved in enumerate(result)]
+    text = f"{op} ran on {ranks} real ranks (CPU, gloo). After it: {'; '.join(answers)}."
+    if all(moved.sent is not None for moved in result):
+        total = sum(moved.sent for moved in result) / 1024
+        most = max(moved.sent for moved in result) / 1024
+        text += (
+            f" Sent by all ranks together: {total:,.0f} KiB; the busiest sent {most:,.0f} KiB. "
+            f"One block is {kib} KiB."
+        )
+    return text
+
+
+def _listed(values: object) -> str:
+    return ", ".join(f"{value:g}" for value in values) or "nothing"
+
+
+def _sent(moved: Moved) -> str:
+    return "" if moved.sent is None else f"sent {moved.sent / 1024:,.0f} KiB"
+
+
+def _row(scene: Scene, left: float, top: float, values: object, owner: dict[float, int]) -> None:
+    if not values:
+        scene.text(left, top + 14, "nothing", anchor="start", size=11)
+    for at, value in enumerate(values):
+        x = left + CELL * at
+        rank = owner.get(value)
+        look = {"fill": FILLS[rank]} if rank is not None else {"fill": "#ffffff", "hatch": True}
+        scene.box(x, top, CELL - 3, ROW - 6, **look)
+        text = f"{value:g}"
+        if rank is None:  # a number needs a ground of its own on stripes
+            wide = min(CELL - 7, 4 + 7.5 * len(text))
+            scene.box(x + (CELL - 3 - wide) / 2, top + 5, wide, 18, fill="#ffffff", line=0.0)
+        scene.text(x + (CELL - 3) / 2, top + 14, text, color="#000000")
+
+
+def _legend(scene: Scene, left: float, top: float, ranks: int, kib: int) -> None:
+    for rank in range(ranks):
+        scene.box(left + 110 * rank, top - 7, 14, 14, fill=FILLS[rank])
+        scene.text(left + 110 * rank + 20, top, f"from rank {rank}", anchor="start", size=11)
+    x = left + 110 * ranks
+    scene.box(x, top - 7, 14, 14, fill="#ffffff", hatch=True)
+    scene.text(x + 20, top, "from several", anchor="start", size=11)
+    scene.text(x + 110, top, f"each box: {kib} KiB", anchor="start", size=11, color=GREY)
+
+
+def explorable(op: str = "all_reduce", ranks: int = 3, count: int = 2, kib: int = 64) -> Explorable:
+    """Choose a call, predict what each rank will hold, and run it."""
+    from ipywidgets import Dropdown, IntSlider
+
+    from ddp_helpers.widgets._base import Explorable
+
+    controls = {
+        "op": Dropdown(value=op, options=OPS, description="call"),
+        "ranks": IntSlider(ranks, 2, 4, description="ranks"),
+        "count": IntSlider(count, 1, 2, description="blocks per rank or part"),
+        "kib": Dropdown(value=kib, options=[1, 64, 1024], description="KiB of a block"),
+    }
+    return Explorable("Collectives: before and after, on real ranks", controls, draw, run=run)

@@ -1,0 +1,138 @@
+"""This machine's answers as a dashboard, and whether what you plan fits into it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ddp_helpers import machine
+from ddp_helpers.environment import check_environment, usable_cpu_count
+from ddp_helpers.environment_report import EnvironmentReport
+from ddp_helpers.figures import BLUE, GREY, VERMILLION
+from ddp_helpers.widgets._scene import Scene
+
+if TYPE_CHECKING:
+    from ddp_helpers.widgets._base import Explorable, Picture
+
+GIB = 1024**3
+# Measured with torch 2.13 (environment.py): after one DDP step; the process that starts the ranks
+GIB_OF_A_RANK, GIB_OF_THE_LAUNCHER = 0.3, 0.2
+BATCHES_AHEAD = 2  # DataLoader's default prefetch_factor, per worker
+ROWS = ("all rows", "not pass")
+
+
+@dataclass(frozen=True)
+class Room:
+    """What the machine has to give."""
+
+    cores: int
+    memory: float
+    """Free, in GiB."""
+    shm: float
+    """The size of /dev/shm, in GiB."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a plan asks for, and what there is, in one unit."""
+
+    name: str
+    wanted: float
+    there: float
+    unit: str
+
+    @property
+    def fits(self) -> bool:
+        return self.wanted <= self.there
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.wanted:.3g} of {self.there:.3g} {self.unit}"
+
+
+def look() -> tuple[EnvironmentReport, Room]:
+    """Ask the machine."""
+    free, _ = machine.memory()
+    _, shm = machine.shm()
+    return check_environment(), Room(usable_cpu_count(), free / GIB, shm / GIB)
+
+
+def needs(room: Room, ranks: int, threads: int, workers: int, batch_mib: int) -> list[Need]:
+    """What `ranks` ranks ask for; with `threads` 0 each rank takes its share of the cores.
+
+    Loader workers hand each batch over in /dev/shm, and work two batches ahead.
+    """
+    each = threads or max(1, room.cores // ranks)
+    waiting = ranks * workers * BATCHES_AHEAD * batch_mib / 1024
+    return [
+        Need("CPU threads", ranks * (each + workers), room.cores, "cores"),
+        Need("memory", GIB_OF_THE_LAUNCHER + GIB_OF_A_RANK * ranks, room.memory, "GiB"),
+        Need("/dev/shm", waiting, room.shm, "GiB"),
+    ]
+
+
+def draw(
+    ranks: int,
+    threads: int,
+    workers: int,
+    batch_mib: int,
+    rows: str,
+    result: tuple[EnvironmentReport, Room],
+) -> Picture:
+    """A bar for each thing that can run out, and the report below."""
+    from ddp_helpers.widgets._base import Picture
+
+    report, room = result
+    found = needs(room, ranks, threads, workers, batch_mib)
+    shown = [check for check in report.checks if rows != "not pass" or check.status != "pass"]
+    crowded = [need.name for need in found if not need.fits]
+    words = (
+        f"This machine: {report.summary}. {ranks} {'ranks want' if ranks > 1 else 'rank wants'} "
+        f"{'; '.join(map(str, found))}. "
+        + (f"Too much: {', '.join(crowded)}." if crowded else "All of it fits.")
+    )
+    return Picture(_scene(found), words, EnvironmentReport(tuple(shown))._repr_html_())
+
+
+def _scene(found: list[Need]) -> Scene:
+    scene = Scene(860, 40 + 34 * len(found) + 44)
+    left, wide = 110, 400
+    scene.text(left, 12, "What the plan takes of this machine", anchor="start", bold=True, size=13)
+    for at, need in enumerate(found):
+        top = 32 + 34 * at
+        share = min(1.5, need.wanted / need.there) if need.there else 1.5
+        scene.text(left - 8, top + 11, need.name, anchor="end")
+        look = {"fill": BLUE} if need.fits else {"fill": VERMILLION, "hatch": True}
+        scene.box(left, top, wide * share, 22, **look)
+        text = f"{need.wanted:.3g} of {need.there:.3g} {need.unit}"
+        text += "" if need.fits else ": too much"
+        scene.text(left + 1.5 * wide + 12, top + 11, text, anchor="start", size=11)
+    bottom = 38 + 34 * len(found)
+    scene.line(left + wide, 26, left + wide, bottom, color=GREY, width=2.0, dashed=True)
+    scene.axis(left, bottom, 1.5 * wide, 150, "share of what there is (%); the dashed line is all")
+    return scene
+
+
+def explorable(
+    ranks: int = 2, threads: int = 0, workers: int = 0, batch_mib: int = 16, rows: str = ROWS[0]
+) -> Explorable:
+    """Plan ranks, threads and loader workers, and see what runs out first."""
+    from ipywidgets import Dropdown, IntSlider
+
+    from ddp_helpers.widgets._base import Explorable
+
+    controls = {
+        "ranks": IntSlider(ranks, 1, 16, description="ranks"),
+        "threads": IntSlider(threads, 0, 16, description="threads per rank (0: its share)"),
+        "workers": IntSlider(workers, 0, 8, description="loader workers per rank"),
+        "batch_mib": IntSlider(batch_mib, 1, 512, description="one batch (MiB)"),
+        "rows": Dropdown(value=rows, options=ROWS, description="rows"),
+    }
+    return Explorable(
+        "This machine, and what you plan",
+        controls,
+        draw,
+        run=lambda **_: look(),
+        run_label="Check again",
+        result=look(),
+        keep=True,
+    )

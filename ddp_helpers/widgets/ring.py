@@ -1,0 +1,186 @@
+"""Ring all-reduce, step by step and chunk by chunk, beside the way through one rank.
+
+The schedule is the one of Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms for clusters
+of workstations" (2009): each of n ranks cuts its tensor into n chunks. In n - 1 steps
+(reduce-scatter) sums travel round the ring, in n - 1 more (all-gather) the finished chunks do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ddp_helpers.figures import BLUE, FILLS, GREY, VERMILLION
+from ddp_helpers.widgets._scene import Scene
+
+if TYPE_CHECKING:
+    from ddp_helpers.widgets._base import Explorable, Picture
+
+Held = list[list[frozenset[int]]]
+"""For each rank and each chunk: whose numbers are in the sum that it holds."""
+
+WIDE, ROW, LEFT = 400, 44, 54  # pixels of a panel, of a rank, before the first chunk
+
+
+@dataclass(frozen=True)
+class Send:
+    """One message of one step."""
+
+    source: int
+    target: int
+    chunks: tuple[int, ...]
+    adds: bool
+    """True if the receiver adds it to what it has, False if it replaces it."""
+
+
+def ring_schedule(ranks: int) -> list[list[Send]]:
+    """The messages of each step; in a step all of them travel at the same time."""
+    steps = []
+    for step in range(ranks - 1):
+        steps.append([Send(r, (r + 1) % ranks, ((r - step) % ranks,), True) for r in range(ranks)])
+    for step in range(ranks - 1):
+        chunk = [(r + 1 - step) % ranks for r in range(ranks)]
+        steps.append([Send(r, (r + 1) % ranks, (chunk[r],), False) for r in range(ranks)])
+    return steps
+
+
+def naive_schedule(ranks: int) -> list[list[Send]]:
+    """Every rank sends all it has to rank 0, which adds, and then sends the sum to every rank."""
+    whole = tuple(range(ranks))
+    there = [[Send(rank, 0, whole, True)] for rank in range(1, ranks)]
+    back = [[Send(0, rank, whole, False)] for rank in range(1, ranks)]
+    return there + back
+
+
+def held_after(schedule: list[list[Send]], ranks: int, steps: int) -> Held:
+    """Whose numbers are in each rank's chunks when `steps` steps are done."""
+    held = [[frozenset({rank})] * ranks for rank in range(ranks)]
+    for step in schedule[:steps]:
+        before = [list(row) for row in held]  # messages of one step do not see one another
+        for send in step:
+            for chunk in send.chunks:
+                sent = before[send.source][chunk]
+                held[send.target][chunk] = before[send.target][chunk] | sent if send.adds else sent
+    return held
+
+
+def waited_for(schedule: list[list[Send]], ranks: int, steps: int, mib: float) -> float:
+    """MiB that passed one after another: in each step the largest message of one rank."""
+    return sum(max(len(send.chunks) for send in step) * mib / ranks for step in schedule[:steps])
+
+
+def draw(ranks: int, mib: int, step: int) -> Picture:
+    """Both ways after the same number of steps."""
+    from ddp_helpers.widgets._base import Picture
+
+    step = min(step, 2 * (ranks - 1))
+    ways = {"ring": ring_schedule(ranks), "through rank 0": naive_schedule(ranks)}
+    scene = Scene(2 * (LEFT + WIDE) + 40, 118 + ROW * ranks + 40)
+    for at, (name, schedule) in enumerate(ways.items()):
+        _panel(scene, at * (LEFT + WIDE + 30), name, schedule, ranks, step)
+    _costs(scene, ways, ranks, step, mib, 66 + ROW * ranks)
+    return Picture(scene, _in_words(ways, ranks, step, mib))
+
+
+def _in_words(ways: dict[str, list[list[Send]]], ranks: int, step: int, mib: int) -> str:
+    ring, naive = ways.values()
+    total = 2 * (ranks - 1)
+    done = sum(len(whose) == ranks for whose in held_after(ring, ranks, step)[0])
+    cost, other = waited_for(ring, ranks, step, mib), waited_for(naive, ranks, step, mib)
+    phase = "reduce-scatter" if step <= ranks - 1 else "all-gather"
+    text = [f"Step {step} of {total}{f' ({phase})' if step else ''}."]
+    if step:
+        send = ring[step - 1][0]
+        how = "which adds it to its own" if send.adds else "which keeps it"
+        text.append(f"Ring: rank 0 sent chunk {send.chunks[0]} to rank {send.target}, {how}.")
+    text.append(f"Rank 0 holds the whole sum of {done} of {ranks} chunks.")
+    text.append(
+        f"Sent one after another so far: ring {cost:.4g} MiB, through rank 0 {other:.4g} MiB."
+    )
+    return " ".join(text)
+
+
+def _panel(
+    scene: Scene, left: float, name: str, schedule: list[list[Send]], ranks: int, step: int
+) -> None:
+    held = held_after(schedule, ranks, step)
+    now = schedule[step - 1] if step else []
+    scene.text(left + LEFT, 12, name, bold=True, size=13, anchor="start")
+    wide = WIDE / ranks
+    arrived = {(send.target, chunk) for send in now for chunk in send.chunks}
+    for rank in range(ranks):
+        top = 46 + ROW * rank
+        scene.text(left + LEFT - 8, top + 14, f"rank {rank}", anchor="end")
+        for chunk, whose in enumerate(held[rank]):
+            place = left + LEFT + wide * chunk, top, wide - 14
+            _chunk(scene, *place, whose, ranks, fresh=(rank, chunk) in arrived)
+    for chunk in range(ranks):
+        middle = left + LEFT + wide * chunk + (wide - 14) / 2
+        scene.text(middle, 32, f"chunk {chunk}" if ranks < 6 else chunk, size=11)
+    for send in now:
+        for chunk in send.chunks:
+            at = left + LEFT + wide * (chunk + 1) - 8
+            _arrow(scene, at, send.source, send.target, ranks)
+
+
+def _chunk(
+    scene: Scene,
+    left: float,
+    top: float,
+    wide: float,
+    whose: frozenset[int],
+    ranks: int,
+    fresh: bool,
+) -> None:
+    """A box with a slot for each rank's part of the sum."""
+    slot = wide / ranks
+    for rank in sorted(whose):
+        scene.box(left + slot * rank, top, slot, 28, fill=FILLS[rank], line=0.5)
+        if slot >= 9:
+            scene.text(left + slot * (rank + 0.5), top + 14, rank, size=11, color="#000000")
+    whole = len(whose) == ranks
+    edge, line = (VERMILLION, 3.5) if fresh else (GREY, 2.0 if whole else 1.0)
+    scene.box(left, top, wide, 28, edge=edge, line=line)
+
+
+def _arrow(scene: Scene, at: float, source: int, target: int, ranks: int) -> None:
+    """From one row to another; from the last row to the first it leaves and comes in again."""
+    start, end = 46 + ROW * source + 14, 46 + ROW * target + 14
+    look = {"color": VERMILLION, "width": 2.0}
+    if source == ranks - 1 and target == 0 and ranks > 2:
+        scene.line(at, start, at, start + 26, **look)
+        scene.line(at, end - 26, at, end, arrow=True, **look)
+    else:
+        scene.line(at, start, at, end, arrow=True, **look)
+
+
+def _costs(
+    scene: Scene, ways: dict[str, list[list[Send]]], ranks: int, step: int, mib: int, top: float
+) -> None:
+    total = waited_for(ways["through rank 0"], ranks, 2 * (ranks - 1), mib)
+    for at, (name, schedule) in enumerate(ways.items()):
+        passed = waited_for(schedule, ranks, step, mib)
+        y = top + 22 * at
+        scene.text(112, y + 8, name, anchor="end")
+        scene.box(120, y, 640 * passed / total, 16, fill=(BLUE, VERMILLION)[at], line=0.5)
+        scene.text(128 + 640 * passed / total, y + 8, f"{passed:.4g} MiB", anchor="start")
+    scene.axis(120, top + 48, 640, total, "sent one after another so far (MiB)")
+
+
+def explorable(ranks: int = 4, mib: int = 8, step: int = 2) -> Explorable:
+    """Walk through the steps; a slot with a rank's number says whose gradients are in a sum."""
+    from ipywidgets import IntSlider
+
+    from ddp_helpers.widgets._base import Explorable
+
+    controls = {
+        "ranks": IntSlider(ranks, 2, 6, description="ranks"),
+        "mib": IntSlider(mib, 1, 100, description="gradients (MiB)"),
+        "step": IntSlider(step, 0, 2 * (ranks - 1), description="step"),
+    }
+
+    def last_step(change: dict[str, int]) -> None:
+        controls["step"].max = 2 * (change["new"] - 1)
+
+    controls["ranks"].observe(last_step, "value")
+    return Explorable("All-reduce: round the ring, or through one rank", controls, draw)
