@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ddp_helpers import LaunchError, cluster, environment, launch, process_group
+from ddp_helpers import LaunchError, cluster, environment, launch, plan_command, process_group
 from ddp_helpers.diagnosis import diagnose_text
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -133,6 +133,11 @@ def diagnose(options: argparse.Namespace) -> int:
     return int(any(diagnosis.kind == "not-recognised" for diagnosis in found))
 
 
+def plan(options: argparse.Namespace) -> int:
+    """Predict step time, efficiency, hours and cost for more ranks, other links or buckets."""
+    return plan_command.run(options)
+
+
 def new(options: argparse.Namespace) -> int:
     """Copy a template."""
     source, target = template_files()[options.template], Path(options.name)
@@ -192,6 +197,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = add(diagnose)
     sub.add_argument("log", help="a file, or - to read what is piped in")
     sub.add_argument("--exit-code", type=int, help="how the command ended, if you know it")
+
+    plan_command.add_arguments(add(plan))
 
     sub = add(new)
     sub.add_argument("name", help="file to write, such as train.py")

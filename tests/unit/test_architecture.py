@@ -83,12 +83,21 @@ ARROWS = {
     "cost_records": set(),
     "cost_formulas": set(),
     "scaling": {"cost_formulas", "cost_records"},
+    "scaling_plots": {"cost_records", "figures"},
+    "published_runs": {"cost_records", "scaling"},
+    "plan_command": {
+        *{"cost_records", "figures", "machine_costs", "model", "published_runs"},
+        *{"scaling", "scaling_plots"},
+    },
     "cost_fits": {"cost_formulas", "cost_records"},
     "rank_probes": {"process_group"},
     "machine_costs": {
         *{"cost_fits", "cost_records", "environment", "launch", "rank_probes", "scaling"}
     },
-    "cli": {"cluster", "diagnosis", "environment", "launch", "plots", "process_group", "training"},
+    "cli": {
+        *{"cluster", "diagnosis", "environment", "launch", "plan_command", "plots"},
+        *{"process_group", "training"},
+    },
     "__main__": {"cli"},
 }
 

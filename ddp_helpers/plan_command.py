@@ -1,0 +1,229 @@
+"""`python -m ddp_helpers plan`: what would more ranks, other links or other buckets do?"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from ddp_helpers.cost_records import ALGORITHMS, GRADIENT_BYTES, Link, Machine, Setup, Work
+from ddp_helpers.scaling import Prediction, predict
+
+# (latency in s, bandwidth in bytes/s): round figures of what such links give to all-reduce
+LINKS = {
+    "nvlink": Link("NVLink", 1e-5, 2e11, 0.5, 0.3),
+    "pcie": Link("PCIe 4.0 x16", 2e-5, 2e10, 0.5, 0.3),
+    "infiniband": Link("InfiniBand HDR, 200 Gbit/s", 2e-5, 2e10, 0.5, 0.3),
+    "ethernet100": Link("Ethernet, 100 Gbit/s", 4e-5, 1e10, 0.5, 0.3),
+    "ethernet10": Link("Ethernet, 10 Gbit/s", 6e-5, 1e9, 0.5, 0.3),
+    "ethernet1": Link("Ethernet, 1 Gbit/s", 1e-4, 1.1e8, 0.5, 0.3),
+}
+DIGITS = 5000  # images of the course's data
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    add = parser.add_argument
+    add("--published", action="store_true", help="show two published tables beside the model")
+    add("--measure", action="store_true", help="measure this machine first (about 20 s)")
+    add("--profile", metavar="PATH", help="machine profile to read; with --measure, to write")
+    add("--rounds", type=int, default=3, help="of --measure")
+    add("--model", choices=("SmallCNN", "MLP"), help="a model of the course, measured here")
+    add("--parameters", type=float, help="of your model, such as 25.6e6")
+    add("--ms-per-sample", type=float, help="forward and backward on one device")
+    add("--ms-per-batch", type=float, default=0.0, help="what a batch costs whatever its size")
+    add("--load-ms-per-sample", type=float, default=0.0, help="of loading in one process")
+    add("--workers", type=int, default=0, help="loader processes of each rank")
+    add("--batch-size", type=int, default=32, help="of each rank")
+    add("--ranks", type=_whole_numbers, default="1,2,4,8", help="such as 1,2,4 or 1:128")
+    add("--ranks-per-node", type=int, help="all in one node, if not given")
+    add("--link", type=_link, help=f"inside a node: {', '.join(LINKS)}, or GB/s:microseconds")
+    add("--network", type=_link, help="between nodes, of a whole node; the same names")
+    add("--bucket-cap-mb", type=float, help="DDP's; torch's default if not given")
+    add("--accumulate", type=int, default=1, help="batches for each averaging")
+    add("--gradients", choices=[*GRADIENT_BYTES], default="float32", help="what travels")
+    add("--compression", type=float, default=1.0, help="further factor, such as PowerSGD's")
+    add("--algorithm", choices=ALGORITHMS, default="ring")
+    add("--noise", type=float, help="spread of a rank's times as a share, for stragglers")
+    add("--price", type=float, default=0.0, help="of one device for an hour")
+    add("--samples", type=int, default=DIGITS, help="of an epoch")
+    add("--epochs", type=float, default=1.0)
+    add("--figure", metavar="PATH", help="write a figure, .png or .svg")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command; returns its exit code."""
+    if options.published:
+        from ddp_helpers.published_runs import PUBLISHED
+
+        print("\n\n".join(each.explain() for each in PUBLISHED))
+        return 0
+    machine = _machine(options)
+    work = _work(options)
+    if work is None:
+        print(describe(machine))
+        return 0
+    prediction = predict(machine, work, _setup(options))
+    print(describe(machine), describe_work(work), sep="\n")
+    print(table(prediction, options.samples, options.epochs))
+    if options.figure:
+        _save_figure(prediction, machine, work, options.figure)
+    return 0
+
+
+def table(prediction: Prediction, samples: int, epochs: float) -> str:
+    """The prediction as text: a line for each number of ranks."""
+    hours = [part / 3600 * epochs for part in vars(prediction.epoch_seconds(samples)).values()]
+    cost = prediction.cost(samples, epochs)
+    step = prediction.step
+    lines = [
+        f"{'ranks':>7}{'step (ms)':>12}{'range':>20}{'samples/s':>12}{'efficiency':>12}"
+        f"{'hours':>10}{'cost':>11}  bound by"
+    ]
+    for at, ranks in enumerate(prediction.setup.ranks):
+        low, high = _ms(step.low[at]), _ms(step.high[at])
+        lines.append(
+            f"{ranks:>7,}{_ms(step.value[at]):>12}{f'{low} to {high}':>20}"
+            f"{prediction.samples_per_second.value[at]:>12,.0f}"
+            f"{prediction.efficiency.value[at]:>12.0%}{hours[0][at]:>10.3g}"
+            f"{cost.value[at]:>11.4g}  {prediction.bound[at]}"
+        )
+    return "\n".join(lines)
+
+
+def describe(machine: Machine) -> str:
+    """The machine in a few lines."""
+    lines = [f"machine: {machine.name}"]
+    for link in (machine.link, machine.network):
+        if link is not None:
+            lines.append(
+                f"  {link.name}: {link.bandwidth / 1e9:.3g} GB/s (+-{link.bandwidth_error:.0%}), "
+                f"{1e6 * link.latency:.3g} us a message (+-{link.latency_error:.0%})"
+            )
+    if machine.cores is not None:
+        lines.append(
+            f"  ranks share {machine.cores} cores: computing takes {machine.contention:.2f} times "
+            f"as long when each has a rank; DDP adds {_ms(machine.step_overhead)} ms a step and "
+            f"{_ms(machine.byte_overhead * 1e6)} ms a MB"
+        )
+    return "\n".join([*lines, *(f"  {note}" for note in machine.notes)])
+
+
+def describe_work(work: Work) -> str:
+    """The work of a rank in a line."""
+    return (
+        f"model: {work.name}, {work.parameters:,} parameters, {_ms(work.seconds_per_sample)} ms a "
+        f"sample and {_ms(work.seconds_per_batch)} ms a batch (+-{work.error:.0%})"
+    )
+
+
+def _machine(options: argparse.Namespace) -> Machine:
+    if options.measure:
+        from ddp_helpers.machine_costs import measure_machine
+
+        machine = measure_machine(rounds=options.rounds)
+        if options.profile:
+            print(f"profile: {machine.save(options.profile)}")
+    elif options.profile:
+        machine = Machine.load(options.profile)
+    elif options.link:
+        machine = Machine(options.link.name, options.link)
+    else:
+        raise ValueError(
+            "which machine? --measure measures this one, --profile PATH reads a measured one, "
+            "--link NAME describes one; --published needs none"
+        )
+    changes: dict[str, object] = {"price_per_hour": options.price}
+    changes |= {"link": options.link} if options.link else {}
+    changes |= {"noise": options.noise} if options.noise is not None else {}
+    if options.network or options.ranks_per_node:
+        changes |= {"network": options.network, "ranks_per_node": options.ranks_per_node}
+    return dataclasses.replace(machine, **changes)
+
+
+def _work(options: argparse.Namespace) -> Work | None:
+    loading = {
+        "data_seconds_per_sample": options.load_ms_per_sample / 1e3,
+        "data_workers": options.workers,
+    }
+    if options.model:
+        from ddp_helpers import machine_costs, model
+
+        make_model = getattr(model, options.model)
+        return machine_costs.measure_work(make_model, machine_costs.make_probe_batch, **loading)
+    if options.parameters is None and options.measure:
+        return None
+    if options.parameters is None or options.ms_per_sample is None:
+        raise ValueError(
+            "which model? --parameters 25.6e6 --ms-per-sample 1.6 describes one, "
+            "--model SmallCNN measures one of the course"
+        )
+    return Work(
+        "yours",
+        int(options.parameters),
+        options.ms_per_sample / 1e3,
+        options.ms_per_batch / 1e3,
+        error=0.1,
+        **loading,
+    )
+
+
+def _setup(options: argparse.Namespace) -> Setup:
+    return Setup(
+        ranks=np.array(options.ranks),
+        batch_size_per_rank=options.batch_size,
+        bucket_cap_mb=options.bucket_cap_mb,
+        accumulation_steps=options.accumulate,
+        gradient_dtype=options.gradients,
+        compression=options.compression,
+        algorithm=options.algorithm,
+    )
+
+
+def _save_figure(prediction: Prediction, machine: Machine, work: Work, path: str) -> None:
+    from ddp_helpers.figures import save
+    from ddp_helpers.scaling_plots import plot_prediction
+
+    ranks = prediction.setup.ranks
+    efficiency = prediction.efficiency.value
+    fig = plot_prediction(prediction, title=f"{work.name} on {machine.name}, predicted")
+    alt = (
+        f"Predicted samples a second and efficiency for {ranks[0]} to {ranks[-1]} ranks; "
+        f"efficiency goes from {efficiency[0]:.0%} to {efficiency[-1]:.0%}"
+    )
+    print(f"figure: {save(fig, Path(path), alt=alt)}")
+
+
+def _whole_numbers(text: str) -> list[int]:
+    """1,2,4 as it stands; 1:128 as powers of two from 1 to 128."""
+    try:
+        if ":" in text:
+            first, last = map(int, text.split(":"))
+            found = [first]
+            while first > 0 and found[-1] * 2 <= last:
+                found.append(found[-1] * 2)
+            return found + ([last] if last > found[-1] else [])
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected whole numbers such as 1,2,4, or 1:128 for its powers of two"
+        ) from None
+
+
+def _link(text: str) -> Link:
+    if text in LINKS:
+        return LINKS[text]
+    bandwidth, _, latency = text.partition(":")
+    try:
+        return Link(f"{text} us link", float(latency) / 1e6, float(bandwidth) * 1e9)
+    except ValueError:
+        names = ", ".join(LINKS)
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected one of {names}, or GB/s:microseconds such as 25:10"
+        ) from None
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g}" if seconds < 1 else f"{1e3 * seconds:,.0f}"

@@ -1,0 +1,82 @@
+"""Figures of predictions, with their ranges; `figures.py` has their look."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from ddp_helpers.cost_records import Prediction
+from ddp_helpers.figures import GREY, LINES, MARKERS, STYLE, new_figure, settle
+
+
+@matplotlib.rc_context(STYLE)
+def plot_prediction(
+    predictions: Prediction | Mapping[str, Prediction],
+    *,
+    measured: Mapping[int, float] | None = None,
+    title: str = "Predicted scaling",
+    note: str | None = None,
+) -> Figure:
+    """Samples a second and efficiency against the number of ranks; bands are the ranges.
+
+    Args:
+        predictions: of setups whose ranks are an array of one dimension, or {label: prediction}.
+        measured: seconds of a real step by number of ranks, drawn as crosses, for the first.
+        note: a line under the figure, for instance the machine.
+
+    Raises:
+        ValueError: no prediction, or one whose ranks are not a row of at least two numbers.
+    """
+    named = predictions if isinstance(predictions, Mapping) else {"": predictions}
+    if not named:
+        raise ValueError("no predictions to plot: expected at least one")
+    for label, each in named.items():
+        if np.ndim(each.setup.ranks) != 1 or np.shape(each.step.value) != np.shape(
+            each.setup.ranks
+        ):
+            raise ValueError(
+                f"prediction {label!r} has {np.shape(each.step.value)} numbers: expected one for "
+                "each of several ranks, Setup(ranks=np.array([1, 2, 4]))"
+            )
+    fig, (left, right) = new_figure(8.2, 3.6, title, note, columns=2)
+    for at, (label, each) in enumerate(named.items()):
+        _draw(left, each.setup.ranks, each.samples_per_second, at, label)
+        percent = [100 * part for part in vars(each.efficiency).values()]
+        _draw(right, each.setup.ranks, type(each.efficiency)(*percent), at, label)
+    first = next(iter(named.values()))
+    ranks = np.asarray(first.setup.ranks)
+    one = first.samples_per_second.value / ranks / (first.efficiency.value)
+    left.plot(ranks, one * ranks, ":", color=GREY, label="no time lost")
+    if measured:
+        _draw_measured(left, first, measured)
+    for ax in (left, right):
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        ax.set_xlabel("ranks")
+    left.set_yscale("log")
+    left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    left.yaxis.set_minor_formatter("")
+    left.set_ylabel("samples a second")
+    right.set(ylabel="efficiency (%)", ylim=(0, 105))
+    left.legend(loc="upper left")
+    return settle(fig)
+
+
+def _draw(ax: Axes, ranks: np.ndarray, band, at: int, label: str) -> None:
+    style = {"marker": MARKERS[at % len(MARKERS)], "markersize": 4 if len(ranks) <= 30 else 0}
+    color = LINES[at % len(LINES)]
+    ax.fill_between(ranks, band.low, band.high, color=color, alpha=0.25, linewidth=0)
+    ax.plot(ranks, band.value, color=color, label=label or "predicted, with its range", **style)
+
+
+def _draw_measured(ax: Axes, prediction: Prediction, measured: Mapping[int, float]) -> None:
+    setup = prediction.setup
+    each = np.broadcast_to(setup.batch_size_per_rank * setup.accumulation_steps, ())
+    ranks = np.array(sorted(measured))
+    speed = [n * float(each) / measured[n] for n in ranks]
+    ax.plot(ranks, speed, "x", color=GREY, markersize=8, markeredgewidth=2, label="measured")
