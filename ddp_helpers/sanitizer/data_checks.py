@@ -23,7 +23,13 @@ from ddp_helpers.sanitizer.passes import (
     root_dataset,
     root_indices,
 )
-from ddp_helpers.sanitizer.samples import count_repeated, digest, encode_indices, fingerprint
+from ddp_helpers.sanitizer.samples import (
+    bag_and_order,
+    count_repeated,
+    digest,
+    encode_indices,
+    fingerprint,
+)
 from ddp_helpers.sanitizer.session import SanitizerError, Session
 from ddp_helpers.sanitizer.shares import judge
 from ddp_helpers.sanitizer.training_events import TrainingEvents
@@ -153,6 +159,7 @@ def share_record(ended: Pass) -> dict:
         "length": _length(ended.dataset, consumed),
         "dataset": fingerprint(ended.dataset),
         "root": fingerprint(root),
+        "bag": bag_and_order(root) if ended.key.endswith("#0") else None,
         "contents": contents,
         "batch": max(ended.sizes),
         **about_sampler(ended),

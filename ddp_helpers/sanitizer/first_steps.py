@@ -68,6 +68,7 @@ class FirstStepsChecker:
 
     def _arm(self, begun: Pass) -> None:
         self.armed = True
+        begun.worker_file = self.workers.file_of(begun.iterator())
 
     def _index_drawn(self, current: Pass) -> None:
         if self.armed and current.workers == 0:
@@ -111,7 +112,7 @@ class FirstStepsChecker:
 
     def _leave(self) -> None:
         current = self.passes.current
-        workers = self.workers.read(current.iterator() if current else None)
+        workers = self.workers.read(current.worker_file if current else None)
         sampler = about_sampler(current) if current else {"replicas": None}
         steps, place = self.entries, self.place
         record = {"steps": steps, "workers": workers, "place": place, "sampler": sampler}

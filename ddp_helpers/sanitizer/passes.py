@@ -7,6 +7,7 @@ import weakref
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import BinaryIO
 
 import torch
 from torch.utils.data import (
@@ -39,6 +40,8 @@ class Pass:
     stack: list[Place]
     iterator: weakref.ref[_BaseDataLoaderIter]
     workers: int
+    worker_file: BinaryIO | None = None
+    """Where the workers write what they draw."""
     epoch: object = None
     """The sampler's epoch, where it has one."""
     indices: array | None = field(default_factory=lambda: array("q"))

@@ -170,6 +170,47 @@ def fingerprint(dataset: object) -> dict:
     return {"hash": digest(*found), "data": holds, "name": type(dataset).__name__}
 
 
+MOST_BYTES = 1 << 22  # of a tensor that are looked at item by item
+MOST_ITEMS = 20_000  # of a list
+
+
+def bag_and_order(dataset: object) -> tuple[str, str] | None:
+    """Two hashes of a dataset's samples: of them in whatever order, and of their order.
+
+    None if it holds neither tensors nor lists of texts, or too many of them.
+    """
+    held = getattr(dataset, "tensors", None) or getattr(dataset, "__dict__", {}).values()
+    columns = [_item_hashes(value) for value in held if _is_column(value, dataset)]
+    if not columns or any(column is None for column in columns):
+        return None
+    bag = [int(mix_all(column).sum()) for column in columns]
+    return digest(repr(bag).encode()), digest(*(tensor_raw(column) for column in columns))
+
+
+def _is_column(value: object, dataset: object) -> bool:
+    is_list = isinstance(value, list | tuple) and len(value) >= DATA
+    is_tensor = isinstance(value, torch.Tensor) and value.ndim > 0
+    try:
+        return (is_list or is_tensor) and len(value) == len(dataset)
+    except TypeError:
+        return False
+
+
+def _item_hashes(value: torch.Tensor | Sequence) -> torch.Tensor | None:
+    if isinstance(value, torch.Tensor):
+        sample = tensor_sample(value, value.numel()) if len(value) else None
+        if sample is None:
+            return None
+        rows = sample.view(torch.uint8).reshape(len(value), -1)
+        rows = rows[:, : max(1, MOST_BYTES // len(value))].to(torch.int64)
+        weights = mix_all(torch.arange(rows.shape[1], device="cpu")) | 1
+        return (rows * weights).sum(1)
+    plain = all(isinstance(item, str | int | tuple) for item in value[:LOOKED_AT])
+    if not plain or len(value) > MOST_ITEMS:
+        return None
+    return torch.tensor([zlib.crc32(repr(item).encode()) for item in value], device="cpu")
+
+
 def _describe(value: object, found: list[bytes], depth: int) -> bool:
     """Append what can be told about a value; True if it is data."""
     if isinstance(value, torch.Tensor):

@@ -20,6 +20,13 @@ SHARDS = (
 )
 
 
+OTHER_ORDER = (
+    "the ranks' datasets hold the same samples in different orders: an index means another sample "
+    "on each rank, so DistributedSampler gives some samples twice and others to nobody"
+)
+SORT = "sort what you list (`sorted(os.listdir(folder))`), and shuffle with one seed on all ranks"
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What is wrong with the shares of one pass."""
@@ -94,6 +101,8 @@ def _judge_counts(records: Mapping[int, dict]) -> list[Verdict]:
 def _judge_shares(records: Mapping[int, dict]) -> list[Verdict]:
     alike = _all_same([record["dataset"]["hash"] for record in records.values()])
     roots = _all_same([record["root"]["hash"] for record in records.values()])
+    if not roots and _have_other_orders(records):
+        return [Verdict("different-order", OTHER_ORDER, SORT, tuple(records))]
     if not roots or not have_same_samples(records):
         return []
     name = "outer" if alike else "inner"
@@ -108,6 +117,15 @@ def _judge_shares(records: Mapping[int, dict]) -> list[Verdict]:
     if alike:
         found += _judge_missing(records, sets, slack)
     return found
+
+
+def _have_other_orders(records: Mapping[int, dict]) -> bool:
+    """True if a sampler splits data that each rank has, though not in the same order."""
+    split = all(record["kind"] == "distributed" for record in records.values())
+    bags = [record["bag"] for record in records.values()]
+    if not split or None in bags:
+        return False
+    return _all_same([bag for bag, _ in bags]) and not _all_same([order for _, order in bags])
 
 
 def have_same_samples(records: Mapping[int, dict]) -> bool:

@@ -17,7 +17,7 @@ from ddp_helpers.sanitizer.fingerprint import fingerprint, first_difference
 from ddp_helpers.sanitizer.ledger import Ledger
 from ddp_helpers.sanitizer.session import Session
 from ddp_helpers.sanitizer.training_events import TrainingEvents
-from ddp_helpers.sanitizer.wrapped import Registry
+from ddp_helpers.sanitizer.wrapped import Registry, Wrapped
 
 PATIENT_STEPS = 8  # a program may average weights now and then; at the end it is told in any case
 SMALL = 16  # elements: a tensor below counts only if it has the shape of a parameter
@@ -109,7 +109,7 @@ class UnwrappedChecker:
             "gone": gone,
             "steps": loose.steps,
             "synchronised": loose.synchronised,
-            "alone": not (self.registry.models or self.sharded or self.sends),
+            "alone": not (self._shared_models() or self.sharded or self.sends),
             "stack": loose.stack,
             "step": self.session.step,
         }
@@ -121,20 +121,28 @@ class UnwrappedChecker:
     def _find(self, optimizer: Optimizer) -> list[torch.Tensor]:
         wrapped = {
             id(p)
-            for model in self.registry.models
+            for model in self._shared_models()
             for p in (model.ddp().module.parameters() if model.ddp() is not None else ())
         }
         found = []
         for p in (p for group in optimizer.param_groups for p in group["params"]):
             if _is_sharded(p):
                 self.sharded = True
-            elif p.requires_grad and id(p) not in wrapped and self.registry.find(p) is None:
+            elif p.requires_grad and id(p) not in wrapped and not self._is_shared(p):
                 found.append(p)
         return found
 
+    def _shared_models(self) -> list[Wrapped]:
+        """Without those whose process group is one rank: DDP averages nothing there."""
+        return [model for model in self.registry.models if len(model.ranks) > 1]
+
+    def _is_shared(self, parameter: torch.Tensor) -> bool:
+        found = self.registry.find(parameter)
+        return found is not None and len(found[0].ranks) > 1
+
     def _is_wrapped_now(self, loose: Loose) -> bool:
         first = loose.parameters[0]()
-        loose.settled = first is None or self.registry.find(first) is not None
+        loose.settled = first is None or self._is_shared(first)
         return loose.settled
 
     # ---- judging
@@ -168,8 +176,8 @@ class UnwrappedChecker:
         record = records[min(records)]
         since = "drift apart" if drifted else "were never alike, and are kept so by nothing"
         cause = (
-            f"{record['optimizer']} steps parameters that no DDP wrapper and no collective "
-            f"averages, and the ranks' copies {since}; the first that differs is {name}"
+            f"{record['optimizer']} steps parameters that no DDP wrapper of several ranks and no "
+            f"collective averages, and the ranks' copies {since}; the first that differs is {name}"
         )
         advice = (
             "wrap the model and use what comes back: `model = DistributedDataParallel(model)`; or "

@@ -120,9 +120,12 @@ class WorkerWatcher:
         self._files[iterator] = file
         return f"/proc/{os.getpid()}/fd/{file.fileno()}"
 
-    def read(self, iterator: object | None) -> list[list[dict]]:
-        """For each worker of a loader's iterator: what it drew with its first batches."""
-        file = self._files.get(iterator) if iterator is not None else None
+    def file_of(self, iterator: object) -> BinaryIO | None:
+        """Where the workers of a loader's iterator write to, if it has any."""
+        return self._files.get(iterator)
+
+    def read(self, file: BinaryIO | None) -> list[list[dict]]:
+        """For each worker: what it drew with its first batches."""
         if file is None:
             return []
         size = os.fstat(file.fileno()).st_size

@@ -585,6 +585,21 @@ def test_a_plain_model_that_is_gone():
     assert kind(run) == "unwrapped-model"
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_wrapper_whose_group_is_one_rank(alone):
+    def run():
+        with process_group() as pg:
+            groups = [dist.new_group([rank]) for rank in range(pg.world_size)]
+            torch.manual_seed(0)
+            ddp, optimizer = wrap(process_group=groups[pg.rank] if alone else None)
+            for x, y in batches(pg.rank, steps=10):
+                optimizer.zero_grad()
+                F.cross_entropy(ddp(x), y).backward()
+                optimizer.step()
+
+    assert kind(run) == ("unwrapped-model" if alone else None)
+
+
 def fit_plain(model, optimizer, rank):
     for x, y in batches(rank, steps=2):
         optimizer.zero_grad()

@@ -148,7 +148,7 @@ def test_a_wrong_shard_of_a_large_dataset():
             "count": len(own), "order": str(start), "outer": encode_indices(own, size),
             "inner": encode_indices(own, size), "length": size, "contents": {}, "batch": 64,
             "dataset": {"hash": "a", "data": True}, "root": {"hash": "a", "data": True},
-            "kind": "own", "padding": 0, "dropped": 0, "share": 0, "drop_last": False,
+            "bag": None, "kind": "own", "padding": 0, "dropped": 0, "share": 0, "drop_last": False,
             "replicas": None, "seed": None, "epoch": None, "formula": False, "again": False,
         }  # fmt: skip
 
