@@ -126,7 +126,8 @@ def _last_words(rank: RankResult) -> Diagnosis | None:
 
 def _ended_early(ranks: Sequence[RankResult]) -> Diagnosis | None:
     lost = [rank.rank for rank in ranks if rank.error and is_consequence(rank.error)]
-    waiting = lost + [rank.rank for rank in ranks if not rank.error and waiting_in(rank.stack)]
+    open_ended = [rank for rank in ranks if not (rank.error or rank.ok)]
+    waiting = lost + [rank.rank for rank in open_ended if waiting_in(rank.stack)]
     finished = [rank.rank for rank in ranks if rank.ok]
     own = [rank for rank in ranks if not rank.ok and rank.rank not in waiting]
     if waiting and finished and not own:

@@ -497,6 +497,12 @@ def test_where_the_ranks_stood_tells_why_they_hang(kind, ranks):
     assert rank_kinds(*ranks, hang=True) == [kind]
 
 
+def test_a_rank_that_left_its_group_after_all_did_not_wait_for_itself():
+    finished = RankResult(1, exit_code=0, stack=(USER, inside("cleanup_distributed")))
+    found = diagnose([standing(0, inside("all_reduce")), finished], hang=True)
+    assert "rank 1 finished while rank 0 still waited" in found[0].cause
+
+
 def test_the_same_wait_on_all_ranks_is_not_explained():
     assert rank_kinds(*[standing(r, inside("all_reduce")) for r in (0, 1)], hang=True) == []
 
