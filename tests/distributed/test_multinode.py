@@ -7,44 +7,46 @@ from pathlib import Path
 
 import pytest
 import torch
-from two_nodes import Node, two_nodes, why_not
+
+from ddp_helpers.host import Host
+from ddp_helpers.two_hosts import TwoHosts, why_no_namespaces
 
 TEMPLATES = Path(__file__).parents[2] / "ddp_helpers" / "templates"
 DATA = TEMPLATES.parents[1] / "data" / "mnist_5k"
 STARTER = TEMPLATES / "torchrun_multinode.sh"
 PATH = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+Pair = tuple[Host, Host]
 SLOW = "            stopping = any_rank_asked(control)\n"
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("no_process_left")]
 
 
 @pytest.fixture(scope="module")
 def reason() -> str:
-    return why_not()
+    return why_no_namespaces()
 
 
 @pytest.fixture
-def nodes(tmp_path: Path, reason: str) -> Iterator[tuple[Node, Node]]:
+def nodes(tmp_path: Path, reason: str) -> Iterator[Pair]:
     if reason:
         pytest.skip(reason)
-    with two_nodes(tmp_path) as pair:
+    with TwoHosts(tmp_path, "namespaces") as pair:
         for node in pair:
-            node.folder.mkdir()
             text = (TEMPLATES / "ddp_full.py").read_text()
             (node.folder / "train.py").write_text(text)
             slow = text.replace(SLOW, f"            time.sleep(0.3)\n{SLOW}")
             assert slow != text
             (node.folder / "slow.py").write_text(slow)
-        yield pair
+        yield pair.hosts
 
 
-def start(node: Node, script: str, *flags: object, head: str = "10.99.0.1", **variables: str):
+def start(node: Host, script: str, *flags: object, head: str = "10.99.0.1", **variables: str):
     flags = ("--data", DATA, "--limit", 300, *flags)
     return node.start(
         *("bash", STARTER, f"{head}:29500", 2, 2, script, *flags), PATH=PATH, **variables
     )
 
 
-def test_two_nodes_train_to_the_end(nodes: tuple[Node, Node]) -> None:
+def test_two_nodes_train_to_the_end(nodes: Pair) -> None:
     runs = [start(node, "train.py", "--epochs", 1) for node in reversed(nodes)]
     second, first = [run.end() for run in runs]
     assert (first.code, second.code) == (0, 0), first.err + second.err
@@ -56,7 +58,7 @@ def test_two_nodes_train_to_the_end(nodes: tuple[Node, Node]) -> None:
 
 
 def test_a_node_killed_in_mid_run_comes_back_to_the_same_weights(
-    nodes: tuple[Node, Node], tmp_path: Path
+    nodes: Pair, tmp_path: Path
 ) -> None:
     flags = ("--epochs", 2, "--batch-size-per-rank", 8, "--save-every", 3)
     runs = [start(node, "slow.py", *flags) for node in nodes]
@@ -87,7 +89,7 @@ def errors(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("error: ")]
 
 
-def test_a_node_that_never_comes_is_named_within_the_limit(nodes: tuple[Node, Node]) -> None:
+def test_a_node_that_never_comes_is_named_within_the_limit(nodes: Pair) -> None:
     done = start(nodes[0], "train.py", JOIN_SECONDS="4").end(60)
     assert done.code not in (0, None)
     (line,) = errors(done.err)
@@ -98,7 +100,7 @@ def test_a_node_that_never_comes_is_named_within_the_limit(nodes: tuple[Node, No
     assert done.seconds < 40
 
 
-def test_a_head_that_never_comes_is_named_within_the_limit(nodes: tuple[Node, Node]) -> None:
+def test_a_head_that_never_comes_is_named_within_the_limit(nodes: Pair) -> None:
     done = start(nodes[1], "train.py", JOIN_SECONDS="4").end(60)
     assert done.code not in (0, None)
     (line,) = errors(done.err)
@@ -119,7 +121,7 @@ def test_a_head_that_never_comes_is_named_within_the_limit(nodes: tuple[Node, No
     ids=["card", "loopback card", "route", "name", "loopback"],
 )
 def test_a_wrong_network_is_one_line_at_once(
-    nodes: tuple[Node, Node], head: str, variables: dict[str, str], words: list[str]
+    nodes: Pair, head: str, variables: dict[str, str], words: list[str]
 ) -> None:
     done = start(nodes[1], "train.py", head=head, **variables).end(20)
     assert done.code == 2
@@ -128,7 +130,7 @@ def test_a_wrong_network_is_one_line_at_once(
     assert all(word in line for word in words), line
 
 
-def test_two_lines_that_differ_are_told_apart(nodes: tuple[Node, Node]) -> None:
+def test_two_lines_that_differ_are_told_apart(nodes: Pair) -> None:
     runs = [start(node, "train.py", RUN_ID=f"run{n}") for n, node in enumerate(nodes)]
     for run in runs:
         done = run.end(30)
@@ -138,7 +140,7 @@ def test_two_lines_that_differ_are_told_apart(nodes: tuple[Node, Node]) -> None:
         assert "run run1: 2 machines, 2 ranks each" in line
 
 
-def test_a_port_that_is_taken(nodes: tuple[Node, Node]) -> None:
+def test_a_port_that_is_taken(nodes: Pair) -> None:
     server = "import socket, time; s = socket.create_server(('', 29500)); print('up', flush=True)"
     nodes[0].start(sys.executable, "-c", f"{server}; time.sleep(99)").wait_for("up")
     done = start(nodes[0], "train.py").end(20)
@@ -150,12 +152,12 @@ def test_a_port_that_is_taken(nodes: tuple[Node, Node]) -> None:
 COMMAND = (sys.executable, "-m", "ddp_helpers")
 
 
-def asked(node: Node, rank: int, command: str, *words: object):
+def asked(node: Host, rank: int, command: str, *words: object):
     where = ("--nnodes", 2, "--node-rank", rank, "--master-addr", "10.99.0.1")
     return node.start(*COMMAND, command, *where, *words, PYTHONPATH=str(TEMPLATES.parents[1]))
 
 
-def test_preflight_on_both_and_the_lines_that_it_writes(nodes: tuple[Node, Node]) -> None:
+def test_preflight_on_both_and_the_lines_that_it_writes(nodes: Pair) -> None:
     runs = [asked(node, rank, "preflight") for rank, node in enumerate(nodes)]
     for node, done in zip(nodes, [run.end(60) for run in runs], strict=True):
         assert (done.code, done.err) == (0, ""), done.out
@@ -174,7 +176,7 @@ def test_preflight_on_both_and_the_lines_that_it_writes(nodes: tuple[Node, Node]
     assert first.out.splitlines()[-1].endswith("ranks 2")
 
 
-def test_preflight_says_who_is_missing_in_one_line(nodes: tuple[Node, Node]) -> None:
+def test_preflight_says_who_is_missing_in_one_line(nodes: Pair) -> None:
     runs = [
         asked(nodes[0], 0, "preflight", "--seconds", 2),
         nodes[1].start(
