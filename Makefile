@@ -32,6 +32,7 @@ bench: $(READY)
 	$(BIN)/python tests/benchmarks/bench_launch.py $(ARGS)
 	$(BIN)/python tests/benchmarks/bench_sanitizer.py
 	$(BIN)/python tests/benchmarks/bench_training.py
+	$(BIN)/python tests/benchmarks/bench_scaling.py
 
 soak: $(READY)
 	$(BIN)/python tests/benchmarks/soak_launch.py --rounds 300 $(ARGS)

@@ -123,11 +123,12 @@ def communication_end(
     """
     size = first + (number - 1) * others
     total = number * cost.fixed + size * cost.per_byte
-    ends = backward * (first / size) + total
-    second = backward * ((first + others) / size) + total - cost(first)
-    last = backward + cost(np.where(number > 1, others, first))
-    ends = np.maximum(ends, np.where(number > 1, second, 0.0))
-    return np.maximum(ends, last)
+    several = number > 1
+    ready = np.where(several, (first + others) / size, 0.0)
+    after = np.where(several, total - cost(first), 0.0)
+    last = cost(np.where(several, others, first))
+    ends = np.maximum(backward * (first / size) + total, backward * ready + after)
+    return np.maximum(ends, backward + last)
 
 
 def expected_slowest(ranks: np.ndarray) -> np.ndarray:

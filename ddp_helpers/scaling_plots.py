@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from ddp_helpers.cost_records import Prediction
 from ddp_helpers.figures import GREY, LINES, MARKERS, STYLE, new_figure, settle
@@ -56,10 +56,11 @@ def plot_prediction(
         _draw_measured(left, first, measured)
     for ax in (left, right):
         ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_locator(LogLocator(base=2, numticks=7))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         ax.set_xlabel("ranks")
     left.set_yscale("log")
-    left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     left.yaxis.set_minor_formatter("")
     left.set_ylabel("samples a second")
     right.set(ylabel="efficiency (%)", ylim=(0, 105))
