@@ -52,22 +52,8 @@ def measure_machine(
     """
     if rounds < 1:
         raise ValueError(f"rounds={rounds!r}: expected at least 1")
-    found = [_one_round() for _ in range(rounds)]
-    on_gpu = torch.cuda.device_count() >= 2
-    points = [(2, size, seconds) for each in found for size, seconds in each.messages.items()]
-    where = f"measured on 2 ranks of {platform.node()}, {rounds} rounds"
-    link = fit_link("this machine", points, source=where)
-    machine = Machine(
-        name or platform.node(),
-        link,
-        cores=None if on_gpu else usable_cpu_count(),
-        contention=max(1.0, statistics.median(each.contention for each in found)),
-        communication_cpu=0.0 if on_gpu else statistics.median(each.busy for each in found),
-        noise=statistics.median(each.noise for each in found),
-        price_per_hour=price_per_hour,
-        notes=(where, "one thread a rank; of repeated times the lower quartile"),
-    )
-    return _with_overheads(machine, found)
+    found = [measure_round() for _ in range(rounds)]
+    return machine_from(found, name, price_per_hour=price_per_hour)
 
 
 def measure_work(
@@ -191,40 +177,65 @@ def make_probe_batch(size: int) -> tuple[Tensor, Tensor]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Round:
-    """What one round of measurements found."""
+class Round:
+    """What one round of measurements found; `machine_from` puts rounds together."""
 
     messages: dict[int, float]
+    """Seconds of an all-reduce on two ranks, by its bytes."""
     busy: float
+    """Seconds of a core for a second of all-reduce."""
     contention: float
     noise: float
     works: tuple[Work, ...]
+    """The probe models on one rank."""
     steps: tuple[tuple[int, int, float], ...]
     """(number of the work, batch size, seconds) of DDP steps on two ranks."""
 
 
-def _one_round() -> _Round:
-    (messages, busy), *_ = _run(time_all_reduce, 2, MESSAGES, 5)
+def measure_round() -> Round:
+    """One round of measurements on one and two ranks; a few seconds."""
+    (messages, busy), *_ = _run(time_all_reduce, 2, MESSAGES, 8)
     works, steps, ratios, noises = [], [], [], []
     for at, width in enumerate(PROBE_WIDTHS):
         probe = _Probe(width)
-        options = {"steps": 10, "rounds": 2}
-        one = _run(time_steps, 1, probe, make_probe_batch, PROBE_BATCHES, **options)[0]
-        two = _run(time_steps, 2, probe, make_probe_batch, PROBE_BATCHES, **options)[0]
-        ddp = _run(time_steps, 2, probe, make_probe_batch, PROBE_BATCHES, ddp={}, **options)[0]
-        ratios += [_forward_backward(two[b]) / _forward_backward(one[b]) for b in PROBE_BATCHES]
-        noises += [spread(one[b].step) for b in PROBE_BATCHES]
-        steps += [(at, b, undisturbed(ddp[b].step)) for b in PROBE_BATCHES]
-        works.append(_work_of(probe, one))
+        one, two, ddp = (
+            _run(time_steps, n, probe, make_probe_batch, PROBE_BATCHES, steps=10, rounds=2, ddp=ddp)
+            for n, ddp in ((1, None), (2, None), (2, {}))
+        )
+        for b in PROBE_BATCHES:
+            ratios.append(_forward_backward(two[0][b]) / _forward_backward(one[0][b]))
+            noises.append(spread(one[0][b].step))
+            steps.append((at, b, undisturbed(ddp[0][b].step)))
+        works.append(_work_of(probe, one[0]))
     medians = {size: undisturbed(times) for size, times in messages.items()}
-    return _Round(
-        medians,
-        busy,
-        statistics.median(ratios),
-        statistics.median(noises),
-        tuple(works),
-        tuple(steps),
+    middle = statistics.median
+    return Round(medians, busy, middle(ratios), middle(noises), tuple(works), tuple(steps))
+
+
+def machine_from(
+    found: Sequence[Round], name: str | None = None, *, price_per_hour: float = 0.0
+) -> Machine:
+    """Fit a machine to rounds of measurements.
+
+    Raises:
+        ValueError: no rounds, or a machine too busy to see messages take time.
+    """
+    if not found:
+        raise ValueError("no rounds: expected those of measure_round(), at least one")
+    on_gpu = torch.cuda.device_count() >= 2
+    points = [(2, size, seconds) for each in found for size, seconds in each.messages.items()]
+    where = f"measured on 2 ranks of {platform.node()}, {len(found)} rounds"
+    machine = Machine(
+        name or platform.node(),
+        fit_link("this machine", points, source=where),
+        cores=None if on_gpu else usable_cpu_count(),
+        contention=max(1.0, statistics.median(each.contention for each in found)),
+        communication_cpu=0.0 if on_gpu else statistics.median(each.busy for each in found),
+        noise=statistics.median(each.noise for each in found),
+        price_per_hour=price_per_hour,
+        notes=(where, "one thread a rank; of repeated times the lower quartile"),
     )
+    return _with_overheads(machine, found)
 
 
 class _Probe:
@@ -253,7 +264,7 @@ def _work_of(make_model: MakeModel, times: dict[int, StepTimes]) -> Work:
     )
 
 
-def _with_overheads(machine: Machine, found: Sequence[_Round]) -> Machine:
+def _with_overheads(machine: Machine, found: Sequence[Round]) -> Machine:
     """Fit what DDP adds to each step on two ranks, beyond computing and all-reduce."""
     rows, left = [], []
     for each in found:

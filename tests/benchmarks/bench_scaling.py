@@ -6,9 +6,9 @@ Fitted: this machine on 1 and 2 ranks with two small probe models, and each mode
 one rank with batches of 8 and 32. Not fitted, only predicted: all steps in the table, which are
 real DDP steps of other models, other batch sizes, other buckets, accumulation, and 4 ranks.
 
-Rounds go through fits and configurations in turn, and a round's predictions are compared with
-the steps of the same round, so that a machine that slows down slows both. Of a configuration's
-steps in a round the lower quartile counts, as in the fits; of the rounds, the median.
+Rounds go through the measurements for the fits and the configurations in turn, so that a machine
+that slows down slows both. Of a configuration's steps in a round the lower quartile counts, as in
+the fits; of the rounds, the median.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import json
 import os
 import statistics
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
-from ddp_helpers import machine_costs
-from ddp_helpers.machine_costs import make_probe_batch, measure_machine, measure_step, measure_work
+from ddp_helpers import machine_costs, plan_command
+from ddp_helpers.machine_costs import make_probe_batch, measure_step, measure_work
 from ddp_helpers.model import SmallCNN
 from ddp_helpers.scaling import Link, Machine, Setup, Work, predict, step_seconds
 
@@ -63,16 +64,24 @@ CONFIGURATIONS = (
 )
 
 
-def one_round() -> tuple[Machine, list[tuple[float, float, float, float]]]:
-    """(predicted, low, high, measured) seconds of each configuration, all within one round."""
-    machine = measure_machine(rounds=1)
+@dataclass(frozen=True)
+class Round:
+    """What was measured in a round: for the fits, and steps that no fit sees."""
+
+    machine: machine_costs.Round
+    works: dict[str, Work]
+    steps: list[float]
+    """Seconds of each configuration."""
+
+
+def one_round() -> Round:
+    machine = machine_costs.measure_round()
     works = {name: measure_work(make, make_probe_batch, rounds=2) for name, make in MODELS.items()}
-    rows = []
+    steps = []
     for name, setup in CONFIGURATIONS:
-        step = predict(machine, works[name], setup).step
         times = measure_step(MODELS[name], make_probe_batch, setup, steps=20).step
-        rows.append((step.value, step.low, step.high, machine_costs.undisturbed(times)))
-    return machine, rows
+        steps.append(machine_costs.undisturbed(times))
+    return Round(machine, works, steps)
 
 
 def accuracy(rounds: int) -> list[dict[str, object]]:
@@ -80,20 +89,21 @@ def accuracy(rounds: int) -> list[dict[str, object]]:
     found = []
     for at in range(rounds):
         started = time.perf_counter()
-        machine, rows = one_round()
-        found.append(rows)
-        took, link = time.perf_counter() - started, machine.link
-        print(
-            f"round {at + 1}: {took:.0f} s, load {os.getloadavg()[0]:.1f}; a message takes "
-            f"{1e6 * link.latency:.0f} us and {link.bandwidth / 1e9:.2f} GB/s, contention "
-            f"{machine.contention:.2f}, DDP adds {1e3 * machine.step_overhead:.2f} ms"
-        )
-    table = []
+        found.append(one_round())
+        print(f"round {at + 1}: {time.perf_counter() - started:.0f} s, load {load():.1f}")
+    machine = machine_costs.machine_from([each.machine for each in found])
+    print(plan_command.describe(machine))
     print(f"\n{'model':6}{'ranks':>6}{'batch':>6}{'bucket':>8}{'accum.':>8}", end="")
     print(f"{'measured':>10}{'predicted':>11}{'range':>18}{'off':>7}   (ms)")
-    for (name, setup), each in zip(CONFIGURATIONS, zip(*found, strict=True), strict=True):
-        value, low, high, measured = (statistics.median(part) for part in zip(*each, strict=True))
-        off = statistics.median(row[0] / row[3] - 1 for row in each)
+    table = []
+    for at, (name, setup) in enumerate(CONFIGURATIONS):
+        measured = statistics.median(each.steps[at] for each in found)
+        steps = [predict(machine, each.works[name], setup).step for each in found]
+        value, low, high = (
+            statistics.median(getattr(step, part) for step in steps)
+            for part in ("value", "low", "high")
+        )
+        off = value / measured - 1
         table.append({"model": name, "ranks": setup.ranks, "measured": measured, "off": off})
         table[-1] |= {"predicted": value, "low": low, "high": high}
         cap = setup.bucket_cap_mb or "torch's"
@@ -104,6 +114,11 @@ def accuracy(rounds: int) -> list[dict[str, object]]:
             f"{span:>18}{off:>+7.0%}"
         )
     return table
+
+
+def load() -> float:
+    """Of the last minute: programs that want a core."""
+    return os.getloadavg()[0]
 
 
 def summarize(table: list[dict[str, object]]) -> float:
@@ -151,7 +166,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the table here, too")
     args = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
-    print(f"{cores} cores, load {os.getloadavg()[0]:.1f} (a load above 0 is other programs)\n")
+    print(f"{cores} cores, load {load():.1f} (a load above 0 is other programs)\n")
     table = accuracy(args.rounds)
     median, seconds = summarize(table), speed()
     if args.json:
