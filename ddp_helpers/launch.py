@@ -70,7 +70,7 @@ def launch(
     threads_per_rank: int | None = None,
     start_method: str = "forkserver",
     echo: bool = True,
-    live: bool = False,
+    live: bool | View = False,
     sanitize: bool | int = False,
 ) -> LaunchResult:
     """Run `fn(*args, **kwargs)` on `nprocs` ranks and return what each one left.
@@ -85,7 +85,8 @@ def launch(
         threads_per_rank: CPU threads of each rank; by default cores // nprocs, at least 1.
         start_method: "forkserver" (fast, torch is shared) or "spawn" (a fresh interpreter).
         echo: show each rank's output as it comes, tagged with its rank.
-        live: in a notebook, a panel per rank instead: output, and what it tells with `report()`.
+        live: in a notebook, a panel per rank instead: output, and what it tells with `report()`;
+            or a `View` of your own.
         sanitize: watch the run for what goes wrong without telling (weights that drift apart,
             repeated shuffles, crossed collectives). A number n compares weights and data on each
             n-th step only, which costs less.
@@ -225,7 +226,9 @@ def _aliases(node: ast.stmt) -> list[ast.alias]:
     return node.names if isinstance(node, ast.Import | ast.ImportFrom) else []
 
 
-def _view(nprocs: int, echo: bool, live: bool) -> View | None:
+def _view(nprocs: int, echo: bool, live: bool | View) -> View | None:
+    if not isinstance(live, bool):
+        return live
     shell = _ipython_shell()
     if live and shell is not None and hasattr(shell, "kernel"):
         return PanelView(nprocs)
