@@ -13,8 +13,10 @@ import io
 import linecache
 import multiprocessing.util
 import os
+import secrets
 import socket
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -118,6 +120,7 @@ def launch(
             sources=sources,
             names=names,
             temporary=_temporary_folder(start_method),
+            own_temporary=start_method == "spawn",
             sanitize=every,
         )
         _prepare(start_method)
@@ -150,8 +153,13 @@ def _prepare(start_method: str) -> None:
 
 
 def _temporary_folder(start_method: str) -> str:
-    """This process's folder for sockets, which the fork server removes if this process can't."""
-    return multiprocessing.util.get_temp_dir() if start_method == "forkserver" else ""
+    """This process's folder for sockets, which the fork server removes if this process can't.
+
+    Without a fork server: what the names of the ranks' own folders begin with.
+    """
+    if start_method == "forkserver":
+        return multiprocessing.util.get_temp_dir()
+    return os.path.join(tempfile.gettempdir(), f"pymp-{os.getpid()}-{secrets.token_hex(8)}-")
 
 
 def warm_up_in_a_kernel() -> None:

@@ -9,6 +9,7 @@ import pickle
 import re
 import secrets
 import selectors
+import shutil
 import signal
 import socket
 import struct
@@ -374,6 +375,9 @@ class Supervisor:
         for rank in self.ranks:
             if rank.ended:
                 rank.process.close()
+            if self.job.own_temporary:
+                folder = worker.temporary_folder(self.job, rank.rank)
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _kill(self, rank: _Rank) -> None:
         kill = os.killpg if rank.link else os.kill  # its group exists once it has called us

@@ -55,8 +55,10 @@ class Job:
     names: dict[str, str] = field(default_factory=dict)
     """How the reader knows those files: `cell In[4]`."""
     temporary: str = ""
-    """Where multiprocessing keeps its sockets: a rank that is killed can't remove its own;
-    empty for a folder of the rank's own."""
+    """Where multiprocessing keeps its sockets: a folder that is there already, or, with
+    `own_temporary`, what the name of a rank's own begins with. A rank that is killed can't remove
+    it; the launcher does."""
+    own_temporary: bool = False
     sanitize: int = 0
     """Watch the run, and look at weights and data on each n-th step; 0 is off."""
 
@@ -170,8 +172,7 @@ def _settle_in(rank: int, job: Job, last_call: int) -> None:
     os.chdir(job.cwd)
     # as under torchrun: otherwise DataLoader workers would start the way this rank was started
     multiprocessing.set_start_method(None, force=True)
-    if job.temporary:
-        multiprocessing.current_process()._config["tempdir"] = job.temporary
+    _use_temporary_folder(job, rank)
     sys.argv = list(job.argv)
     for name, text in job.sources.items():  # no time stamp: linecache never drops these
         linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
@@ -187,6 +188,25 @@ def _settle_in(rank: int, job: Job, last_call: int) -> None:
     torch.default_generator.seed()
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()
+
+
+def temporary_folder(job: Job, rank: int) -> str:
+    """Where multiprocessing keeps this rank's sockets."""
+    return f"{job.temporary}{rank}" if job.own_temporary else job.temporary
+
+
+def _use_temporary_folder(job: Job, rank: int) -> None:
+    folder, config = temporary_folder(job, rank), multiprocessing.current_process()._config
+
+    def get_temp_dir() -> str:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        config["tempdir"] = folder
+        return folder
+
+    if job.own_temporary:  # few ranks need one: make it then
+        multiprocessing.util.get_temp_dir = get_temp_dir
+    else:
+        config["tempdir"] = folder
 
 
 @contextlib.contextmanager

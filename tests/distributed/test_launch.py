@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -530,6 +531,22 @@ def test_ranks_die_with_a_killed_launcher(tmp_path, start_method):
     while (left := list(tmp_path.glob("pymp-*"))) and time.monotonic() < limit:
         time.sleep(0.02)
     assert not left
+
+
+def test_a_killed_spawned_rank_with_loader_workers_leaves_no_folder(tmp_path, monkeypatch):
+    def load():
+        data = torch.utils.data.TensorDataset(torch.zeros(8, 1))
+        loader = torch.utils.data.DataLoader(data, num_workers=1)
+        for _ in loader:
+            folders = list(Path(tempfile.gettempdir()).glob("pymp-*"))
+            assert folders  # or this test shows nothing
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # the ranks' and, as tempfile asks anew, ours
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with pytest.raises(LaunchError, match="SIGKILL"):
+        launch(load, 2, start_method="spawn", echo=False)
+    assert not list(tmp_path.glob("pymp-*"))
 
 
 def is_alive(pid: int) -> bool:
