@@ -45,18 +45,24 @@ def fit_link(name: str, points: Sequence[tuple[int, int, float]], source: str = 
     return Link(name, float(latency), float(1 / per_byte), float(off[0]), float(off[1]), source)
 
 
-def robust_fit(columns: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Weights of the columns, none below 0, with the least sum of |fit/time - 1|.
+def robust_fit(
+    columns: np.ndarray, times: np.ndarray, scale: np.ndarray | None = None
+) -> np.ndarray:
+    """Weights of the columns, none below 0, with the least sum of |fit - time| / scale.
 
     Least squares over and over, each row weighted by 1/|its residual| (E. Schlossmacher, "An
     iterative technique for absolute deviations curve fitting", J. Am. Stat. Assoc. 68, 1973).
+
+    Args:
+        scale: what an error is measured against; by default the time itself.
     """
-    scaled = columns / times[:, None]
+    scale = times if scale is None else scale
+    scaled, right = columns / scale[:, None], times / scale
     weights = np.ones(len(times))
     for _ in range(30):
         root = np.sqrt(weights)
-        found = _not_negative(scaled * root[:, None], root)
-        weights = 1 / np.maximum(np.abs(scaled @ found - 1), 1e-3)
+        found = _not_negative(scaled * root[:, None], right * root)
+        weights = 1 / np.maximum(np.abs(scaled @ found - right), 1e-3)
     return found
 
 

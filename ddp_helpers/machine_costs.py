@@ -266,15 +266,16 @@ def _work_of(make_model: MakeModel, times: dict[int, StepTimes]) -> Work:
 
 def _with_overheads(machine: Machine, found: Sequence[Round]) -> Machine:
     """Fit what DDP adds to each step on two ranks, beyond computing and all-reduce."""
-    rows, left = [], []
+    rows, left, scale = [], [], []
     for each in found:
         for at, batch, seconds in each.steps:
             work = each.works[at]
             setup = Setup(ranks=2, batch_size_per_rank=batch)
-            rest = seconds - plain(predict(machine, work, setup).step.value)
+            left.append(seconds - plain(predict(machine, work, setup).step.value))
             rows.append((1.0, 4.0 * work.parameters))
-            left.append(max(rest, 1e-6))
-    fixed, per_byte = robust_fit(np.array(rows), np.array(left))
+            scale.append(seconds)
+    # an error counts against the whole step: what is left may be close to nothing
+    fixed, per_byte = robust_fit(np.array(rows), np.array(left), np.array(scale))
     return dataclasses.replace(machine, step_overhead=float(fixed), byte_overhead=float(per_byte))
 
 
