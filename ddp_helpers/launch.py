@@ -159,7 +159,8 @@ def _temporary_folder(start_method: str) -> str:
     """
     if start_method == "forkserver":
         return multiprocessing.util.get_temp_dir()
-    return os.path.join(tempfile.gettempdir(), f"pymp-{os.getpid()}-{secrets.token_hex(8)}-")
+    # no longer than multiprocessing's own: a socket's whole name has 107 letters at most
+    return os.path.join(tempfile.gettempdir(), f"pymp-{secrets.token_hex(4)}")
 
 
 def warm_up_in_a_kernel() -> None:

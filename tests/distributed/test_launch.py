@@ -545,7 +545,7 @@ def test_a_killed_spawned_rank_with_loader_workers_leaves_no_folder(tmp_path, mo
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # the ranks' and, as tempfile asks anew, ours
     monkeypatch.setattr(tempfile, "tempdir", None)
     with pytest.raises(LaunchError, match="SIGKILL"):
-        launch(load, 2, start_method="spawn", echo=False)
+        launch(load, 2, start_method="spawn", echo=False, timeout=60)
     assert not list(tmp_path.glob("pymp-*"))
 
 
