@@ -16,7 +16,7 @@ DATA = TEMPLATES.parents[1] / "data" / "mnist_5k"
 STARTER = TEMPLATES / "torchrun_multinode.sh"
 PATH = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
 Pair = tuple[Host, Host]
-SLOW = "            stopping = any_rank_asked(control)\n"
+SLOW = "            stopping = "
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("no_process_left")]
 
 

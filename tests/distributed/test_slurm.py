@@ -15,7 +15,7 @@ from slurm_cluster import Cluster, missing_programs, slurm_cluster, wait_until
 TEMPLATES = Path(__file__).parents[2] / "ddp_helpers" / "templates"
 DATA = TEMPLATES.parents[1] / "data" / "mnist_5k"
 FLAGS = ("--epochs", 5, "--limit", 300, "--save-every", 3, "--data", DATA)
-SLOW = "            stopping = any_rank_asked(control)\n"
+SLOW = "            stopping = "
 
 
 @pytest.fixture(scope="module")
