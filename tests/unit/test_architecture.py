@@ -144,6 +144,12 @@ WIDGETS = {
     "ring": {"figures"},
     "sampler": {"figures"},
     "accumulation": {"figures", "launch", "process_group"},
+    "fault_lab": {"faults", "figures", "records"},
+    "ladder": {"figures", "templates"},
+    "monitor": {"data", "figures", "launch", "model", "process_group", "progress"},
+    "one_step": {"figures", "launch", "model", "process_group"},
+    "overlap": {"figures", "intervals", "launch", "process_group", "timeline", "timeline_records"},
+    "planner": {"cost_records", "figures", "machine_costs", "model", "scaling"},
     "machine_room": {"environment", "environment_report", "figures", "machine"},
 }
 
@@ -158,6 +164,13 @@ def test_an_explorable_uses_only_what_it_shows(path):
 def test_a_fault_needs_nothing_but_its_lab(path):
     lab = {"diagnosis", "launch", "records"} if path.stem == "__init__" else set()
     assert imports(path) <= lab | {"faults"}
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "exercises").glob("*.py")), ids=lambda p: p.stem)
+def test_an_exercise_needs_nothing_but_its_check(path):
+    needed = {"_figure": {"figures"}, "_ranks": {"launch", "process_group", "records"}}
+    example = {"e05_1_read_a_report": {"launch", "process_group"}}
+    assert imports(path) <= {"exercises"} | (needed | example).get(path.stem, set())
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "templates").glob("*.py")), ids=lambda p: p.stem)

@@ -1,0 +1,157 @@
+"""Exercises that check themselves, on real ranks.
+
+    from ddp_helpers.exercises import check, hint, progress, solution, task
+    task("01.3")                       # what to do, and the code to start from
+    check("01.3", my_ring_all_reduce)  # runs it on real ranks, and says what is wrong
+    hint("01.3")                       # each call tells a little more
+    solution("01.3")
+    progress()                         # what is done, as a figure
+
+A file holds an `EXERCISE` record, `starter`, `solution`, `check`, known wrong answers (`WRONG`)
+and often other right ones (`ALSO_RIGHT`). Names that begin with `_` belong to the machinery.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ddp_helpers.exercises import _progress
+from ddp_helpers.exercises._core import (
+    NotYet,
+    check_signature,
+    files,
+    load,
+    short_title,
+    source_of,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Checked", "check", "hint", "names", "progress", "solution", "task"]
+LIMIT = 20.0  # seconds of one run on ranks; a right answer takes about one
+
+
+@dataclass(frozen=True, repr=False)
+class Checked:
+    """What became of a check; the text has been printed already."""
+
+    number: str
+    passed: bool
+    message: str
+
+    def __bool__(self) -> bool:
+        return self.passed
+
+    def __repr__(self) -> str:
+        return f"<{self.number}: {'passed' if self.passed else 'not yet'}>"
+
+    def _ipython_display_(self) -> None:
+        """As the last line of a cell it shows nothing more."""
+
+
+def names(notebook: str | None = None) -> list[str]:
+    """The ids of all exercises, or those of one notebook: names("01")."""
+    return [number for number in files() if notebook in (None, number.partition(".")[0])]
+
+
+def task(number: str) -> None:
+    """Print what to do, and the code to start from.
+
+    Raises:
+        ValueError: there is no such exercise.
+    """
+    module = load(number)
+    exercise = module.EXERCISE
+    code = source_of(module, "starter")
+    call = f'check("{number}", {exercise.name})'
+    print(f"{number} {exercise.title} (about {exercise.minutes} minutes)\n\n{exercise.task}\n")
+    print(f"Start from:\n\n{code}\n\n{call}")
+
+
+def check(number: str, answer: Callable, seconds: float = LIMIT) -> Checked:
+    """Run an answer on real ranks, print what is wrong or that it is right, and note it.
+
+    Never raises for what the answer does: one that hangs is ended after `seconds`, one that
+    crashes takes only its own ranks along.
+
+    Args:
+        number: the exercise, such as "01.3".
+        answer: your function.
+        seconds: limit of one run; a check makes a few.
+
+    Raises:
+        ValueError: there is no such exercise.
+    """
+    from ddp_helpers.exercises._ranks import Ranks
+
+    module = load(number)
+    ranks = Ranks(answer, seconds, module.EXERCISE.name)
+    try:
+        check_signature(answer, module)
+        module.check(ranks)
+    except NotYet as reason:
+        done = Checked(number, False, f"{number} not yet: {reason}")
+    except TypeError as reason:  # from launch(): the answer can't travel to the ranks
+        done = Checked(number, False, f"{number} not yet: {reason}")
+    else:
+        where = ", ".join(map(str, sorted(set(ranks.tried))))
+        text = f"{number} passed, on real processes ({where} ranks). {module.EXERCISE.lesson}"
+        done = Checked(number, True, text)
+    print(done.message)
+    _note(done)
+    return done
+
+
+def _note(done: Checked) -> None:
+    now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    changes: dict[str, object] = {"tries": 1, "last_at": now}
+    if done.passed and done.number not in _progress.passed(_progress.current()):
+        changes["passed_at"] = now
+    _progress.note(done.number, **changes)
+
+
+def hint(number: str, which: int | None = None) -> None:
+    """Print the next hint, or hint `which`, counted from 1.
+
+    Raises:
+        ValueError: there is no such exercise, or no such hint.
+    """
+    hints = load(number).EXERCISE.hints
+    if which is None:
+        record = _progress.current()["exercises"].get(number, {})
+        which = min(record.get("hints", 0) + 1, len(hints))
+        if record.get("hints", 0) < len(hints):
+            _progress.note(number, hints=1)
+    if not 1 <= which <= len(hints):
+        raise ValueError(f"hint {which} of {number}: expected 1 to {len(hints)}")
+    print(f"{number}, hint {which} of {len(hints)}: {hints[which - 1]}")
+
+
+def solution(number: str) -> None:
+    """Print a right answer; there are others.
+
+    Raises:
+        ValueError: there is no such exercise.
+    """
+    module = load(number)
+    _progress.note(number, saw_solution=True)
+    print(f"{source_of(module, 'solution')}\n\n# {module.EXERCISE.lesson}")
+
+
+def progress() -> Figure:
+    """Print what is done, and return a figure of it. The file: `~/.ddp_helpers/progress.json`."""
+    from ddp_helpers.exercises._figure import plot_progress
+
+    state = _progress.current()
+    done, known = set(_progress.passed(state)), names()
+    for notebook in dict.fromkeys(number.partition(".")[0] for number in known):
+        here = names(notebook)
+        left = [f"{n} {short_title(n)}" for n in here if n not in done]
+        rest = f"; next: {left[0]}" if left else ""
+        print(f"notebook {notebook}: {len(here) - len(left)} of {len(here)} done{rest}")
+    print(f"kept in {_progress.path()}")
+    return plot_progress(known, state)

@@ -1,0 +1,96 @@
+"""What an exercise is, how one is found, and how a check says that an answer is not right yet."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+FOLDER = Path(__file__).parent
+
+
+class NotYet(Exception):
+    """An answer is not right yet; the text says what is wrong, and not how to do it."""
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """What a learner reads. The file's `starter`, `solution` and `check` are found by name."""
+
+    title: str
+    name: str
+    """What the learner's function is called."""
+    task: str
+    hints: tuple[str, ...]
+    """From a nudge to nearly the answer."""
+    lesson: str
+    """One sentence for the one who has passed: what it was good for."""
+    minutes: int = 10
+    """An estimate, not a measurement."""
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A known wrong answer, and a piece of what the check must say about it."""
+
+    answer: Callable | str | dict
+    says: str
+
+
+def files() -> dict[str, Path]:
+    """The exercises' files by id, in order: `e01_3_ring_all_reduce.py` is 01.3."""
+    found = {}
+    for path in FOLDER.glob("e*.py"):
+        match = re.fullmatch(r"e(\d\d)_(\d+)_(\w+)", path.stem)
+        if match:
+            found[f"{match[1]}.{match[2]}"] = path
+    return {name: found[name] for name in sorted(found, key=_order)}
+
+
+def short_title(number: str) -> str:
+    """A title without loading the file: `ring all reduce`."""
+    return files()[number].stem.split("_", 2)[2].replace("_", " ")
+
+
+def load(number: str) -> ModuleType:
+    """The module of an exercise.
+
+    Raises:
+        ValueError: there is no such exercise.
+    """
+    known = files()
+    if number not in known:
+        raise ValueError(f"no exercise {number!r}: expected one of {', '.join(known)}")
+    return importlib.import_module(f"ddp_helpers.exercises.{known[number].stem}")
+
+
+def source_of(module: ModuleType, function: str) -> str:
+    """The text of `starter` or `solution`, under the name that the learner uses."""
+    text = inspect.getsource(getattr(module, function))
+    return re.sub(rf"\bdef {function}\(", f"def {module.EXERCISE.name}(", text, count=1)
+
+
+def check_signature(answer: object, module: ModuleType) -> None:
+    """Raise NotYet unless the answer can be called as the starter can."""
+    name, starter = module.EXERCISE.name, inspect.signature(module.starter)
+    wanted = f"{name}{starter}"
+    if not callable(answer):
+        raise NotYet(
+            f"you passed {type(answer).__name__} {str(answer)[:60]!r}, expected your function "
+            f"{wanted}: pass it without calling it"
+        )
+    try:
+        inspect.signature(answer).bind(*starter.parameters)
+    except TypeError as error:
+        raise NotYet(f"your function can't be called as {wanted}: {error}") from None
+    except ValueError:
+        pass  # a builtin, which does not tell
+
+
+def _order(number: str) -> tuple[int, int]:
+    notebook, place = number.split(".")
+    return int(notebook), int(place)

@@ -1,0 +1,238 @@
+"""Run a learner's function on real ranks, watch what it sends, and compare what it gives.
+
+All of it runs on the CPU with gloo, so five ranks fit on any machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import json
+import random
+import re
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from ddp_helpers.exercises._core import NotYet
+from ddp_helpers.launch import LaunchError, LaunchTimeoutError, launch
+from ddp_helpers.process_group import process_group
+from ddp_helpers.records import LaunchResult, name_ranks
+
+POINT_TO_POINT = ("send", "recv", "recv_anysource")
+GRACE = 1.0  # seconds between the verdicts of two ranks
+RECORDED = "20000"  # calls that torch's flight recorder keeps
+POINTER = "full traceback:"  # of launch(): here there is no error object to look into
+LINES = 12  # of what the learner's function printed
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of one rank that exchanged data."""
+
+    name: str
+    """As in torch.distributed: all_reduce, broadcast, send, ..."""
+    elements: int
+    dtype: str
+    """Such as float32; of several tensors the first one's."""
+    at: int
+    """time.time_ns() when it was made."""
+
+
+class Ranks:
+    """Runs an answer on ranks, with a limit in seconds for each run."""
+
+    def __init__(self, answer: Callable, limit: float, name: str) -> None:
+        self.answer, self.limit, self.name = answer, limit, name
+        self.tried: list[int] = []
+
+    def run(
+        self, on_rank: Callable, nprocs: int, *args: object, group: bool = True, **options: object
+    ) -> list:
+        """`on_rank(answer, *args)` on each rank, within a group; the values in rank order.
+
+        Args:
+            group: start a process group around it.
+            options: for `launch()`.
+
+        Raises:
+            NotYet: a rank failed, hung, died, or raised NotYet itself.
+        """
+        seed = random.randrange(2**31)
+        try:
+            result = launch(
+                functools.partial(_on_rank, on_rank, self.answer, args, group, seed),
+                nprocs,
+                timeout=self.limit,
+                env={"TORCH_FR_BUFFER_SIZE": RECORDED},
+                echo=False,
+                **options,
+            )
+        except LaunchError as error:
+            raise NotYet(self._in_words(error, nprocs)) from None
+        quit_early = [rank.rank for rank in result.ranks if rank.value is None]
+        if quit_early:
+            raise NotYet(
+                f"{name_ranks(quit_early)} ended the whole process inside {self.name}: return "
+                "instead of calling exit"
+            )
+        said = [rank.value[1] for rank in result.ranks if rank.value[1]]
+        if said:
+            raise NotYet(said[0] + _printed(result))
+        self.tried.append(nprocs)
+        return [rank.value[0] for rank in result.ranks]
+
+    def _in_words(self, error: LaunchError, nprocs: int) -> str:
+        errors = [rank.error for rank in error.result.ranks if rank.error]
+        kinds = {each.type_name: each.message for each in sorted(errors, key=lambda e: e.at)}
+        if next(iter(kinds), "") == "NotYet":
+            return kinds["NotYet"] + _printed(error.result)
+        if "NotImplementedError" in kinds:
+            return f"{self.name} is not written yet: fill in the part that raises the error"
+        how = "failed"
+        if isinstance(error, LaunchTimeoutError):
+            how = f"did not end within {self.limit:g} s"
+        report = self._without_our_lines(str(error))
+        return f"{self.name} {how} on {nprocs} ranks:\n{report}{_printed(error.result)}"
+
+    def _without_our_lines(self, report: str) -> str:
+        """The report, without lines of the machinery that the learner has not written."""
+        lines = [line for line in report.splitlines() if not line.startswith(POINTER)]
+        ours = r" at \S*_ranks\.py, line \d+, in _on_rank.*"
+        return re.sub(ours, f", after {self.name} had returned there", "\n".join(lines))
+
+
+def _on_rank(on_rank: Callable, answer: Callable, args: tuple, group: bool, seed: int) -> tuple:
+    with process_group("gloo") if group else contextlib.nullcontext():
+        if group:  # the same on all ranks, and another one in each check
+            torch.manual_seed(seed)
+        try:
+            value = on_rank(answer, *args)
+            _all_are_done(0.0)
+            return value, ""
+        except NotYet as reason:
+            if not _all_are_done():
+                raise  # the others wait for this rank, and would for ever
+            return None, str(reason)
+
+
+def _all_are_done(seconds: float = GRACE) -> bool:
+    """Tell the others that this rank has its verdict, and wait a little for theirs."""
+    if not dist.is_initialized():
+        return True
+    store = dist.distributed_c10d._get_default_store()
+    key = f"verdict of rank {dist.get_rank()}"
+    store.set(key, "here")
+    limit = time.monotonic() + seconds
+    keys = [f"verdict of rank {rank}" for rank in range(dist.get_world_size())]
+    while not (done := store.check(keys)) and time.monotonic() < limit:
+        time.sleep(0.01)
+    return done
+
+
+def _printed(result: LaunchResult) -> str:
+    for rank in result.ranks:
+        lines = rank.output.strip().splitlines()
+        if lines:
+            return "\n".join([f"\nrank {rank.rank} printed:", *lines[-LINES:]])
+    return ""
+
+
+# ------------------------------------------------------------------ for use on a rank
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[list[Call]]:
+    """What this rank sends and receives inside the block; the list is full after it.
+
+    torch's flight recorder keeps each collective, also DDP's own, which are made in C++. It does
+    not keep send and recv, so these are looked at where Python makes them.
+    """
+    calls: list[Call] = []
+    start = _last_record()
+    originals = {name: getattr(dist.ProcessGroup, name) for name in POINT_TO_POINT}
+    for name, original in originals.items():
+        setattr(dist.ProcessGroup, name, _noted(original, name, calls))
+    try:
+        yield calls
+    finally:
+        for name, original in originals.items():
+            setattr(dist.ProcessGroup, name, original)
+        calls += [_call(entry) for entry in _records() if entry["record_id"] > start]
+        calls.sort(key=lambda call: call.at)
+
+
+def _noted(original: Callable, name: str, calls: list[Call]) -> Callable:
+    @functools.wraps(original)
+    def call(group: object, tensors: list, *args: object, **kwargs: object) -> object:
+        elements, dtype = sum(t.numel() for t in tensors), str(tensors[0].dtype)
+        short = name.partition("_")[0]
+        calls.append(Call(short, elements, dtype.removeprefix("torch."), time.time_ns()))
+        return original(group, tensors, *args, **kwargs)
+
+    return call
+
+
+def _records() -> list[dict]:
+    from torch._C._distributed_c10d import _dump_fr_trace_json
+
+    return json.loads(_dump_fr_trace_json()).get("entries", [])
+
+
+def _last_record() -> int:
+    return max((entry["record_id"] for entry in _records()), default=-1)
+
+
+def _call(entry: dict) -> Call:
+    sizes = entry["input_sizes"] or entry["output_sizes"]
+    elements = sum(torch.Size(size).numel() for size in sizes)
+    name = entry["profiling_name"].rpartition(":")[2]
+    dtype = next(iter(entry["input_dtypes"] or entry["output_dtypes"]), "")
+    return Call(name, elements, dtype, entry["time_created_ns"])
+
+
+def only(calls: Collection[Call], *allowed: str) -> None:
+    """Raise NotYet if anything else was called."""
+    others = {call.name for call in calls} - set(allowed)
+    if others:
+        raise NotYet(
+            f"you called {' and '.join(sorted(others))}: this exercise is about building it from "
+            f"{' and '.join(allowed)} alone"
+        )
+
+
+def expect(got: object, wanted: torch.Tensor, what: str, tolerance: float = 1e-4) -> None:
+    """Raise NotYet unless `got` is a tensor like `wanted`; `what` names it to the learner."""
+    place = f"on rank {dist.get_rank()} of {dist.get_world_size()}, {what}"
+    if not isinstance(got, torch.Tensor):
+        raise NotYet(f"{place} should be a tensor, but it is {show(got)}")
+    if got.shape != wanted.shape:
+        raise NotYet(f"{place} has the shape {tuple(got.shape)}, expected {tuple(wanted.shape)}")
+    if not torch.allclose(got.detach().double(), wanted.double(), rtol=tolerance, atol=tolerance):
+        raise NotYet(f"{place} is {show(got)}, expected {show(wanted)}")
+
+
+def show(value: object) -> str:
+    """A value in a few characters."""
+    if isinstance(value, torch.Tensor):
+        numbers = [f"{number:.4g}" for number in value.detach().flatten()[:4].tolist()]
+        return f"[{', '.join(numbers)}{', ...' if value.numel() > 4 else ''}]"
+    text = str(value)
+    return text if len(text) < 80 else text[:77] + "..."
+
+
+def by_rank(make: Callable[[int], torch.Tensor]) -> list[torch.Tensor]:
+    """`make(rank)` for all ranks, the same list on each: nobody has to ask."""
+    return [make(rank) for rank in range(dist.get_world_size())]
+
+
+def different(values: list) -> tuple[int, int] | None:
+    """The first two ranks whose tensors differ, or None."""
+    for one, other in itertools.combinations(range(len(values)), 2):
+        if not torch.equal(torch.as_tensor(values[one]), torch.as_tensor(values[other])):
+            return one, other
+    return None

@@ -1,0 +1,134 @@
+"""All-reduce on a ring, in chunks: what real libraries do for large tensors."""
+
+import torch
+import torch.distributed as dist
+
+from ddp_helpers.exercises._core import Exercise, NotYet, Wrong
+from ddp_helpers.exercises._ranks import by_rank, expect, only, watched
+
+EXERCISE = Exercise(
+    title="Ring all-reduce in chunks",
+    name="my_all_reduce",
+    task="Sum `tensor` (one dimension) over all ranks, in place, with send and recv (isend and "
+    "irecv are fine). Cut it into world_size chunks. Talk to your two neighbours only: send to "
+    "rank + 1, receive from rank - 1. No rank may send more than about twice its tensor, however "
+    "many ranks there are. The length need not be divisible by the number of ranks.",
+    hints=(
+        "Two rounds around the ring. In the first, chunks are added up on their way; in the "
+        "second, finished chunks are passed on and replace what is there.",
+        "tensor.tensor_split(world_size) gives views: what you add to them arrives in `tensor`. "
+        "Each round has world_size - 1 steps.",
+        "In step s of the first round rank r sends chunk r - s and adds what comes to chunk "
+        "r - s - 1 (modulo world_size). In the second it sends r + 1 - s. If all ranks send "
+        "first, large messages block: use isend, then recv, then wait.",
+    ),
+    lesson="Each rank sends 2 (n - 1) / n of its tensor: nearly the same for 2 ranks and for 1000.",
+    minutes=30,
+)
+
+
+def starter(tensor):
+    rank, size = dist.get_rank(), dist.get_world_size()
+    chunks = list(tensor.tensor_split(size))
+    right, left = (rank + 1) % size, (rank - 1) % size
+    raise NotImplementedError(f"send chunks to {right}, receive from {left}: {len(chunks)} chunks")
+
+
+def solution(tensor):
+    rank, size = dist.get_rank(), dist.get_world_size()
+    chunks = list(tensor.tensor_split(size))
+    right, left = (rank + 1) % size, (rank - 1) % size
+    for step in range(2 * (size - 1)):
+        adding = step < size - 1
+        first = rank - step if adding else rank + 1 - (step - (size - 1))
+        outgoing, target = chunks[first % size], chunks[(first - 1) % size]
+        incoming = torch.empty_like(target)
+        sending = dist.isend(outgoing.clone(), dst=right)
+        dist.recv(incoming, src=left)
+        sending.wait()
+        target.add_(incoming) if adding else target.copy_(incoming)
+
+
+def on_rank(answer, length):
+    parts = by_rank(lambda rank: torch.randn(length))
+    tensor = parts[dist.get_rank()].clone()
+    with watched() as calls:
+        answer(tensor)
+    only(calls, "send", "recv")
+    expect(tensor, torch.stack(parts).sum(0), f"with {length} elements, the tensor")
+    return sum(call.elements for call in calls if call.name == "send")
+
+
+def check(ranks):
+    for nprocs, length in ((2, 8), (3, 30), (4, 4099)):
+        sent = max(ranks.run(on_rank, nprocs, length))
+        allowed = 2 * length * (nprocs - 1) / nprocs + 2 * nprocs
+        if sent > allowed:
+            raise NotYet(
+                f"the sum is right, but on {nprocs} ranks one rank sends {sent} numbers for a "
+                f"tensor of {length}; in chunks, about {round(allowed)} are enough"
+            )
+
+
+def whole_tensors(tensor):
+    size, passing = dist.get_world_size(), tensor.clone()
+    for _ in range(size - 1):
+        sending = dist.isend(passing.clone(), dst=(dist.get_rank() + 1) % size)
+        dist.recv(passing, src=(dist.get_rank() - 1) % size)
+        sending.wait()
+        tensor += passing
+
+
+def calls_it(tensor):
+    dist.all_reduce(tensor)
+
+
+def one_round(tensor):
+    size, rank = dist.get_world_size(), dist.get_rank()
+    chunks = list(tensor.tensor_split(size))
+    for step in range(size - 1):
+        sending = dist.isend(chunks[(rank - step) % size].clone(), dst=(rank + 1) % size)
+        incoming = torch.empty_like(chunks[(rank - step - 1) % size])
+        dist.recv(incoming, src=(rank - 1) % size)
+        sending.wait()
+        chunks[(rank - step - 1) % size].add_(incoming)
+
+
+def rest_forgotten(tensor):
+    even = len(tensor) // dist.get_world_size() * dist.get_world_size()
+    solution(tensor[:even])  # what is left over at the end is never summed
+
+
+def waits_first(tensor):
+    dist.recv(torch.empty_like(tensor), src=(dist.get_rank() - 1) % dist.get_world_size())
+    dist.send(tensor, dst=(dist.get_rank() + 1) % dist.get_world_size())
+
+
+def with_padding(tensor):
+    size, rank = dist.get_world_size(), dist.get_rank()
+    width = -(-len(tensor) // size)
+    table = torch.zeros(size * width)
+    table[: len(tensor)] = tensor
+    table = table.view(size, width)
+    for adding in (True, False):
+        for step in range(size - 1):
+            mine = (rank - step + (not adding)) % size
+            box = torch.zeros(width)
+            jobs = [
+                dist.P2POp(dist.isend, table[mine].clone(), (rank + 1) % size),
+                dist.P2POp(dist.irecv, box, (rank - 1) % size),
+            ]
+            for job in dist.batch_isend_irecv(jobs):
+                job.wait()
+            table[mine - 1] = table[mine - 1] + box if adding else box
+    tensor.copy_(table.flatten()[: len(tensor)])
+
+
+WRONG = (
+    Wrong(whole_tensors, "the sum is right, but on 3 ranks"),
+    Wrong(calls_it, "you called all_reduce"),
+    Wrong(one_round, "with 8 elements, the tensor is"),
+    Wrong(rest_forgotten, "with 4099 elements, the tensor is"),
+    Wrong(waits_first, "my_all_reduce did not end"),
+)
+ALSO_RIGHT = (with_padding,)

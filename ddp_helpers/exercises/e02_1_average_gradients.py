@@ -1,0 +1,122 @@
+"""DDP by hand: average the gradients after backward."""
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from ddp_helpers.exercises._core import Exercise, NotYet, Wrong
+from ddp_helpers.exercises._ranks import expect
+
+EXERCISE = Exercise(
+    title="Average gradients by hand",
+    name="average_gradients",
+    task="backward() has just run on each rank, each with another part of the batch. Make every "
+    "gradient of `model` the average over all ranks, in place, with dist alone. A parameter that "
+    "took no part has the gradient None on all ranks: leave it so.",
+    hints=(
+        "Which collective gives everybody a sum? And what makes a sum an average?",
+        "model.parameters() gives the parameters, parameter.grad the gradient.",
+        "all_reduce each gradient that is not None, then divide it by the number of ranks.",
+    ),
+    lesson="That is all the mathematics in DDP; the rest of it is speed.",
+    minutes=8,
+)
+
+
+def starter(model):
+    for parameter in model.parameters():
+        raise NotImplementedError(f"average {parameter.grad}")
+
+
+def solution(model):
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= dist.get_world_size()
+
+
+def make_model():
+    """The same on all ranks; its last layer is not used."""
+    return nn.ModuleList([nn.Linear(5, 4), nn.Linear(4, 2), nn.Linear(2, 2)])
+
+
+def forward(model, x):
+    return model[1](torch.tanh(model[0](x))).square().mean()
+
+
+def whole_gradients(model, x):
+    """What one process would get for the whole batch."""
+    model.zero_grad(set_to_none=True)
+    forward(model, x).backward()
+    grads = [p.grad for p in model.parameters()]
+    model.zero_grad(set_to_none=True)
+    return grads
+
+
+def on_rank(answer):
+    model, x = make_model(), torch.randn(12, 5)
+    whole = whole_gradients(model, x)
+    forward(model, x.chunk(dist.get_world_size())[dist.get_rank()]).backward()
+    weights = [parameter.detach().clone() for parameter in model.parameters()]
+    answer(model)
+    for (name, parameter), before in zip(model.named_parameters(), weights, strict=True):
+        if not torch.equal(parameter, before):
+            raise NotYet(f"the weight {name} itself has changed: only gradients should")
+    for (name, parameter), grad in zip(model.named_parameters(), whole, strict=True):
+        if grad is None:
+            if parameter.grad is not None:
+                raise NotYet(f"{name} took no part, and yet it has a gradient now")
+        else:
+            expect(parameter.grad, grad, f"the gradient of {name}")
+
+
+def check(ranks):
+    for nprocs in (2, 3):
+        ranks.run(on_rank, nprocs)
+
+
+def not_divided(model):
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            dist.all_reduce(parameter.grad)
+
+
+def weights_instead(model):
+    for parameter in model.parameters():
+        dist.all_reduce(parameter.data)  # a sum, and not of gradients
+
+
+def none_forgotten(model):
+    for parameter in model.parameters():
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= dist.get_world_size()
+
+
+def zeros_for_none(model):
+    for parameter in model.parameters():
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    solution(model)
+
+
+def rank_0_only(model):
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            dist.broadcast(parameter.grad, src=0)
+
+
+def divides_first(model):
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in grads]) / dist.get_world_size()
+    dist.all_reduce(flat)
+    for grad, piece in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+        grad.copy_(piece.view_as(grad))
+
+
+WRONG = (
+    Wrong(not_divided, "the gradient of 0.weight is"),
+    Wrong(weights_instead, "itself has changed"),
+    Wrong(none_forgotten, "average_gradients failed on 2 ranks"),
+    Wrong(zeros_for_none, "took no part"),
+)
+ALSO_RIGHT = (divides_first,)

@@ -1,0 +1,98 @@
+"""A communication hook for DDP that sends half the bytes."""
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ddp_helpers.exercises._core import Exercise, NotYet, Wrong
+from ddp_helpers.exercises._ranks import expect, watched
+
+EXERCISE = Exercise(
+    title="Half the bytes",
+    name="half_hook",
+    task="Write a communication hook for DDP that sends bfloat16 instead of float32. It gets a "
+    "bucket and returns a future; the future's value is one flat float32 tensor, the average over "
+    "the ranks. It is used as ddp.register_comm_hook(None, half_hook).",
+    hints=(
+        "bucket.buffer() is the flat gradient. Notebook 02 has a hook that forgets something.",
+        "dist.all_reduce(x, async_op=True).get_future() gives a future; .then(f) goes on from it.",
+        "Divide, .to(torch.bfloat16), all_reduce, and in .then turn done.value()[0] back.",
+    ),
+    lesson="torch has it ready made: default_hooks.bf16_compress_hook.",
+    minutes=15,
+)
+
+
+def starter(state, bucket):
+    job = dist.all_reduce(bucket.buffer(), async_op=True)  # float32, and only a sum
+    return job.get_future().then(lambda done: done.value()[0])
+
+
+def solution(state, bucket):
+    small = (bucket.buffer() / dist.get_world_size()).to(torch.bfloat16)
+    job = dist.all_reduce(small, async_op=True)
+    return job.get_future().then(lambda done: done.value()[0].to(torch.float32))
+
+
+def on_rank(answer):
+    model, x = nn.Linear(6, 3), torch.randn(12, 6)
+    model(x).square().mean().backward()
+    whole = [parameter.grad.clone() for parameter in model.parameters()]
+    ddp = DistributedDataParallel(model)
+    ddp.register_comm_hook(None, lambda state, bucket: answer(state, bucket))
+    ddp.zero_grad(set_to_none=True)
+    with watched() as calls:
+        ddp(x.chunk(dist.get_world_size())[dist.get_rank()]).square().mean().backward()
+    for (name, parameter), grad in zip(model.named_parameters(), whole, strict=True):
+        expect(parameter.grad, grad, f"the gradient of {name}", tolerance=0.03)
+    large = [call for call in calls if "float" in call.dtype.lower() and call.elements > 1]
+    if not large:
+        raise NotYet("no gradient was sent at all")
+    wide = {call.dtype for call in large} - {"BFloat16", "bfloat16"}
+    if wide:
+        raise NotYet(f"the gradients are right, but {', '.join(wide)} was sent, not bfloat16")
+
+
+def check(ranks):
+    for nprocs in (2, 3):
+        ranks.run(on_rank, nprocs)
+
+
+def full_width(state, bucket):
+    job = dist.all_reduce(bucket.buffer() / dist.get_world_size(), async_op=True)
+    return job.get_future().then(lambda done: done.value()[0])
+
+
+def not_divided(state, bucket):
+    job = dist.all_reduce(bucket.buffer().to(torch.bfloat16), async_op=True)
+    return job.get_future().then(lambda done: done.value()[0].to(torch.float32))
+
+
+def no_future(state, bucket):
+    small = bucket.buffer().to(torch.bfloat16)
+    dist.all_reduce(small)
+    return small.to(torch.float32)
+
+
+def never_sent(state, bucket):
+    future = torch.futures.Future()
+    future.set_result(bucket.buffer())
+    return future
+
+
+def waits_itself(state, bucket):
+    small = bucket.buffer().div(dist.get_world_size()).bfloat16()
+    dist.all_reduce(small)
+    future = torch.futures.Future()
+    future.set_result(small.float())
+    return future
+
+
+WRONG = (
+    Wrong(full_width, "was sent, not bfloat16"),
+    Wrong(not_divided, "the gradient of weight is"),
+    Wrong(no_future, "half_hook failed on 2 ranks"),
+)
+ALSO_RIGHT = (waits_itself,)
+STARTER_SAYS = "the gradient of weight is"

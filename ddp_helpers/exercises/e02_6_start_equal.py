@@ -1,0 +1,88 @@
+"""Make all ranks start from the same model, without DDP."""
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from ddp_helpers.exercises._core import Exercise, Wrong
+from ddp_helpers.exercises._ranks import expect
+
+EXERCISE = Exercise(
+    title="Start equal",
+    name="start_equal",
+    task="Each rank has made its model from another seed. Give all ranks the model of rank 0: "
+    "every number that its state_dict holds, in place.",
+    hints=(
+        "One rank has it, all others need it. Which collective is that?",
+        "BatchNorm keeps numbers that are no parameters. Where does a model keep those?",
+        "Loop over model.state_dict().values(): they share their memory with the model.",
+    ),
+    lesson="DDP does the same when it wraps a model, buffers included.",
+    minutes=8,
+)
+
+
+def starter(model):
+    for parameter in model.parameters():
+        dist.broadcast(parameter.data, src=0)  # something is still missing
+
+
+def solution(model):
+    for tensor in model.state_dict().values():
+        dist.broadcast(tensor, src=0)
+
+
+def make_model(seed):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    model(torch.randn(5, 3))  # its buffers are no longer zeros and ones
+    return model
+
+
+def on_rank(answer, seed):
+    wanted, model = make_model(seed).state_dict(), make_model(seed + dist.get_rank())
+    answer(model)
+    for name, tensor in model.state_dict().items():
+        expect(tensor, wanted[name], f"{name}")
+
+
+def check(ranks):
+    for nprocs, seed in ((2, 5), (3, 17)):
+        ranks.run(on_rank, nprocs, seed)
+
+
+def averages(model):
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():
+            dist.all_reduce(tensor)
+            tensor /= dist.get_world_size()
+
+
+def from_itself(model):
+    for tensor in model.state_dict().values():
+        dist.broadcast(tensor, src=dist.get_rank())
+
+
+def copies(model):
+    for parameter in model.parameters():
+        dist.broadcast(parameter.data.clone(), src=0)
+
+
+def only_rank_0(model):
+    if dist.get_rank() == 0:
+        solution(model)
+
+
+def as_an_object(model):
+    box = [model.state_dict()]
+    dist.broadcast_object_list(box, src=0)
+    model.load_state_dict(box[0])
+
+
+WRONG = (
+    Wrong(averages, "on rank 0 of 2, 0.weight is"),
+    Wrong(copies, "on rank 1 of 2, 0.weight is"),
+    Wrong(only_rank_0, "did not end"),
+)
+ALSO_RIGHT = (as_an_object,)
+STARTER_SAYS = "1.running_mean is"
