@@ -70,10 +70,14 @@ def _waits_for_child(stack: Sequence[Frame]) -> bool:
     return fork or loader
 
 
+def _verb(ranks: Sequence[int]) -> str:
+    return "waits" if len(ranks) == 1 else "wait"
+
+
 def _stuck_child(ranks: Sequence[int]) -> Diagnosis:
     return Diagnosis(
         "child-stuck",
-        f"{name_ranks(ranks)} waits for a child process of its own that does not end: a fork of "
+        f"{name_ranks(ranks)} {_verb(ranks)} for a child process that does not end: a fork of "
         "a process with threads or CUDA in use often freezes",
         'start children with "spawn" or "forkserver", or before the threads; '
         "for a loader try num_workers=0",
