@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ddp_helpers.widgets._base import Explorable
 
-NAMES = ("machine_room", "collectives", "ring", "sampler", "accumulation")
+NAMES = (
+    *("machine_room", "collectives", "ring", "one_step", "sampler", "accumulation", "ladder"),
+    *("monitor", "overlap", "planner", "fault_lab"),
+)
 
 
 def explore(name: str, **start: object) -> Explorable:

@@ -8,9 +8,10 @@ nbconvert, the same output holds the picture as PNG, and its words.
 from __future__ import annotations
 
 import base64
+import functools
 import html
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from ddp_helpers.figures import png_bytes
@@ -41,7 +42,7 @@ class Explorable:
         run: with it there is a button, and the values of the controls go to real ranks.
         run_label: what the button says.
         result: what is known before the first run.
-        keep: the result does not depend on the controls, so it stays when they move.
+        keeps: names of controls that the result does not depend on: it stays when they move.
     """
 
     def __init__(
@@ -53,22 +54,22 @@ class Explorable:
         run: Callable[..., object] | None = None,
         run_label: str = "Run on real ranks",
         result: object = None,
-        keep: bool = False,
+        keeps: Collection[str] = (),
     ) -> None:
         import ipywidgets
 
         self.title, self.controls, self._draw, self._run = title, dict(controls), draw, run
-        self.result, self._keep = result, keep
+        self.result = result
         self._busy = threading.Lock()
         self._view = ipywidgets.HTML(layout={"margin": "0"})
         self._status = ipywidgets.HTML(layout={"margin": "0"})
-        for control in self.controls.values():
+        for name, control in self.controls.items():
             control.style.description_width = "initial"
             if isinstance(control, ipywidgets.IntSlider | ipywidgets.SelectionSlider):
                 control.layout.width = f"{210 + 8 * len(control.description)}px"
             else:
                 control.layout.width = "auto"
-            control.observe(self._changed, "value")
+            control.observe(functools.partial(self._changed, name not in keeps), "value")
         row = list(self.controls.values())
         if run:
             self.button = ipywidgets.Button(
@@ -123,8 +124,8 @@ class Explorable:
             self.button.disabled = False
             self._busy.release()
 
-    def _changed(self, _: object) -> None:
-        if not self._keep:
+    def _changed(self, forget: bool, _: object) -> None:
+        if forget:
             self.result = None  # it belongs to other values
         self.redraw()
 

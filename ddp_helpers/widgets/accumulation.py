@@ -155,4 +155,6 @@ def explorable(
         "mib": IntSlider(mib, 1, 100, description="gradients (MiB)"),
         "way": Dropdown(value=way, options=WAYS, description="way"),
     }
-    return Explorable("Accumulation: when do the ranks talk?", controls, draw, run=run)
+    return Explorable(
+        "Accumulation: when do the ranks talk?", controls, draw, run=run, keeps=["mib"]
+    )

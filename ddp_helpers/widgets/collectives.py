@@ -155,8 +155,8 @@ def _in_words(
     if result is None:
         return (
             f"{op} on {ranks} ranks: rank 0 starts with {_listed(before[0])}, rank 1 with "
-            f"{_listed(before[1])}, in blocks of {kib} KiB. What will each rank hold? Predict, then "
-            "run it."
+            f"{_listed(before[1])}, in blocks of {kib} KiB. What will each rank hold? "
+            "Predict, then run it."
         )
     answers = [f"rank {rank} {_listed(moved.after)}" for rank, moved in enumerate(result)]
     text = f"{op} ran on {ranks} real ranks (CPU, gloo). After it: {'; '.join(answers)}."

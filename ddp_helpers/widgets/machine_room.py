@@ -134,5 +134,5 @@ def explorable(
         run=lambda **_: look(),
         run_label="Check again",
         result=look(),
-        keep=True,
+        keeps=tuple(controls),
     )

@@ -12,16 +12,42 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DistributedSampler
 
-from ddp_helpers import widgets
+from ddp_helpers import faults, widgets
+from ddp_helpers.cost_records import Link, Machine, Work
 from ddp_helpers.environment_report import Check, EnvironmentReport
-from ddp_helpers.widgets import accumulation, machine_room, ring, sampler
+from ddp_helpers.records import LaunchResult, RankResult
+from ddp_helpers.widgets import (
+    accumulation,
+    fault_lab,
+    ladder,
+    machine_room,
+    monitor,
+    one_step,
+    overlap,
+    planner,
+    ring,
+    sampler,
+)
 from ddp_helpers.widgets._base import WIDGET_VIEW, Explorable, Picture
-from ddp_helpers.widgets._scene import Scene, ticks
+from ddp_helpers.widgets._scene import Line, Scene, ticks
+
+settings.register_profile("slow machines", deadline=None)
+settings.load_profile("slow machines")
+
+
+RESULTS = {
+    "planner": planner.Measured(
+        Machine("here", Link("loopback", 1e-4, 1e9)), Work("cnn", 10**5, 1e-3), {1: 0.1, 2: 0.2}, 64
+    )
+}
+"""What takes long to measure, and is measured in a browser's test."""
 
 
 @pytest.fixture(params=widgets.NAMES)
 def explorable(request):
-    return widgets.explore(request.param)
+    shown = widgets.explore(request.param)
+    shown.result = RESULTS.get(request.param, shown.result)
+    return shown
 
 
 def test_each_leaves_a_picture_and_words_for_readers_without_a_kernel(explorable):
@@ -114,7 +140,6 @@ DEALS = given(
 
 
 @DEALS
-@settings(deadline=None)
 def test_the_deal_is_that_of_torch(samples, ranks, shuffle, drop_last, epoch):
     if drop_last and samples < ranks:
         return
@@ -128,7 +153,6 @@ def test_the_deal_is_that_of_torch(samples, ranks, shuffle, drop_last, epoch):
 
 
 @DEALS
-@settings(deadline=None)
 def test_padding_is_what_comes_after_the_whole_dataset(samples, ranks, shuffle, drop_last, epoch):
     if drop_last and samples < ranks:
         return
@@ -212,3 +236,118 @@ def test_the_last_micro_batch_of_a_step_always_talks(way):
     assert len(spoken) == 12
     assert all(spoken[3::4])
     assert sum(spoken) == (3 if way == accumulation.WAYS[1] else 12)
+
+
+@pytest.mark.parametrize("pair", ladder.RUNGS, ids="-".join)
+def test_both_columns_of_a_rung_are_the_files_as_they_are(pair):
+    found = ladder.rows(*pair)
+    for at, name in enumerate(pair):
+        lines = [(row.old, row.new)[at] for row in found]
+        numbers = [(row.number, row.new_number)[at] for row in found]
+        text = (ladder.FOLDER / f"{name}.py").read_text().splitlines()
+        assert [line for line in lines if line is not None] == text
+        assert [n for n in numbers if n is not None] == list(range(1, len(text) + 1))
+    same, new, gone = ladder.counts(*pair)
+    assert same + new == len((ladder.FOLDER / f"{pair[1]}.py").read_text().splitlines())
+    assert same > max(new, gone)  # a small step
+
+
+def test_the_ladder_has_each_template_and_each_is_a_step_from_an_earlier_one():
+    known = {"single_process"}
+    for before, after in ladder.RUNGS:
+        assert before in known
+        known.add(after)
+    marked = {path.stem for path in ladder.FOLDER.glob("*.py") if "# NEW" in path.read_text()}
+    assert marked <= known
+
+
+def test_a_shortened_table_has_every_changed_line():
+    few = ladder.table("data_parallel", "ddp_spawn", whole=False)
+    whole = ladder.table("data_parallel", "ddp_spawn", whole=True)
+    assert few.count("<tr>") < whole.count("<tr>")
+    assert few.count(ladder.NEW) == whole.count(ladder.NEW) > 20
+
+
+@pytest.mark.parametrize("name", faults.names())
+def test_the_suspects_hold_the_right_one_and_the_code_does_not_tell(name):
+    found = fault_lab.suspects(name)
+    assert len(set(found)) == 4
+    assert faults.load(name).FAULT.title in found
+    code = fault_lab.code(name)
+    assert "# FAULT" not in code
+    assert "def faulty" in code
+    assert "def fixed" not in code
+
+
+def test_the_right_suspect_is_not_always_at_the_same_place():
+    places = {
+        fault_lab.suspects(name).index(faults.load(name).FAULT.title) for name in faults.names()
+    }
+    assert places == {0, 1, 2, 3}
+
+
+def test_a_diagnosis_is_judged_only_after_the_run():
+    title = faults.load("uneven_batches").FAULT.title
+    at = ("hangs", "uneven_batches", "faulty")
+    assert "Not run yet" in fault_lab.draw(*at, title, None).words
+    ranks = (RankResult(0, exit_code=-9, seconds=2.0), RankResult(1, exit_code=None, seconds=1.5))
+    seen = faults.Seen("the report", (), "printed\n", LaunchResult(ranks))
+    told = fault_lab.draw(*at, title, seen)
+    assert "rank 0 was killed or left early after 2.0 s; rank 1 was ended by" in told.words
+    assert "Right: Uneven batches" in told.words
+    assert "the report" in told.detail
+    wrong = fault_lab.draw(*at, "Something else", seen)
+    assert "Not that one" in wrong.words
+    assert "the report" not in wrong.detail
+
+
+def test_the_throughput_is_that_of_the_last_two_seconds():
+    one = monitor.OfRank()
+    for at in range(11):
+        one.tell(100 + at, step=10 * min(at, 6) + 50 * max(0, at - 6), total=300, loss=1.0)
+    assert one.steps_per_second() == pytest.approx(50)
+    assert monitor.OfRank().steps_per_second() == 0.0
+
+
+def test_a_long_run_keeps_its_first_and_last_step_and_few_points():
+    one = monitor.OfRank()
+    for step in range(1, 5001):
+        one.tell(step / 100, step, 5000, 1 / step)
+    assert one.losses[0][0] == 1
+    assert one.losses[-1][0] == 5000
+    assert len(one.losses) <= 2 * monitor.MOST_POINTS
+    steps = [step for step, _ in one.losses]
+    assert steps == sorted(steps)
+
+
+def test_what_a_worker_does_at_a_moment():
+    step = one_step.Step(
+        (
+            one_step.Part("rank 0", "forward", 0, 4),
+            one_step.Part("rank 0", "backward", 4, 10),
+            one_step.Part("rank 0", "average", 6, 10),
+            one_step.Part("rank 1", "forward", 1, 4),
+        ),
+        10.0,
+    )
+    assert one_step.at_the_moment(step, 0.5) == {"rank 0": "forward", "rank 1": "waits"}
+    assert one_step.at_the_moment(step, 7) == {"rank 0": "backward and average", "rank 1": "waits"}
+    assert one_step.at_the_moment(step, 11) == {"rank 0": "is done", "rank 1": "is done"}
+
+
+def test_the_size_of_the_gradients_is_that_of_torch():
+    net = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(3)))
+    size = sum(parameter.numel() for parameter in net.parameters()) * 4 / 2**20
+    assert overlap.gradients_mib(3, 64) == pytest.approx(size)
+
+
+def test_the_planner_draws_what_the_model_says():
+    ranks, told = planner.plan("PCs, 1 Gbit/s", 25.6, 1.5, 64, 1, "float32", 16)
+    picture = planner.draw("PCs, 1 Gbit/s", 25.6, 1.5, 64, 1, "float32", 16, None)
+    assert f"{told.samples_per_second.value[-1]:,.0f} samples/s" in picture.words
+    assert f"efficiency of {told.efficiency.value[-1]:.0%}" in picture.words
+    assert list(ranks) == list(range(1, 17))
+    curve = [s for s in picture.scene.shapes if isinstance(s, Line) and s.width == 2.5]
+    assert len(curve) == 15
+    ideal = (planner.TOP + planner.HIGH - curve[-1].to_y) / planner.HIGH
+    assert ideal == pytest.approx(told.efficiency.value[-1], abs=0.01)

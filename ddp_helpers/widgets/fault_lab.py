@@ -1,0 +1,180 @@
+"""The failure lab as a game: pick a fault, run it, watch the ranks, and say what was wrong."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import html
+import inspect
+import re
+from typing import TYPE_CHECKING
+
+from ddp_helpers import faults
+from ddp_helpers.figures import BLUE, GREEN, GREY, ORANGE, VERMILLION
+from ddp_helpers.widgets._scene import Scene
+
+if TYPE_CHECKING:
+    from ddp_helpers.faults import Seen
+    from ddp_helpers.records import RankResult
+    from ddp_helpers.widgets._base import Explorable, Picture
+
+VERSIONS = ("faulty", "mended")
+NOT_YET = "..."
+LINES = 12  # of the ranks' own text
+ENDS = {
+    "returned": GREEN,
+    "raised an error": VERMILLION,
+    "was ended by the launcher": ORANGE,
+    "was killed or left early": BLUE,
+}
+HATCHED = ("raised an error", "was killed or left early")
+
+
+def suspects(name: str) -> list[str]:
+    """Four titles, the right one among them, always in the same order for one fault."""
+    group = faults.load(name).FAULT.group
+    others = [other for other in faults.names() if other != name]
+    near = [other for other in others if faults.load(other).FAULT.group == group]
+    mixed = sorted(near, key=lambda other: _chance(name, other))
+    mixed += sorted(set(others) - set(near), key=lambda other: _chance(name, other))
+    chosen = sorted([name, *mixed[:3]], key=lambda other: _chance("place", name, other))
+    return [faults.load(other).FAULT.title for other in chosen]
+
+
+def _chance(*words: str) -> str:
+    return hashlib.sha256("/".join(words).encode()).hexdigest()
+
+
+def code(name: str) -> str:
+    """The functions of a fault, without its mend and without the comment that gives it away."""
+    text = inspect.getsource(faults.load(name))
+    functions = [
+        ast.get_source_segment(text, node)
+        for node in ast.parse(text).body
+        if isinstance(node, ast.FunctionDef) and node.name != "fixed"
+    ]
+    return re.sub(r"\s*# FAULT.*", "", "\n\n".join(filter(None, functions)))
+
+
+def how_it_ended(rank: RankResult) -> str:
+    """One of `ENDS`."""
+    if rank.ok:
+        return "returned"
+    if rank.error is not None:
+        return "raised an error"
+    return "was ended by the launcher" if rank.exit_code is None else "was killed or left early"
+
+
+def run(group: str, fault: str, version: str, guess: str) -> Seen:
+    """The fault or its mend, on real ranks."""
+    return faults.run(fault, fixed=version == VERSIONS[1])
+
+
+def draw(group: str, fault: str, version: str, guess: str, result: Seen | None) -> Picture:
+    """How long each rank lived and how it ended; below, what it printed, and the code."""
+    from ddp_helpers.widgets._base import Picture
+
+    ranks = result.result.ranks if result and result.result else ()
+    scene = _scene(ranks, run=result is not None)
+    return Picture(scene, _in_words(fault, version, guess, result), _detail(fault, guess, result))
+
+
+def _in_words(fault: str, version: str, guess: str, result: Seen | None) -> str:
+    title = faults.load(fault).FAULT.title
+    if result is None:
+        return "Not run yet. Read the code, predict what the ranks will do, then run it."
+    if result.result is None:
+        text = f"Ran as a command in a terminal ({version})."
+    else:
+        ends = [
+            f"rank {rank.rank} {how_it_ended(rank)} after {rank.seconds:.1f} s"
+            for rank in result.result.ranks
+        ]
+        text = f"Ran on {len(ends)} real ranks ({version}): {'; '.join(ends)}."
+    if version == VERSIONS[1]:
+        return f"{text} This is the mend of: {title}."
+    if guess == NOT_YET:
+        return f"{text} What is wrong? Choose a diagnosis."
+    if guess == title:
+        return f"{text} Right: {title}. {faults.load(fault).FAULT.cause}"
+    return f"{text} Not that one: {guess} looks different. Read the last lines again."
+
+
+def _detail(fault: str, guess: str, result: Seen | None) -> str:
+    module = faults.load(fault)
+    boxes = []
+    if result is not None:
+        lines = result.output.strip().splitlines()
+        boxes.append(("What the ranks printed", "\n".join(lines[-LINES:]) or "nothing"))
+    if guess == module.FAULT.title:
+        boxes.append(("The mend", inspect.getsource(module.fixed)))
+    else:
+        boxes.append(("The code", code(fault)))
+    if result is not None and guess == module.FAULT.title:
+        boxes.append(("The report", result.report or "nothing to report"))
+        boxes.append(("What to do", module.FAULT.mend))
+    return "".join(
+        f'<div style="margin-top:6px"><b>{name}</b><pre tabindex="0" style="margin:2px 0;'
+        "font-size:11px;white-space:pre-wrap;max-height:220px;overflow:auto;"
+        f'border-left:3px solid {GREY};padding-left:8px">{html.escape(text)}</pre></div>'
+        for name, text in boxes
+    )
+
+
+def _scene(ranks: tuple[RankResult, ...], *, run: bool) -> Scene:
+    left, wide, row = 64, 640, 30
+    scene = Scene(900, 34 + row * max(1, len(ranks)) + 44)
+    for at, (name, color) in enumerate(ENDS.items()):
+        x = left + (0, 110, 240, 430)[at]
+        scene.box(x, 4, 14, 14, fill=color, hatch=name in HATCHED)
+        scene.text(x + 20, 11, name, anchor="start", size=11)
+    if not ranks:
+        text = "it ran as a command" if run else "not run yet"
+        scene.text(left, 48, text, anchor="start", size=14, color=GREY)
+        return scene
+    top = max(rank.seconds for rank in ranks) or 1.0
+    for at, rank in enumerate(ranks):
+        y, end = 32 + row * at, how_it_ended(rank)
+        scene.text(left - 8, y + 11, f"rank {rank.rank}", anchor="end")
+        look = {"fill": ENDS[end], "hatch": end in HATCHED}
+        scene.box(left, y, max(2.0, wide * rank.seconds / top), 22, **look)
+        where = left + wide * rank.seconds / top + 8
+        scene.text(where, y + 11, f"{end}, {rank.seconds:.1f} s", anchor="start", size=11)
+    scene.axis(left, 36 + row * len(ranks), wide, top, "time that the rank lived (s)")
+    return scene
+
+
+def explorable(
+    fault: str = "uneven_batches", version: str = VERSIONS[0], guess: str = NOT_YET
+) -> Explorable:
+    """Pick a fault, run it, and find out what it is."""
+    from ipywidgets import Dropdown
+
+    from ddp_helpers.widgets._base import Explorable
+
+    group = faults.load(fault).FAULT.group
+    controls = {
+        "group": Dropdown(value=group, options=faults.GROUPS, description="it shows as"),
+        "fault": Dropdown(value=fault, options=_cases(group), description="case"),
+        "version": Dropdown(value=version, options=VERSIONS, description="version"),
+        "guess": Dropdown(
+            value=guess, options=[NOT_YET, *suspects(fault)], description="your diagnosis"
+        ),
+    }
+
+    def another_group(change: dict[str, str]) -> None:
+        controls["fault"].options = _cases(change["new"])
+
+    def another_fault(change: dict[str, str]) -> None:
+        controls["guess"].options = [NOT_YET, *suspects(change["new"])]
+        controls["guess"].value = NOT_YET
+
+    controls["group"].observe(another_group, "value")
+    controls["fault"].observe(another_fault, "value")
+    title = "Failure lab: what is wrong here?"
+    return Explorable(title, controls, draw, run=run, keeps=["group", "guess"])
+
+
+def _cases(group: str) -> list[tuple[str, str]]:
+    """Numbers, because a name would give it away."""
+    return [(f"case {at + 1}", name) for at, name in enumerate(faults.names(group))]

@@ -1,0 +1,258 @@
+"""A training on real ranks, watched while it runs: steps, loss and throughput of each rank."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ddp_helpers.figures import FILLS, GREY, LINES
+from ddp_helpers.launch import LaunchStopped, launch
+from ddp_helpers.widgets._base import Explorable
+from ddp_helpers.widgets._scene import Scene
+
+if TYPE_CHECKING:
+    from ddp_helpers.widgets._base import Picture
+
+PER_SECOND = 8  # redraws
+MOST_POINTS = 120
+WINDOW = 2.0  # seconds over which the throughput is taken
+
+
+@dataclass
+class OfRank:
+    """What one rank has told so far."""
+
+    steps: list[tuple[float, int]] = field(default_factory=list)
+    """(seconds on the monotonic clock, steps done)."""
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    total: int = 0
+    how: str = "starts"
+
+    @property
+    def step(self) -> int:
+        return self.steps[-1][1] if self.steps else 0
+
+    def steps_per_second(self) -> float:
+        """Over the last two seconds; 0 before the second report."""
+        if len(self.steps) < 2:
+            return 0.0
+        end, done = self.steps[-1]
+        start, before = next(old for old in self.steps if old[0] >= end - WINDOW)
+        return (done - before) / (end - start) if end > start else 0.0
+
+    def tell(self, now: float, step: int, total: int | None, loss: float | None) -> None:
+        """A report has come; the whole run stays in sight, at half the detail if it is long."""
+        self.steps.append((now, step))
+        self.total, self.how = total or 0, "trains"
+        if isinstance(loss, float):
+            self.losses.append((step, loss))
+        for told in (self.steps, self.losses):
+            if len(told) > 2 * MOST_POINTS:
+                del told[1:-1:2]
+
+
+@dataclass
+class Watch:
+    """A `View` of `launch()` that keeps what the ranks tell, and calls back when there is news."""
+
+    ranks: list[OfRank]
+    news: object = None
+    stop: bool = False
+    failed: str = ""
+    _drawn_at: float = 0.0
+
+    def output(self, rank: int, lines: list[str]) -> None:
+        pass
+
+    def report(self, rank: int, step: int, total: int | None, loss: float | None) -> None:
+        self.ranks[rank].tell(time.monotonic(), step, total, loss)
+
+    def end(self, rank: int, how: str) -> None:
+        self.ranks[rank].how = how
+
+    def tick(self) -> None:
+        if self.news and time.monotonic() > self._drawn_at + 1 / PER_SECOND:
+            self._drawn_at = time.monotonic()
+            self.news()
+
+    def close(self) -> None:
+        pass
+
+    def is_stop_asked(self) -> bool:
+        return self.stop
+
+
+def train(epochs: int, batch_size: int, slow_ms: int) -> float:
+    """Train on the digits; rank 1 sleeps `slow_ms` in each step. Returns the last loss."""
+    import torch
+
+    from ddp_helpers.data import load_mnist_5k, make_train_loader
+    from ddp_helpers.model import SmallCNN
+    from ddp_helpers.process_group import process_group
+    from ddp_helpers.progress import report
+
+    with process_group() as pg:
+        torch.manual_seed(0)
+        ddp = torch.nn.parallel.DistributedDataParallel(SmallCNN().to(pg.device))
+        optimizer = torch.optim.SGD(ddp.parameters(), lr=0.02, momentum=0.9)
+        loader = make_train_loader(
+            load_mnist_5k(), batch_size, rank=pg.rank, world_size=pg.world_size
+        )
+        step, total = 0, epochs * len(loader)
+        for epoch in range(epochs):
+            loader.sampler.set_epoch(epoch)
+            for images, labels in loader:
+                time.sleep(slow_ms / 1000 if pg.rank == 1 else 0)
+                logits = ddp(images.to(pg.device))
+                loss = torch.nn.functional.cross_entropy(logits, labels.to(pg.device))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                step += 1
+                report(step=step, total=total, loss=loss.item())
+        return loss.item()
+
+
+def draw(ranks: int, epochs: int, batch_size: int, slow_ms: int, result: Watch | None) -> Picture:
+    """Progress and throughput on the left, the losses on the right."""
+    from ddp_helpers.widgets._base import Picture
+
+    told = result.ranks if result else [OfRank(how="not started") for _ in range(ranks)]
+    scene = Scene(900, max(196, 40 + 52 * len(told)))
+    scene.text(64, 12, "steps done", anchor="start", bold=True, size=13)
+    for rank, one in enumerate(told):
+        _progress(scene, 30 + 52 * rank, rank, one, batch_size)
+    _losses(scene, told)
+    return Picture(scene, _in_words(told, batch_size, slow_ms, result))
+
+
+def _in_words(told: list[OfRank], batch_size: int, slow_ms: int, result: Watch | None) -> str:
+    if result is None:
+        return "Not started. Predict: if rank 1 is slow in each step, how fast is rank 0?"
+    if result.failed:
+        return result.failed
+    ranks = [
+        f"rank {rank} {one.how}, step {one.step} of {one.total}"
+        + (f", {batch_size * one.steps_per_second():,.0f} digits/s" if one.step else "")
+        + (f", loss {one.losses[-1][1]:.3f}" if one.losses else "")
+        for rank, one in enumerate(told)
+    ]
+    late = f" Rank 1 sleeps {slow_ms} ms in each step." if slow_ms and len(told) > 1 else ""
+    return f"{'Stopped. ' if result.stop else ''}{'; '.join(ranks)}.{late}"
+
+
+def _progress(scene: Scene, top: float, rank: int, one: OfRank, batch_size: int) -> None:
+    left, wide = 64, 330
+    scene.text(left - 8, top + 10, f"rank {rank}", anchor="end")
+    scene.box(left, top, wide, 20)
+    share = one.step / one.total if one.total else 0.0
+    scene.box(left, top, wide * share, 20, fill=FILLS[rank % len(FILLS)])
+    speed = f", {batch_size * one.steps_per_second():,.0f} digits/s" if one.step else ""
+    text = f"{one.how}: step {one.step} of {one.total or '?'}{speed}"
+    scene.text(left, top + 32, text, anchor="start", size=11)
+
+
+def _losses(scene: Scene, told: list[OfRank]) -> None:
+    left, wide, top, high = 480, 390, 26, 110
+    scene.text(left, 12, "loss (cross-entropy, nats)", anchor="start", bold=True, size=13)
+    points = [point for one in told for point in one.losses]
+    last = max((one.total for one in told), default=0) or 1
+    peak = max([2.4, *(loss for _, loss in points)])
+    for share in (0.0, 0.5, 1.0):
+        y = top + high * (1 - share)
+        scene.line(left, y, left + wide, y, color=GREY, width=0.5)
+        scene.text(left - 6, y, f"{peak * share:.1f}", anchor="end", size=11)
+    scene.axis(left, top + high, wide, last, "step")
+    for rank, one in enumerate(told):
+        few = one.losses[:: max(1, len(one.losses) // MOST_POINTS)]
+        places = [(left + wide * step / last, top + high * (1 - loss / peak)) for step, loss in few]
+        for (x, y), (to_x, to_y) in itertools.pairwise(places):
+            color, dashed = LINES[rank % len(LINES)], rank % 2 == 1
+            scene.line(x, y, to_x, to_y, color=color, width=1.5, dashed=dashed)
+
+
+class Monitor(Explorable):
+    """Starts a training in the background, so that its controls and its stop button stay alive."""
+
+    def __init__(self, controls: dict[str, object]) -> None:
+        from ipywidgets import Button
+
+        options = {"run": watched, "run_label": "Train on real ranks"}
+        super().__init__("A training, watched live", controls, draw, **options)
+        self.stop_button = Button(
+            description="Stop", icon="stop", tooltip="End these ranks", disabled=True
+        )
+        self.stop_button.on_click(lambda _: self.stop())
+        row = self.widget.children[1]
+        row.children = (*row.children, self.stop_button)
+        self._thread: threading.Thread | None = None
+
+    def run(self) -> None:
+        """Start; returns at once."""
+        if self._thread is None or not self._thread.is_alive():
+            self._values = self.values
+            self.result = Watch([OfRank() for _ in range(self._values["ranks"])], self.redraw)
+            self._thread = threading.Thread(target=self._train, args=(self.result,), daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End the ranks; the picture stays."""
+        if self.result is not None:
+            self.result.stop = True
+
+    def wait(self, seconds: float = 60) -> None:
+        """Until the ranks have ended."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+
+    def _train(self, watch: Watch) -> None:
+        self.button.disabled, self.stop_button.disabled = True, False
+        watched(**self._values, watch=watch)
+        self.button.disabled, self.stop_button.disabled = False, True
+        self.redraw()
+
+    def _changed(self, forget: bool, change: object) -> None:
+        """A run that goes on stays in sight; the controls are for the next one."""
+        if self._thread is None or not self._thread.is_alive():
+            super()._changed(forget, change)
+
+    def picture(self) -> Picture:
+        """What the ranks have told; of a run that goes on, with the values it began with."""
+        running = self.result is not None
+        return draw(**(self._values if running else self.values), result=self.result)
+
+
+def watched(
+    ranks: int, epochs: int, batch_size: int, slow_ms: int, watch: Watch | None = None
+) -> Watch:
+    """Train, and return what the ranks told; it says so if they failed."""
+    watch = watch or Watch([OfRank() for _ in range(ranks)])
+    given = (epochs, batch_size, slow_ms)
+    try:
+        launch(train, ranks, args=given, echo=False, live=watch, timeout=300)
+    except LaunchStopped:
+        watch.stop = True
+    except Exception as error:
+        watch.failed = f"{type(error).__name__}: {error}"
+    return watch
+
+
+def explorable(
+    ranks: int = 2, epochs: int = 2, batch_size: int = 64, slow_ms: int = 0
+) -> Explorable:
+    """Start a training, watch it, slow one rank down, and stop it."""
+    from ipywidgets import Dropdown, IntSlider
+
+    return Monitor(
+        {
+            "ranks": IntSlider(ranks, 1, 4, description="ranks"),
+            "epochs": IntSlider(epochs, 1, 10, description="epochs"),
+            "batch_size": Dropdown(
+                value=batch_size, options=[16, 32, 64, 128], description="batch size per rank"
+            ),
+            "slow_ms": IntSlider(slow_ms, 0, 100, step=10, description="rank 1 sleeps (ms a step)"),
+        }
+    )

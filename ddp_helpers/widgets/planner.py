@@ -1,0 +1,222 @@
+"""What more ranks would bring: the cost model of `scaling.py`, and this machine beside it.
+
+Links are rated values with wide errors. What is measured is measured here, when asked for.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ddp_helpers.cost_records import GRADIENT_BYTES, Link, Machine, Setup, Work
+from ddp_helpers.figures import BLUE, GREY, VERMILLION
+from ddp_helpers.scaling import predict
+from ddp_helpers.widgets._scene import Scene, ticks
+
+if TYPE_CHECKING:
+    from ddp_helpers.scaling import Prediction
+    from ddp_helpers.widgets._base import Explorable, Picture
+
+_NVLINK = Link("NVLink", 1e-5, 2e11, 0.5, 0.3, source="rated")
+MACHINES = {
+    "one server, NVLink": Machine("one server, NVLink", _NVLINK),
+    "servers of 8, InfiniBand": Machine(
+        "servers of 8, InfiniBand",
+        _NVLINK,
+        network=Link("200 Gbit/s", 2e-5, 2e10, 0.5, 0.3, source="rated"),
+        ranks_per_node=8,
+    ),
+    "servers of 8, 10 Gbit/s": Machine(
+        "servers of 8, 10 Gbit/s",
+        _NVLINK,
+        network=Link("10 Gbit/s", 6e-5, 1e9, 0.5, 0.3, source="rated"),
+        ranks_per_node=8,
+    ),
+    "PCs, 1 Gbit/s": Machine(
+        "PCs, 1 Gbit/s", Link("1 Gbit/s", 1e-4, 1.1e8, 0.5, 0.3, source="rated")
+    ),
+}
+DTYPES = tuple(name for name in GRADIENT_BYTES if name != "float64")
+LEFT, WIDE, HIGH, TOP = 84, 560, 220, 30
+MEASURED_RANKS = (1, 2, 4)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """This machine's profile, the small CNN's work, and real steps to compare with."""
+
+    machine: Machine
+    work: Work
+    steps: dict[int, float]
+    """Seconds of a real DDP step, by its number of ranks."""
+    batch: int
+
+
+def run(batch: int, **_: object) -> Measured:
+    """Measure links, compute and real steps here, on 1, 2 and 4 ranks of the CPU."""
+    from ddp_helpers.machine_costs import (
+        make_probe_batch,
+        measure_machine,
+        measure_step,
+        measure_work,
+        undisturbed,
+    )
+    from ddp_helpers.model import SmallCNN
+
+    machine = measure_machine("this machine", rounds=1)
+    work = measure_work(SmallCNN, make_probe_batch, rounds=1, steps=6)
+    steps = {}
+    for ranks in MEASURED_RANKS:
+        setup = Setup(ranks=ranks, batch_size_per_rank=batch)
+        times = measure_step(SmallCNN, make_probe_batch, setup, steps=6)
+        steps[ranks] = undisturbed(times.step)
+    return Measured(machine, work, steps, batch)
+
+
+def plan(
+    machine: str, millions: float, ms: float, batch: int, accumulate: int, dtype: str, most: int
+) -> tuple[np.ndarray, Prediction]:
+    """Ranks from 1 to `most`, and what the model says of them."""
+    ranks = np.arange(1, most + 1)
+    work = Work("your model", int(millions * 1e6), seconds_per_sample=ms / 1e3)
+    setup = Setup(ranks, batch, accumulation_steps=accumulate, gradient_dtype=dtype)
+    return ranks, predict(MACHINES[machine], work, setup)
+
+
+def draw(
+    machine: str,
+    millions: float,
+    ms: float,
+    batch: int,
+    accumulate: int,
+    dtype: str,
+    most: int,
+    result: Measured | None,
+) -> Picture:
+    """Samples a second against ranks, with their range; below, this machine if it was measured."""
+    from ddp_helpers.widgets._base import Picture
+
+    ranks, told = plan(machine, millions, ms, batch, accumulate, dtype, most)
+    scene = Scene(900, TOP + HIGH + 46)
+    scene.text(LEFT, 12, "samples per second, all ranks", anchor="start", bold=True, size=13)
+    _curve(scene, ranks, told)
+    _parts(scene, told)
+    words = _in_words(machine, millions, ms, batch, accumulate, most, told)
+    return Picture(scene, words, _measured_table(result) if result else "")
+
+
+def _in_words(
+    machine: str,
+    millions: float,
+    ms: float,
+    batch: int,
+    accumulate: int,
+    most: int,
+    told: Prediction,
+) -> str:
+    speed, good = told.samples_per_second, told.efficiency
+    step = float(told.step.value[-1])
+    wait = float(told.exposed[-1]) / step
+    return (
+        f"Predicted for {machine}, {millions:g} million parameters, {ms:g} ms a sample, batches "
+        f"of {batch} x {accumulate}: {most} ranks train {speed.value[-1]:,.0f} samples/s "
+        f"({speed.low[-1]:,.0f} to {speed.high[-1]:,.0f}), an efficiency of {good.value[-1]:.0%} "
+        f"({good.low[-1]:.0%} to {good.high[-1]:.0%}). {wait:.0%} of a step waits for messages."
+    )
+
+
+def _curve(scene: Scene, ranks: np.ndarray, told: Prediction) -> None:
+    most, speed = int(ranks[-1]), told.samples_per_second
+    top = float(speed.value[0]) * most
+    x = lambda n: LEFT + WIDE * n / most
+    y = lambda value: TOP + HIGH * (1 - min(1.05, float(value) / top))
+    for tick in ticks(top):
+        scene.line(LEFT, y(tick), LEFT + WIDE, y(tick), color=GREY, width=0.4)
+        scene.text(LEFT - 6, y(tick), f"{tick:,.10g}", anchor="end", size=11)
+    scene.axis(LEFT, TOP + HIGH, WIDE, most, "ranks")
+    scene.line(x(0), y(0), x(most), y(top), color=GREY, width=1.5, dashed=True)
+    few = np.unique(np.linspace(0, most - 1, min(most, 33)).astype(int))
+    for at in few:
+        scene.line(x(ranks[at]), y(speed.low[at]), x(ranks[at]), y(speed.high[at]), width=1.0)
+    for at, to in itertools.pairwise(few):
+        ends = x(ranks[at]), y(speed.value[at]), x(ranks[to]), y(speed.value[to])
+        scene.line(*ends, color=BLUE, width=2.5)
+    scene.text(
+        x(most) - 6,
+        y(top) - 12,
+        "dashed: n times one rank; upright: the range",
+        anchor="end",
+        size=11,
+    )
+
+
+def _parts(scene: Scene, told: Prediction) -> None:
+    """Where the time of a step goes at the largest number of ranks."""
+    left, wide = LEFT + WIDE + 40, 190
+    scene.text(left, TOP + 12, "a step at the right end", anchor="start", bold=True, size=13)
+    last = lambda numbers: float(np.broadcast_to(numbers, np.shape(told.step.value))[-1])
+    step = float(told.step.value[-1])
+    parts = {"compute": last(told.compute), "waits for messages": last(told.exposed)}
+    parts["other"] = max(0.0, step - sum(parts.values()))
+    for at, (name, seconds) in enumerate(parts.items()):
+        y = TOP + 40 + 46 * at
+        scene.text(left, y, f"{name}: {1e3 * seconds:,.3g} ms", anchor="start")
+        look = {"fill": (BLUE, VERMILLION, GREY)[at], "hatch": at == 1}
+        scene.box(left, y + 10, max(1.0, wide * seconds / step), 14, line=0.5, **look)
+
+
+def _measured_table(found: Measured) -> str:
+    """Predicted and measured steps of this machine."""
+    rows = ""
+    for ranks, seconds in found.steps.items():
+        setup = Setup(ranks=ranks, batch_size_per_rank=found.batch)
+        told = predict(found.machine, found.work, setup).step
+        cells = [
+            f"{ranks}",
+            f"{1e3 * told.value:.1f} ({1e3 * told.low:.1f} to {1e3 * told.high:.1f})",
+            f"{1e3 * seconds:.1f}",
+        ]
+        rows += "<tr>" + "".join(f'<td style="text-align:right">{c}</td>' for c in cells) + "</tr>"
+    link = found.machine.link
+    return (
+        "<p style='margin:6px 0'>Measured on this machine's CPU, SmallCNN, batches of "
+        f"{found.batch}: latency {1e6 * link.latency:.0f} µs, bandwidth "
+        f"{link.bandwidth / 1e9:.2f} GB/s.</p><table><tr><th>ranks</th><th>predicted step (ms)"
+        f"</th><th>measured (ms)</th></tr>{rows}</table>"
+    )
+
+
+def explorable(
+    machine: str = "servers of 8, 10 Gbit/s",
+    millions: float = 25.6,
+    ms: float = 1.5,
+    batch: int = 64,
+    accumulate: int = 1,
+    dtype: str = "float32",
+    most: int = 64,
+) -> Explorable:
+    """Plan a run on a machine that you don't have; then compare the model with yours."""
+    from ipywidgets import Dropdown, IntSlider, SelectionSlider
+
+    from ddp_helpers.widgets._base import Explorable
+
+    sizes = sorted({0.1, 1.0, 10.0, 25.6, 124.0, 350.0, 1000.0, millions})
+    times = sorted({0.05, 0.2, 0.5, 1.5, 5.0, 20.0, ms})
+    controls = {
+        "machine": Dropdown(value=machine, options=list(MACHINES), description="machine"),
+        "millions": SelectionSlider(value=millions, options=sizes, description="parameters (M)"),
+        "ms": SelectionSlider(value=ms, options=times, description="compute of a sample (ms)"),
+        "batch": Dropdown(value=batch, options=[8, 16, 32, 64, 128], description="batch per rank"),
+        "accumulate": IntSlider(accumulate, 1, 8, description="accumulation steps"),
+        "dtype": Dropdown(value=dtype, options=DTYPES, description="gradients travel as"),
+        "most": SelectionSlider(
+            value=most, options=[2, 4, 8, 16, 32, 64, 128, 256, 512], description="ranks up to"
+        ),
+    }
+    title = "Scaling planner: what do more ranks bring?"
+    keeps = [name for name in controls if name != "batch"]
+    options = {"run": run, "run_label": "Measure this machine", "keeps": keeps}
+    return Explorable(title, controls, draw, **options)
