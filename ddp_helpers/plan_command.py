@@ -161,7 +161,7 @@ def _work(options: argparse.Namespace) -> Work | None:
             "--model SmallCNN measures one of the course"
         )
     return Work(
-        "yours",
+        "your model",
         int(options.parameters),
         options.ms_per_sample / 1e3,
         options.ms_per_batch / 1e3,
@@ -188,7 +188,7 @@ def _save_figure(prediction: Prediction, machine: Machine, work: Work, path: str
 
     ranks = prediction.setup.ranks
     efficiency = prediction.efficiency.value
-    fig = plot_prediction(prediction, title=f"{work.name} on {machine.name}, predicted")
+    fig = plot_prediction(prediction, title=f"Predicted: {work.name} on {machine.name}")
     alt = (
         f"Predicted samples a second and efficiency for {ranks[0]} to {ranks[-1]} ranks; "
         f"efficiency goes from {efficiency[0]:.0%} to {efficiency[-1]:.0%}"

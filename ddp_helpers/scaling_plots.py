@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator
+from matplotlib.ticker import FuncFormatter
 
 from ddp_helpers.cost_records import Prediction
 from ddp_helpers.figures import GREY, LINES, MARKERS, STYLE, new_figure, settle
@@ -56,16 +56,26 @@ def plot_prediction(
         _draw_measured(left, first, measured)
     for ax in (left, right):
         ax.set_xscale("log", base=2)
-        ax.xaxis.set_major_locator(LogLocator(base=2, numticks=7))
+        ax.set_xticks(_some_powers_of_two(ranks))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         ax.set_xlabel("ranks")
-    left.set_yscale("log")
+    if ranks.max() > 16 * ranks.min():
+        left.set_yscale("log")
+        left.yaxis.set_minor_formatter("")
+    else:
+        left.set_ylim(bottom=0)
     left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-    left.yaxis.set_minor_formatter("")
     left.set_ylabel("samples a second")
     right.set(ylabel="efficiency (%)", ylim=(0, 105))
     left.legend(loc="upper left")
     return settle(fig)
+
+
+def _some_powers_of_two(ranks: np.ndarray) -> list[int]:
+    """Six at most: more do not fit under an axis of this size."""
+    first, last = np.floor(np.log2(ranks.min())), np.ceil(np.log2(ranks.max()))
+    apart = max(1, int(np.ceil((last - first) / 5)))
+    return [2**power for power in range(int(first), int(last) + 1, apart)]
 
 
 def _draw(ax: Axes, ranks: np.ndarray, band, at: int, label: str) -> None:
