@@ -67,6 +67,8 @@ class Machine:
     """CPU cores that the ranks of a node share; None where each rank has a GPU of its own."""
     contention: float = 1.0
     """How much slower a rank computes when each core has a rank, against a rank alone."""
+    background: float = 0.0
+    """Other programs that want a core, on average, when the machine was measured."""
     communication_cpu: float = 0.0
     """Seconds of one core that each rank spends for a second of all-reduce (0 on GPUs)."""
     step_overhead: float = 0.0
@@ -97,7 +99,8 @@ class Machine:
                 f"ranks_per_node={self.ranks_per_node} without a network: say what joins the "
                 "nodes, network=Link(...), or leave ranks_per_node out for one node"
             )
-        names = "communication_cpu step_overhead byte_overhead noise price_per_hour model_error"
+        names = "background communication_cpu step_overhead byte_overhead noise"
+        names += " price_per_hour model_error"
         check_numbers(self.name, **{name: getattr(self, name) for name in names.split()})
 
     def save(self, path: str | Path) -> Path:

@@ -185,6 +185,9 @@ class Round:
     busy: float
     """Seconds of a core for a second of all-reduce."""
     contention: float
+    """Computing on two ranks against one, in seconds of a core: sharing memory, not cores."""
+    share: float
+    """Part of a core that each of two ranks got."""
     noise: float
     works: tuple[Work, ...]
     """The probe models on one rank."""
@@ -195,7 +198,7 @@ class Round:
 def measure_round() -> Round:
     """One round of measurements on one and two ranks; a few seconds."""
     (messages, busy), *_ = _run(time_all_reduce, 2, MESSAGES, 8)
-    works, steps, ratios, noises = [], [], [], []
+    works, steps, ratios, shares, noises = [], [], [], [], []
     for at, width in enumerate(PROBE_WIDTHS):
         probe = _Probe(width)
         one, two, ddp = (
@@ -203,13 +206,17 @@ def measure_round() -> Round:
             for n, ddp in ((1, None), (2, None), (2, {}))
         )
         for b in PROBE_BATCHES:
-            ratios.append(_forward_backward(two[0][b]) / _forward_backward(one[0][b]))
+            ratios.append(undisturbed(two[0][b].cpu) / undisturbed(one[0][b].cpu))
+            shares.append(undisturbed(two[0][b].cpu) / undisturbed(two[0][b].step))
             noises.append(spread(one[0][b].step))
             steps.append((at, b, undisturbed(ddp[0][b].step)))
         works.append(_work_of(probe, one[0]))
     medians = {size: undisturbed(times) for size, times in messages.items()}
     middle = statistics.median
-    return Round(medians, busy, middle(ratios), middle(noises), tuple(works), tuple(steps))
+    return Round(
+        *(medians, busy, middle(ratios), middle(shares), middle(noises)),
+        *(tuple(works), tuple(steps)),
+    )
 
 
 def machine_from(
@@ -230,12 +237,19 @@ def machine_from(
         fit_link("this machine", points, source=where),
         cores=None if on_gpu else usable_cpu_count(),
         contention=max(1.0, statistics.median(each.contention for each in found)),
+        background=0.0 if on_gpu else _background(found),
         communication_cpu=0.0 if on_gpu else statistics.median(each.busy for each in found),
         noise=statistics.median(each.noise for each in found),
         price_per_hour=price_per_hour,
         notes=(where, "one thread a rank; of repeated times the lower quartile"),
     )
     return _with_overheads(machine, found)
+
+
+def _background(found: Sequence[Round]) -> float:
+    """How many other programs want a core: two ranks get less than a core each if any do."""
+    share = statistics.median(each.share for each in found)
+    return max(usable_cpu_count() / share - 2, 0.0) if share < 0.95 else 0.0
 
 
 class _Probe:
@@ -264,10 +278,10 @@ def _work_of(make_model: MakeModel, times: dict[int, StepTimes]) -> Work:
     )
 
 
-def _with_overheads(machine: Machine, found: Sequence[Round]) -> Machine:
+def _with_overheads(machine: Machine, rounds: Sequence[Round]) -> Machine:
     """Fit what DDP adds to each step on two ranks, beyond computing and all-reduce."""
     rows, left, scale = [], [], []
-    for each in found:
+    for each in rounds:
         for at, batch, seconds in each.steps:
             work = each.works[at]
             setup = Setup(ranks=2, batch_size_per_rank=batch)
@@ -275,7 +289,10 @@ def _with_overheads(machine: Machine, found: Sequence[Round]) -> Machine:
             rows.append((1.0, 4.0 * work.parameters))
             scale.append(seconds)
     # an error counts against the whole step: what is left may be close to nothing
-    fixed, per_byte = robust_fit(np.array(rows), np.array(left), np.array(scale))
+    found = robust_fit(np.array(rows), np.array(left), np.array(scale))
+    # of a rank alone on its core: predict() stretches it where ranks share cores
+    cores, others = machine.cores or np.inf, machine.background
+    fixed, per_byte = found / max((2 + others) / cores, 1) * max((1 + others) / cores, 1)
     return dataclasses.replace(machine, step_overhead=float(fixed), byte_overhead=float(per_byte))
 
 

@@ -108,6 +108,11 @@ def describe(machine: Machine) -> str:
             f"as long when each has a rank; DDP adds {_ms(machine.step_overhead)} ms a step and "
             f"{_ms(machine.byte_overhead * 1e6)} ms a MB"
         )
+    if machine.background >= 0.5:
+        lines.append(
+            f"  the machine was busy: about {machine.background:.0f} other programs wanted a core; "
+            "predictions are for a machine as busy as that"
+        )
     return "\n".join([*lines, *(f"  {note}" for note in machine.notes)])
 
 

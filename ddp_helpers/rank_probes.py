@@ -29,11 +29,14 @@ class StepTimes:
     backward: tuple[float, ...]
     """With DDP, all-reduce that it waits for included."""
     optimizer: tuple[float, ...]
+    cpu: tuple[float, ...]
+    """Seconds that this process had a core in a step, its helper threads included."""
 
     @property
     def step(self) -> list[float]:
         """Of all parts together."""
-        return [sum(parts) for parts in zip(*vars(self).values(), strict=True)]
+        parts = (self.forward, self.backward, self.optimizer)
+        return [sum(each) for each in zip(*parts, strict=True)]
 
 
 def time_all_reduce(sizes: Sequence[int], rounds: int) -> tuple[dict[int, list[float]], float]:
@@ -90,7 +93,7 @@ def time_steps(
             _add_hook(model, hook)
         loss_function = loss_function or nn.functional.cross_entropy
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-        found: dict[int, list[tuple[float, float, float]]] = {size: [] for size in batch_sizes}
+        found: dict[int, list[tuple[float, ...]]] = {size: [] for size in batch_sizes}
         for at in range(rounds + 1):  # the first is a warm-up: DDP makes its buckets anew
             for size in batch_sizes:
                 batch = tuple(part.to(pg.device) for part in make_batch(size))
@@ -119,8 +122,10 @@ def _one_step(
     loss_function: LossFunction,
     batch: tuple[Tensor, Tensor],
     accumulation_steps: int,
-) -> tuple[float, float, float]:
+) -> tuple[float, float, float, float]:
+    """Seconds of forward, backward and optimizer, and of a core."""
     inputs, targets = batch
+    had = time.process_time()
     forward = backward = 0.0
     for at in range(accumulation_steps):
         last = at == accumulation_steps - 1
@@ -134,7 +139,8 @@ def _one_step(
     started = _now(inputs.device)
     optimizer.step()
     optimizer.zero_grad()
-    return forward, backward, _now(inputs.device) - started
+    optimizing = _now(inputs.device) - started
+    return forward, backward, optimizing, time.process_time() - had
 
 
 def _add_hook(model: DistributedDataParallel, hook: str | None) -> None:

@@ -137,7 +137,7 @@ def _parts(machine: Machine, work: Work, setup: Setup, sign: int) -> dict[str, n
     if machine.cores is not None:
         # cores that compute can't carry messages: what the node's cores must do is a floor
         local = np.minimum(ranks, machine.ranks_per_node or ranks)
-        busy = np.minimum(local / machine.cores, 1.0)
+        busy = np.minimum((local + machine.background) / machine.cores, 1.0)
         carrying = np.minimum(machine.communication_cpu * crowd, 1.0) * total
         exposed = np.maximum(exposed, busy * (once + carrying) - once)
     exposed = several * exposed
@@ -180,13 +180,19 @@ def _communication(
 
 
 def _slowdown(machine: Machine, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How ranks of a node slow each other down: by shared memory, and by sharing cores."""
+    """How ranks of a node slow each other down: by shared memory, and by sharing cores.
+
+    All that want a core get the same part of one, the other programs of a busy machine, too.
+    Both are relative to a rank alone on this machine, as the work was measured.
+    """
     if machine.cores is None:
         return np.ones(()), np.ones(())
     local = np.minimum(ranks, machine.ranks_per_node or ranks)
     used = np.minimum(local, machine.cores)
     slow = 1 + (machine.contention - 1) * (used - 1) / max(machine.cores - 1, 1)
-    return slow, np.maximum(local / machine.cores, 1.0)
+    alone = max((1 + machine.background) / machine.cores, 1.0)
+    crowd = np.maximum((local + machine.background) / machine.cores, 1.0) / alone
+    return slow, crowd
 
 
 def _all_reduce(machine: Machine, setup: Setup, sign: int, size: Numbers) -> Linear:

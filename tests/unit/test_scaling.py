@@ -57,6 +57,7 @@ machines = st.builds(
     ranks_per_node=st.integers(1, 16),
     cores=st.none() | st.integers(1, 64),
     contention=st.floats(1, 3),
+    background=st.floats(0, 20),
     communication_cpu=st.floats(0, 1),
     step_overhead=st.floats(0, 1e-2),
     byte_overhead=st.floats(0, 1e-9),
@@ -227,6 +228,13 @@ def test_four_ranks_on_two_cores_take_twice_as_long_at_least():
     one, two, four = predict(LAPTOP, WORK, Setup(ranks=np.array([1, 2, 4]))).compute
     assert two == pytest.approx(1.2 * one)
     assert four == pytest.approx(2 * two)
+
+
+def test_on_a_busy_machine_more_ranks_get_more_of_it():
+    busy = dataclasses.replace(LAPTOP, background=8.0, contention=1.0)
+    one, two, four = predict(busy, WORK, Setup(ranks=np.array([1, 2, 4]))).compute
+    assert two / one == pytest.approx(10 / 9)  # nine wanted a core before, ten do now
+    assert four / one == pytest.approx(12 / 9)
 
 
 def test_accumulation_and_short_gradients_save_communication():
