@@ -8,7 +8,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ddp_helpers import LaunchError, cluster, environment, launch, plan_command, process_group
+from ddp_helpers import (
+    LaunchError,
+    bench_command,
+    cluster,
+    environment,
+    launch,
+    plan_command,
+    process_group,
+)
 from ddp_helpers.diagnosis import diagnose_text
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -138,6 +146,26 @@ def plan(options: argparse.Namespace) -> int:
     return plan_command.run(options)
 
 
+def bench(options: argparse.Namespace) -> int:
+    """Measure how your own training scales, name what bounds it, and try what helps."""
+    return bench_command.run(options)
+
+
+def classroom(options: argparse.Namespace) -> int:
+    """For instructors: `check` whether this machine can seat a class, `report` its progress."""
+    from ddp_helpers import classroom
+
+    if options.job == "check":
+        seating = classroom.check(options.seats)
+        print(seating)
+        return int(not seating.ok)
+    text, problems = classroom.report(options.files)
+    print(text)
+    for problem in problems:
+        print(f"not read: {problem}", file=sys.stderr)
+    return int(bool(problems))
+
+
 def new(options: argparse.Namespace) -> int:
     """Copy a template."""
     source, target = template_files()[options.template], Path(options.name)
@@ -199,6 +227,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--exit-code", type=int, help="how the command ended, if you know it")
 
     plan_command.add_arguments(add(plan))
+    bench_command.add_arguments(add(bench))
+
+    jobs = add(classroom).add_subparsers(dest="job", required=True)
+    sub = jobs.add_parser("check", help="can this machine seat a class?")
+    sub.add_argument("--seats", type=int, default=30, help="learners, with two ranks each")
+    sub = jobs.add_parser("report", help="tables of what learners have done")
+    sub.add_argument("files", nargs="+", help="progress files of learners, or folders with them")
 
     sub = add(new)
     sub.add_argument("name", help="file to write, such as train.py")

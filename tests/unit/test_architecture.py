@@ -97,8 +97,10 @@ ARROWS = {
     "machine_costs": {
         *{"cost_fits", "cost_records", "environment", "launch", "rank_probes", "scaling"}
     },
+    "seats": {"launch", "process_group"},
+    "classroom": {"environment", "environment_report", "exercises", "machine", "seats"},
     "cli": {
-        *{"cluster", "diagnosis", "environment", "launch", "plan_command", "plots"},
+        *{"classroom", "cluster", "diagnosis", "environment", "launch", "plan_command", "plots"},
         *{"process_group", "training"},
     },
     "__main__": {"cli"},

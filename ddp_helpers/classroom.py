@@ -1,0 +1,229 @@
+"""For instructors: can this machine seat a class, and how far has everybody come?
+
+    python -m ddp_helpers classroom check --seats 30
+    python -m ddp_helpers classroom report progress/*.json
+
+No server: learners hand in `~/.ddp_helpers/progress.json`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddp_helpers import machine
+from ddp_helpers.environment import usable_cpu_count
+from ddp_helpers.environment_report import Check, EnvironmentReport
+from ddp_helpers.exercises import _progress, names, short_title
+from ddp_helpers.seats import RANKS, SeatCost, measure
+
+GIB = 2**30
+SHM_OF_A_SEAT = 32 * 2**20  # a few batches of loader workers; an estimate
+RESERVE = 0.1  # of the memory, for everything else
+
+
+@dataclass(frozen=True)
+class Room:
+    """What this machine has; inf where there is no limit."""
+
+    cores: int
+    memory: int
+    """Bytes that are free."""
+    shm: int
+    ports: int
+    """Those that the system hands out."""
+    threads: float
+    """Threads that one user may start, or all together, whichever is fewer."""
+    files: float
+    """Files that all processes together may open."""
+    files_of_a_process: float
+
+
+def check(seats: int) -> EnvironmentReport:
+    """Measure a seat with real ranks, and say whether this machine has room for so many.
+
+    Raises:
+        ValueError: seats is no number of at least 1.
+        TimeoutError: a seat did not start.
+    """
+    if isinstance(seats, bool) or not isinstance(seats, int) or seats < 1:
+        raise ValueError(f"seats={seats!r}: expected a whole number, at least 1")
+    room = look()  # before the seats that are measured take some of it
+    return judge(seats, measure(), room)
+
+
+def look() -> Room:
+    """The facts about this machine."""
+    low, high = map(int, (machine.PROC / "sys/net/ipv4/ip_local_port_range").read_text().split())
+    in_use, _, most = map(int, (machine.PROC / "sys/fs/file-nr").read_text().split())
+    return Room(
+        cores=usable_cpu_count(),
+        memory=machine.memory()[0],
+        shm=machine.shm()[0],
+        ports=high - low + 1,
+        threads=_thread_limit(),
+        files=most - in_use,
+        files_of_a_process=machine.open_files()[0],
+    )
+
+
+def _thread_limit() -> float:
+    import resource
+
+    own = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+    limits = [math.inf if own == resource.RLIM_INFINITY else own]
+    for path in (
+        *(machine.PROC / "sys/kernel" / name for name in ("threads-max", "pid_max")),
+        *(machine.CGROUP / name for name in ("pids.max", "pids/pids.max")),
+    ):
+        if path.exists() and path.read_text().strip().isdigit():
+            limits.append(int(path.read_text()))
+    return min(limits)
+
+
+def judge(seats: int, cost: SeatCost, room: Room) -> EnvironmentReport:
+    """Compare what `seats` need with what is there."""
+    return EnvironmentReport(
+        (
+            _cores(seats, room),
+            _memory(seats, cost, room),
+            _row("/dev/shm", seats * (cost.shm + SHM_OF_A_SEAT), room.shm, _bytes, SHM_ADVICE),
+            _row("Ports", seats * cost.sockets, room.ports, _plain, PORT_ADVICE),
+            _row("Processes", seats * cost.threads, room.threads, _threads, THREAD_ADVICE),
+            _row("Open files", seats * cost.files, room.files, _plain, FILE_ADVICE),
+            _row("Open files of one", 2 * cost.most_files, room.files_of_a_process, _plain, ULIMIT),
+        )
+    )
+
+
+SHM_ADVICE = (
+    "In Docker: --shm-size. Else: `sudo mount -o remount,size=2g /dev/shm`, or num_workers=0."
+)
+PORT_ADVICE = "`sysctl net.ipv4.ip_local_port_range`: give the system a wider range."
+THREAD_ADVICE = "Raise `ulimit -u`, and pids.max or `docker run --pids-limit` in a container."
+FILE_ADVICE = "Raise `sysctl fs.file-max`."
+ULIMIT = "Raise `ulimit -n` in the shell or service that starts JupyterLab, to 4096 or so."
+
+
+def _cores(seats: int, room: Room) -> Check:
+    """Ranks share cores, so few cores never fail: they make everybody wait."""
+    crowd = seats * RANKS / room.cores
+    value = f"{room.cores} for {seats * RANKS} ranks, if all {seats} run a cell at once"
+    if crowd <= 2:
+        return Check("CPU cores", "pass", value)
+    advice = f"A cell can take up to {crowd:.0f} times as long while all run it at once. "
+    return Check(
+        "CPU cores", "warn", value, advice + "Let half of the room read, or work in pairs."
+    )
+
+
+def _memory(seats: int, cost: SeatCost, room: Room) -> Check:
+    need = cost.first_memory + (seats - 1) * cost.memory
+    each = f"; a further seat adds {_bytes(cost.memory)}, measured"
+    fits = 1 + int((room.memory * (1 - RESERVE) - cost.first_memory) // max(1, cost.memory))
+    advice = f"About {max(0, fits)} seats fit. Shut down idle kernels, or take a second machine."
+    row = _row("Memory", need, room.memory, _bytes, advice)
+    return Check(row.name, row.status, row.value + each, row.advice)
+
+
+def _row(name: str, need: float, have: float, text, advice: str) -> Check:
+    value = f"{text(need)} needed, {'no limit' if have == math.inf else text(have)} there"
+    if need > have:
+        return Check(name, "fail", value, advice)
+    if need > have * (1 - RESERVE):
+        return Check(name, "warn", value, f"It is tight. {advice}")
+    return Check(name, "pass", value)
+
+
+def _bytes(number: float) -> str:
+    return f"{number / GIB:.1f} GiB" if number >= GIB else f"{number / 2**20:.0f} MiB"
+
+
+def _plain(number: float) -> str:
+    return f"{number:.0f}"
+
+
+def _threads(number: float) -> str:
+    return f"{number:.0f} threads"
+
+
+# ------------------------------------------------------------------ how far everybody has come
+
+
+def report(files: Iterable[str | Path]) -> tuple[str, list[str]]:
+    """Two tables in Markdown, a row for each learner and one for each exercise.
+
+    Args:
+        files: progress files, or folders that hold some.
+
+    Returns:
+        The text, and a line for each file that could not be read.
+    """
+    states, problems = {}, []
+    for path in _spread(files):
+        try:
+            states[path] = _progress.read(path)
+        except FileNotFoundError:
+            problems.append(f"{path}: there is no such file")
+        except _progress.Damaged as damaged:
+            problems.append(str(damaged))
+    tables = [_table(LEARNER, _learners(states)), _table(EXERCISE, _exercises(states.values()))]
+    return "\n\n".join(tables), problems
+
+
+LEARNER = ("learner", "done", "tried", "hints", "solutions seen", "last")
+EXERCISE = ("exercise", "tried by", "done by", "tries each", "hints", "solutions seen")
+
+
+def _spread(files: Iterable[str | Path]) -> list[Path]:
+    found: list[Path] = []
+    for file in map(Path, files):
+        found += sorted(file.rglob("*.json")) if file.is_dir() else [file]
+    return list(dict.fromkeys(found))
+
+
+def _learners(states: dict[Path, dict]) -> list[tuple]:
+    called = [state["learner"] for state in states.values()]
+    rows = []
+    for path, state in states.items():
+        name, records = state["learner"], state["exercises"].values()
+        name += f" ({path})" if called.count(name) > 1 else ""
+        rows.append(
+            (
+                name,
+                f"{len(_progress.passed(state))} of {len(names())}",
+                sum(each["tries"] > 0 for each in records),
+                sum(each.get("hints", 0) for each in records),
+                sum(bool(each.get("saw_solution")) for each in records),
+                max((each.get("last_at", "") for each in records), default="")[:16],
+            )
+        )
+    return sorted(rows)
+
+
+def _exercises(states: Iterable[dict]) -> list[tuple]:
+    rows = []
+    for number in names():
+        records = [s["exercises"][number] for s in states if number in s["exercises"]]
+        tried = [each for each in records if each["tries"]]
+        tries = sum(each["tries"] for each in tried) / len(tried) if tried else 0
+        rows.append(
+            (
+                f"{number} {short_title(number)}",
+                len(tried),
+                sum(bool(each.get("passed_at")) for each in tried),
+                f"{tries:.1f}",
+                sum(each.get("hints", 0) for each in records),
+                sum(bool(each.get("saw_solution")) for each in records),
+            )
+        )
+    return rows
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(
+        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
