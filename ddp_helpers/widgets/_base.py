@@ -59,7 +59,7 @@ class Explorable:
         import ipywidgets
 
         self.title, self.controls, self._draw, self._run = title, dict(controls), draw, run
-        self.result = result
+        self.result, self.keeps = result, frozenset(keeps)
         self._busy = threading.Lock()
         self._view = ipywidgets.HTML(layout={"margin": "0"})
         self._status = ipywidgets.HTML(layout={"margin": "0"})
