@@ -1,0 +1,160 @@
+"""Exercises without ranks: tasks, hints, and the file that keeps what is done."""
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from ddp_helpers import exercises
+from ddp_helpers.exercises import _core, _progress, hint, names, progress, solution, task
+
+
+@pytest.fixture(autouse=True)
+def file(tmp_path, monkeypatch):
+    path = tmp_path / "kept" / "progress.json"
+    monkeypatch.setenv("DDP_HELPERS_PROGRESS", str(path))
+    return path
+
+
+def read(file):
+    return json.loads(file.read_text())
+
+
+def test_there_are_enough_and_in_each_notebook():
+    assert len(names()) >= 24
+    for notebook in ("01", "02", "03", "04", "05", "06"):
+        here = names(notebook)
+        assert len(here) >= 4
+        assert here == [f"{notebook}.{place}" for place in range(1, len(here) + 1)]
+
+
+@pytest.mark.parametrize("number", names())
+def test_a_task_can_be_started_from_what_is_printed(number, capsys):
+    task(number)
+    printed = capsys.readouterr().out
+    code = printed.partition("Start from:\n\n")[2]
+    name = _core.load(number).EXERCISE.name
+    assert f"def {name}(" in code
+    assert f'check("{number}", {name})' in code
+    compile(code, "task", "exec")
+    assert "NotYet" not in printed
+
+
+@pytest.mark.parametrize("number", names())
+def test_its_solution_is_shown_under_the_learners_name(number, capsys, file):
+    solution(number)
+    code = capsys.readouterr().out
+    compile(code, "solution", "exec")
+    assert f"def {_core.load(number).EXERCISE.name}(" in code
+    assert read(file)["exercises"][number]["saw_solution"] is True
+
+
+def test_each_hint_tells_more_and_is_counted(capsys, file):
+    hints = _core.load("01.3").EXERCISE.hints
+    for which in (1, 2, 3, 3):
+        hint("01.3")
+        assert capsys.readouterr().out == f"01.3, hint {which} of 3: {hints[which - 1]}\n"
+    assert read(file)["exercises"]["01.3"]["hints"] == 3
+    hint("01.3", 1)
+    assert hints[0] in capsys.readouterr().out
+    with pytest.raises(ValueError, match="hint 4 of 01.3: expected 1 to 3"):
+        hint("01.3", 4)
+
+
+@pytest.mark.parametrize("call", [task, hint, solution, lambda n: exercises.check(n, print)])
+def test_an_unknown_exercise_is_named(call):
+    with pytest.raises(ValueError, match="no exercise '9.9': expected one of 01.1, 01.2"):
+        call("9.9")
+
+
+def test_what_is_no_function_is_told_so(capsys):
+    assert not exercises.check("01.3", 17)
+    assert "you passed int '17', expected your function my_all_reduce(tensor)" in (
+        capsys.readouterr().out
+    )
+    assert not exercises.check("01.3", lambda: None)
+    assert "can't be called as my_all_reduce(tensor)" in capsys.readouterr().out
+
+
+def test_what_cannot_travel_is_told_so(capsys):
+    lock = __import__("threading").Lock()
+    assert not exercises.check("01.3", lambda tensor: lock)
+    assert "can't travel to the ranks" in capsys.readouterr().out
+
+
+def test_progress_is_a_figure_and_a_text(capsys, file):
+    _progress.note("01.2", tries=3, passed_at="2026-01-02T10:00:00")
+    _progress.note("01.3", tries=1)
+    figure = progress()
+    assert f"1 of {len(names())} exercises done" in figure.get_suptitle()
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert (texts.count("✓"), texts.count("…")) == (1, 1)
+    printed = capsys.readouterr().out
+    assert f"notebook 01: 1 of {len(names('01'))} done; next: 01.1 who am i" in printed
+    assert str(file) in printed
+
+
+def test_a_damaged_file_is_kept_and_a_new_one_begins(capsys, file):
+    _progress.note("01.1", tries=1)
+    whole = file.read_text()
+    for number, damaged in enumerate((whole[: len(whole) // 2], "[]", "", '{"format": 7}'), 1):
+        file.write_text(damaged)
+        _progress.note("01.2", tries=1)
+        printed = capsys.readouterr().out
+        assert "is no progress file, or damaged" in printed
+        assert "it is kept as progress.damaged-" in printed
+        assert list(read(file)["exercises"]) == ["01.2"]
+        kept = sorted(file.parent.glob("*.damaged-*"))
+        assert len(kept) == number
+        assert damaged in [path.read_text() for path in kept]
+
+
+def test_a_write_that_fails_loses_nothing(capsys, file, monkeypatch):
+    _progress.note("01.1", tries=1)
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    _progress.note("01.1", tries=1)
+    assert "progress is not kept: [Errno 28]" in capsys.readouterr().out
+    assert read(file)["exercises"]["01.1"]["tries"] == 1
+    assert not list(file.parent.glob(".*tmp"))
+
+
+def test_a_place_that_cannot_be_written_does_not_stop_a_check(capsys, monkeypatch):
+    monkeypatch.setenv("DDP_HELPERS_PROGRESS", "/proc/nowhere/progress.json")
+    assert not exercises.check("01.3", 17)
+    printed = capsys.readouterr().out
+    assert "01.3 not yet" in printed
+    assert "set DDP_HELPERS_PROGRESS to a file that you may write" in printed
+
+
+def test_two_notebooks_at_once_lose_no_try(file):
+    code = (
+        "from ddp_helpers.exercises import _progress\n"
+        "for _ in range(40): _progress.note('01.1', tries=1)"
+    )
+    with ThreadPoolExecutor() as pool:
+        runs = [
+            pool.submit(subprocess.run, [sys.executable, "-c", code], check=True) for _ in range(3)
+        ]
+        for run in runs:
+            run.result()
+    assert read(file)["exercises"]["01.1"]["tries"] == 120
+
+
+def test_a_lock_that_is_held_is_not_waited_for(file, capsys, monkeypatch):
+    monkeypatch.setattr(_progress, "PATIENCE", 0.1)
+    with _progress._locked():
+        assert _progress.note("01.1", tries=1) == {}
+    assert "is held by another process" in capsys.readouterr().out
+
+
+def test_importing_the_exercises_is_light():
+    code = "import sys, ddp_helpers.exercises; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
