@@ -202,6 +202,7 @@ def ray_options(address: str | None, workers: int, folder: str) -> dict:
     return {
         "num_cpus": workers,
         "include_dashboard": False,
+        "logging_config": ray.LoggingConfig(log_level="ERROR"),  # else it tells all that it does
         "object_store_memory": 100 * 2**20,  # nothing large goes through it
         "_temp_dir": folder,
         "_node_ip_address": "127.0.0.1",  # no other machine can reach it
