@@ -36,7 +36,11 @@ def solution(values):
 
 def on_rank(answer, lengths):
     parts = by_rank(lambda rank: torch.randn(lengths[rank]) + rank)
-    expect(answer(parts[dist.get_rank()]), torch.cat(parts).mean(), f"with {lengths} values a rank")
+    expect(
+        answer(parts[dist.get_rank()]),
+        torch.cat(parts).mean(),
+        f"with {lengths} values a rank, the mean",
+    )
 
 
 def check(ranks):
@@ -71,10 +75,10 @@ def with_objects(values):
 
 
 WRONG = (
-    Wrong(sum_only, "on rank 0 of 2, with (3, 1) values a rank is"),
+    Wrong(sum_only, "on rank 0 of 2, with (3, 1) values a rank, the mean is"),
     Wrong(as_number, "should be a tensor"),
-    Wrong(only_rank_0, "on rank 1 of 2, with (3, 1) values a rank is [0], expected"),
-    Wrong(empty_stays_away, "did not end"),
+    Wrong(only_rank_0, "on rank 1 of 2, with (3, 1) values a rank, the mean is [0], expected"),
+    Wrong(empty_stays_away, "on rank 1 of 3, with (4, 0, 9) values a rank, the mean is [0]"),
 )
 ALSO_RIGHT = (with_objects,)
-STARTER_SAYS = "with (3, 1) values a rank is"
+STARTER_SAYS = "with (3, 1) values a rank, the mean is"

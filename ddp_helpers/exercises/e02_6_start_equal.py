@@ -68,9 +68,10 @@ def copies(model):
         dist.broadcast(parameter.data.clone(), src=0)
 
 
-def only_rank_0(model):
-    if dist.get_rank() == 0:
-        solution(model)
+def only_weights(model):
+    for name, tensor in model.state_dict().items():
+        if "weight" in name:
+            dist.broadcast(tensor, src=0)
 
 
 def as_an_object(model):
@@ -82,7 +83,7 @@ def as_an_object(model):
 WRONG = (
     Wrong(averages, "on rank 0 of 2, 0.weight is"),
     Wrong(copies, "on rank 1 of 2, 0.weight is"),
-    Wrong(only_rank_0, "did not end"),
+    Wrong(only_weights, "on rank 1 of 2, 0.bias is"),
 )
 ALSO_RIGHT = (as_an_object,)
 STARTER_SAYS = "1.running_mean is"
