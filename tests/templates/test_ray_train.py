@@ -117,7 +117,8 @@ def test_a_worker_that_fails_ends_all_and_is_named(runner, home) -> None:
 
 
 WITHOUT_RAY = (
-    "import sys, runpy; sys.modules['ray'] = None; runpy.run_path(sys.argv[1], {}, '__main__')"
+    "import runpy, sys; sys.argv.pop(0); sys.modules['ray'] = None; "
+    "runpy.run_path(sys.argv[0], {}, '__main__')"
 )
 
 
