@@ -40,7 +40,7 @@ from ddp_helpers.timeline_records import (
 )
 
 _SKY, _ORANGE, _, _PURPLE = FILLS[:4]
-_LOOKS = {
+LOOKS = {
     FORWARD: {"facecolor": _SKY},
     BACKWARD: {"facecolor": BLUE},
     OPTIMIZER: {"facecolor": _PURPLE, "hatch": "..."},
@@ -88,8 +88,8 @@ def plot_overlap(
     ax.tick_params(axis="y", length=0)
     ax.grid(visible=False)
     ax.spines["left"].set_visible(False)
-    shown = {kind: _LOOKS[kind] for kind in (FORWARD, BACKWARD, OPTIMIZER, DATA)}
-    _legend(fig, shown | {"hidden": _HIDDEN, "not hidden": _LOOKS[EXPOSED]})
+    shown = {kind: LOOKS[kind] for kind in (FORWARD, BACKWARD, OPTIMIZER, DATA)}
+    _legend(fig, shown | {"hidden": _HIDDEN, "not hidden": LOOKS[EXPOSED]})
     return settle(fig)
 
 
@@ -124,12 +124,12 @@ def plot_shares(
     for row, timelines in enumerate(runs.values()):
         left = 0.0
         for kind, share in mean_shares(timelines).items():
-            ax.barh(row, 100 * share, 0.6, left=left, edgecolor=GREY, **_LOOKS[kind])
+            ax.barh(row, 100 * share, 0.6, left=left, edgecolor=GREY, **LOOKS[kind])
             left += 100 * share
     ax.set(xlim=(0, 100), ylim=(len(runs) - 0.5, -0.5), xlabel="share of the step (%)")
     ax.set_yticks(range(len(runs)), list(runs))
     ax.grid(visible=False)
-    _legend(fig, {kind: _LOOKS[kind] for kind in KINDS})
+    _legend(fig, {kind: LOOKS[kind] for kind in KINDS})
     return settle(fig)
 
 
@@ -187,13 +187,13 @@ def plot_sweep(
 def _draw_step(ax: Axes, row: int, step: StepTimeline, origin: int, length: int) -> None:
     at = (origin, length)
     for kind, intervals in step.work.items():
-        _draw(ax, 2.5 * row - 0.4, 0.8, intervals, at, _LOOKS[kind])
+        _draw(ax, 2.5 * row - 0.4, 0.8, intervals, at, LOOKS[kind])
     backward = step.work.get(BACKWARD, ())
     lanes = _lanes(step.collectives)
     height = 0.8 / (max(lanes, default=0) + 1)
     for call, lane in zip(step.collectives, lanes, strict=True):
         whole, top = [(call.start_ns, call.stop_ns)], 2.5 * row + 0.6 + lane * height
-        _draw(ax, top, height, difference(whole, backward), at, _LOOKS[EXPOSED])
+        _draw(ax, top, height, difference(whole, backward), at, LOOKS[EXPOSED])
         _draw(ax, top, height, intersection(whole, backward), at, _HIDDEN)
 
 

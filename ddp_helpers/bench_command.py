@@ -1,0 +1,202 @@
+"""`python -m ddp_helpers bench`: how your own training scales here, why, and what helps."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ddp_helpers.bench_records import Change, Job, Measured
+from ddp_helpers.environment import usable_cpu_count
+from ddp_helpers.launch import launch
+from ddp_helpers.timeline_records import COMPUTE, DATA, EXPOSED, OPTIMIZER, OTHER, mean_shares
+from ddp_helpers.verdict import judge
+
+HELP = """\
+TARGET is path/script.py:function. The function trains with DDP, as it would under torchrun, and
+needs no change: a step ends with optimizer.step() of a torch.optim optimizer, and its samples are
+the first dimension of the first tensor that goes into the model. It is ended after --steps steps
+(3 more before to warm up, 6 after for the profiler). It must also run on one rank.
+
+With --model, TARGET is path/script.py:factory or package.module:factory. The factory takes no
+argument and returns (model, dataset) or (model, dataset, loss): the dataset gives (input, target),
+the loss is cross-entropy if not given. A plain DDP loop trains it with SGD.
+
+Advice is measured, not only given: each change is applied from outside, and runs in turn with the
+function as it is. Bigger batches and rarer averages change the training: check the learning rate.
+"""
+_AS_IT_IS = Change()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = HELP
+    add = parser.add_argument
+    add("target", metavar="TARGET", help="path/script.py:function; with --model a factory")
+    add("--model", action="store_true", help="TARGET makes a model; bench trains it")
+    add("-n", "--nprocs", type=_ranks, default="1,2", metavar="1,2,4", help="numbers of ranks")
+    add("--batch-size", type=int, default=32, help="of each rank, with --model")
+    add("--steps", type=int, default=20, help="timed in each run")
+    add("--rounds", type=int, default=3, help="of all runs; medians are shown")
+    add("--threads-per-rank", type=int, help="the same in all runs; by default cores // most ranks")
+    add("--no-advice", action="store_true", help="do not try changes")
+    add("--timeout", type=float, default=600.0, help="seconds for each run")
+    add("--out", default="runs/bench/scaling.png", help="figure to write, .png or .svg")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command; returns its exit code."""
+    _check(options)
+    sys.argv = [options.target.rpartition(":")[0], *options.arguments]
+    runs = _scaling(options)
+    print(_table(runs, _threads(options)), flush=True)
+    _save_figure(options, runs)
+    most = max(runs)
+    verdict = judge([one.timeline for one in runs[most][0]], usable_cpu_count())
+    print(f"\n{most} rank{'s' * (most > 1)}: {verdict.kind}: {verdict.text}", flush=True)
+    if not options.no_advice:
+        print(_advice(options, most, verdict.advice))
+    return 0
+
+
+def _threads(options: argparse.Namespace) -> int:
+    """The same for all numbers of ranks: otherwise threads are compared, not ranks."""
+    return options.threads_per_rank or max(1, usable_cpu_count() // max(options.nprocs))
+
+
+Runs = dict[int, list[list[Measured]]]
+"""For each number of ranks its rounds; each has one record a rank."""
+
+
+def speed(ranks: Sequence[Measured]) -> float:
+    """Samples a second of all ranks together."""
+    return sum(one.samples / one.seconds for one in ranks)
+
+
+def _scaling(options: argparse.Namespace) -> Runs:
+    runs: Runs = {n: [] for n in options.nprocs}
+    for number in range(options.rounds):  # in turn: what disturbs one disturbs the others
+        for n, rounds in runs.items():
+            rounds.append(_measure(options, n, profile=number == 0))
+    return runs
+
+
+def _measure(
+    options: argparse.Namespace, ranks: int, change: Change = _AS_IT_IS, profile: bool = False
+) -> list[Measured]:
+    from ddp_helpers.step_meter import measure_on_this_rank  # loads torch: only when it is needed
+
+    job = Job(
+        options.target, options.model, options.batch_size, options.steps, profile, change=change
+    )
+    threads = change.threads_per_rank or _threads(options)
+    return launch(
+        measure_on_this_rank,
+        ranks,
+        args=(job,),
+        threads_per_rank=threads,
+        timeout=options.timeout,
+        echo=False,
+    ).values
+
+
+def _table(runs: Runs, threads: int) -> str:
+    head = f"{'ranks':>5} {'samples/s':>11} {'speed-up':>9} {'efficiency':>11}"
+    head += f" |{'compute':>9}{'all-reduce*':>12}{'data':>7}{'optimizer':>11}{'other':>7}"
+    least = min(runs)
+    alone = statistics.median(map(speed, runs[least]))
+    lines = [head]
+    for n, rounds in runs.items():
+        rate = statistics.median(map(speed, rounds))
+        gain = rate / alone
+        shares = mean_shares([one.timeline for one in rounds[0]])
+        compute = sum(shares[kind] for kind in COMPUTE if kind != OPTIMIZER)
+        lines.append(
+            f"{n:>5} {rate:>11.1f} {gain:>9.2f} {gain * least / n:>11.0%} |{compute:>9.0%}"
+            f"{shares[EXPOSED]:>12.0%}{shares[DATA]:>7.0%}{shares[OPTIMIZER]:>11.0%}"
+            f"{shares[OTHER]:>7.0%}"
+        )
+    note = (
+        f"{threads} CPU thread{'s' * (threads > 1)} a rank, {usable_cpu_count()} cores, median of "
+    )
+    note += f"{len(runs[least])} rounds"
+    return "\n".join(
+        [*lines, f"* exposed: what no compute hides; shares by torch.profiler. {note}"]
+    )
+
+
+def _advice(options: argparse.Namespace, ranks: int, changes: Sequence[Change]) -> str:
+    """Each change against the function as it stands, in turn, for all rounds."""
+    before: list[float] = []
+    after: dict[Change, list[float]] = {change: [] for change in changes}
+    unused: set[Change] = set()
+    for _ in range(options.rounds):
+        before.append(speed(_measure(options, ranks)))
+        for change, rates in after.items():
+            if change not in unused:
+                measured = _measure(options, ranks, change)
+                rates.append(speed(measured))
+                unused |= {change} if measured[0].unused else set()
+    lines = [f"tried on {ranks} rank{'s' * (ranks > 1)} (samples/s, before and after):"]
+    lines += [_line(change, before, rates, change in unused) for change, rates in after.items()]
+    return "\n".join([*lines, _best(before, {c: r for c, r in after.items() if c not in unused})])
+
+
+def _line(change: Change, before: list[float], after: list[float], unused: bool) -> str:
+    if unused:
+        return f"  not tried: {change}: the function gives no occasion"
+    old, new = statistics.median(before), statistics.median(after)
+    wins = sum(b > a for a, b in zip(before, after, strict=True))
+    return (
+        f"  {old:9.1f} -> {new:9.1f}  {new / old:5.2f} times  {change}"
+        f"  (faster in {wins} of {len(after)} rounds)"
+    )
+
+
+def _best(before: list[float], after: dict[Change, list[float]]) -> str:
+    """Only a change that won in every round is recommended; others may be luck."""
+    sure = {
+        change: statistics.median(rates) / statistics.median(before)
+        for change, rates in after.items()
+        if all(new > old for old, new in zip(before, rates, strict=True))
+    }
+    if not sure:
+        return "none of it was faster in every round: leave the function as it is"
+    best = max(sure, key=sure.__getitem__)
+    return f"try: {best}: {sure[best]:.2f} times as fast here"
+
+
+def _save_figure(options: argparse.Namespace, runs: Runs) -> None:
+    from ddp_helpers.bench_plots import describe_bench, plot_bench
+    from ddp_helpers.figures import save
+
+    rates = {n: [speed(ranks) for ranks in rounds] for n, rounds in runs.items()}
+    shares = {n: mean_shares([one.timeline for one in rounds[0]]) for n, rounds in runs.items()}
+    title = options.target.rpartition("/")[2]
+    note = f"{usable_cpu_count()} CPU cores, {options.steps} steps a run"
+    figure = plot_bench(rates, shares, title=title, note=note)
+    print(f"figure: {save(figure, options.out, alt=describe_bench(rates, shares))}", flush=True)
+
+
+def _check(options: argparse.Namespace) -> None:
+    place, colon, name = options.target.rpartition(":")
+    if not colon or not name.isidentifier():
+        raise ValueError(f'"{options.target}": expected path/script.py:function')
+    is_file = place.endswith(".py") or not options.model
+    if is_file and not Path(place).is_file():
+        raise ValueError(f'"{options.target}": there is no file {place}')
+    for field in ("steps", "rounds", "batch_size"):
+        if getattr(options, field) < 1:
+            raise ValueError(f"--{field.replace('_', '-')} {getattr(options, field)}: at least 1")
+    if Path(options.out).suffix not in (".png", ".svg"):  # before minutes of measuring
+        raise ValueError(f"--out {options.out}: expected a name that ends in .png or .svg")
+
+
+def _ranks(text: str) -> list[int]:
+    numbers = sorted({int(part) for part in text.split(",") if part.strip().isdigit()})
+    if not numbers or numbers[0] < 1 or len(numbers) != len(text.split(",")):
+        raise argparse.ArgumentTypeError(f'"{text}": expected numbers of ranks, such as 1,2,4')
+    return numbers

@@ -1,0 +1,76 @@
+"""From measured shares of a step to what bounds it, in words, and what to try."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ddp_helpers.bench_records import Change
+from ddp_helpers.timeline_records import (
+    COMPUTE,
+    DATA,
+    EXPOSED,
+    OTHER,
+    RankTimeline,
+    mean_shares,
+    waiting_for_the_last,
+)
+
+FROM = {EXPOSED: 0.25, DATA: 0.2, OTHER: 0.35}
+"""A share from which on this part of a step is worth the first look. Below, it is the compute."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What bounds a training, and the changes that usually help against it."""
+
+    kind: str
+    """communication-bound, data-bound, overhead-bound or compute-bound."""
+    text: str
+    advice: tuple[Change, ...]
+
+
+def judge(timelines: Sequence[RankTimeline], cores: int) -> Verdict:
+    """Name the biggest part of a step that is not compute, if it is big enough.
+
+    Raises:
+        ValueError: no timelines.
+    """
+    shares, ranks = mean_shares(timelines), len(timelines)
+    on_cpu = timelines[0].device == "cpu"
+    over = {kind: shares[kind] / limit for kind, limit in FROM.items() if shares[kind] >= limit}
+    kind = max(over, key=over.__getitem__) if over else ""
+    if kind == EXPOSED:
+        return Verdict("communication-bound", _waiting(timelines, shares), _AGAINST_MESSAGES)
+    if kind == DATA:
+        free = cores // ranks >= 2 or not on_cpu
+        text = f"{shares[DATA]:.0%} of the step waits for the DataLoader"
+        if not free:
+            text += "; the ranks use all cores, so workers help only if loading waits for a disk"
+        return Verdict("data-bound", text, (Change(num_workers=1), Change(num_workers=2)))
+    if kind == OTHER:
+        text = f"{shares[OTHER]:.0%} of the step is Python between the operations"
+        return Verdict("overhead-bound", text, (Change(batch_factor=4),))
+    text = f"{sum(shares[kind] for kind in COMPUTE):.0%} of the step is forward, backward and "
+    text += f"optimizer; {shares[EXPOSED]:.0%} is exposed all-reduce"
+    if on_cpu and ranks >= cores:
+        text += f". {ranks} ranks on {cores} cores: more ranks bring no more cores"
+    return Verdict("compute-bound", text, _AGAINST_COMPUTE[: 1 if ranks == 1 else 2])
+
+
+def _waiting(timelines: Sequence[RankTimeline], shares: dict[str, float]) -> str:
+    text = f"{shares[EXPOSED]:.0%} of the step is all-reduce that nothing hides"
+    late = waiting_for_the_last(timelines)
+    if late >= 0.5:
+        text += f"; {late:.0%} of the all-reduce time a rank waits for the last one to start"
+    return text
+
+
+_AGAINST_MESSAGES = (
+    Change(batch_factor=4),
+    Change(accumulate=4),
+    Change(compress=True),
+    Change(bucket_cap_mb=4),
+    Change(gradient_as_bucket_view=True),
+)
+_AGAINST_COMPUTE = (Change(batch_factor=2), Change(gradient_as_bucket_view=True))

@@ -1,0 +1,75 @@
+"""What bounds a step, from written timelines; and which advice counts as proven."""
+
+import pytest
+
+from ddp_helpers.bench_command import _best
+from ddp_helpers.bench_plots import describe_bench, plot_bench
+from ddp_helpers.bench_records import Change
+from ddp_helpers.timeline_records import (
+    BACKWARD,
+    DATA,
+    FORWARD,
+    KINDS,
+    Collective,
+    RankTimeline,
+    StepTimeline,
+)
+from ddp_helpers.verdict import judge
+
+
+def ranks(backward, data=0, exposed=0, world_size=2):
+    """Steps of 100 ns: backward, then loading, then all-reduce; the rest is Python."""
+    calls = (Collective("all_reduce", backward + data, backward + data + exposed),)
+    work = {BACKWARD: ((0, backward),), DATA: ((backward, backward + data),), FORWARD: ()}
+    step = StepTimeline(0, 100, work, calls if exposed else ())
+    return [RankTimeline(rank, world_size, (step,)) for rank in range(world_size)]
+
+
+@pytest.mark.parametrize(
+    ("parts", "kind", "words"),
+    [
+        ({"backward": 35, "exposed": 62}, "communication-bound", "62% of the step is all-reduce"),
+        ({"backward": 40, "data": 50, "exposed": 10}, "data-bound", "50% of the step waits"),
+        ({"backward": 40, "exposed": 10}, "overhead-bound", "50% of the step is Python"),
+        ({"backward": 90, "exposed": 5}, "compute-bound", "90% of the step is forward"),
+        ({"backward": 30, "data": 25, "exposed": 45}, "communication-bound", "45%"),
+        ({"backward": 30, "data": 42, "exposed": 28}, "data-bound", "42%"),
+    ],
+)
+def test_the_biggest_part_beside_compute_is_named(parts, kind, words):
+    verdict = judge(ranks(**parts), cores=8)
+    assert verdict.kind == kind
+    assert words in verdict.text
+    assert verdict.advice
+
+
+def test_the_verdict_knows_the_cores():
+    assert "no more cores" in judge(ranks(95), cores=2).text
+    assert "no more cores" not in judge(ranks(95), cores=8).text
+    assert "use all cores" in judge(ranks(40, data=50), cores=2).text
+
+
+def test_a_late_rank_is_mentioned():
+    early, late = ranks(10, exposed=80)[0], ranks(80, exposed=10)[1]
+    assert "waits for the last one" in judge([early, late], cores=8).text
+    assert "waits for the last one" not in judge(ranks(20, exposed=70), cores=8).text
+
+
+def test_only_what_won_every_round_is_recommended():
+    bigger, view = Change(batch_factor=4), Change(gradient_as_bucket_view=True)
+    text = _best([100, 110, 90], {bigger: [190, 200, 210], view: [500, 500, 80]})
+    assert text == "try: a batch 4 times as big on each rank: 2.00 times as fast here"
+    assert "none of it" in _best([100, 100], {bigger: [300, 99]})
+    assert "none of it" in _best([100], {})
+
+
+def test_the_figure_shows_speed_and_shares():
+    shares = {n: dict.fromkeys(KINDS, 1 / len(KINDS)) for n in (1, 2)}
+    fig = plot_bench({1: [100, 120], 2: [150]}, shares, title="mine")
+    ideal, measured = fig.axes[0].lines[:2]
+    assert list(ideal.get_ydata()) == [110, 220]
+    assert list(measured.get_ydata()) == [110, 150]
+    assert sum(patch.get_height() for patch in fig.axes[1].patches) == pytest.approx(200)
+    assert "2 ranks: 150 samples/s, 17% of a step" in describe_bench({2: [150]}, {2: shares[2]})
+    with pytest.raises(ValueError, match="expected the same"):
+        plot_bench({1: [1]}, {2: shares[2]}, title="mine")
