@@ -1,5 +1,6 @@
 """The set-up files say the same thing: one install, exact pins."""
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -40,3 +41,17 @@ def test_every_dependency_has_an_exact_pin():
 
 def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_binder_and_the_dev_container_run_the_same_install():
+    binder = ROOT / ".binder"
+    lines = [line.split(" ", 1) for line in (binder / "requirements.txt").read_text().splitlines()]
+    options = {name: value for name, value in lines if name.startswith("-")}
+    # pip reads -c from the folder of the file, and -e from where it is started
+    assert (binder / options["-c"]).resolve() == ROOT / "constraints.txt"
+    assert options["-e"] == "."
+    assert (binder / "runtime.txt").read_text().startswith("python-3.")
+    text = (ROOT / ".devcontainer" / "devcontainer.json").read_text()
+    code = "\n".join(line for line in text.splitlines() if not line.strip().startswith("//"))
+    command = json.loads(code)["postCreateCommand"]
+    assert command == "pip install -c constraints.txt -e '.[dev]'"
