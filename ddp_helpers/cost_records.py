@@ -70,7 +70,7 @@ class Machine:
     background: float = 0.0
     """Other programs that want a core, on average, when the machine was measured."""
     communication_cpu: float = 0.0
-    """Seconds of one core that each rank spends for a second of all-reduce (0 on GPUs)."""
+    """Seconds of one core that each rank needs for a second of all-reduce (0 on GPUs)."""
     step_overhead: float = 0.0
     """Seconds that DDP adds to each step whatever the model."""
     byte_overhead: float = 0.0

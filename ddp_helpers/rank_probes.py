@@ -6,6 +6,7 @@ Each function returns raw times in seconds; `machine_costs.py` starts them and m
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -39,13 +40,21 @@ class StepTimes:
         return [sum(each) for each in zip(*parts, strict=True)]
 
 
-def time_all_reduce(sizes: Sequence[int], rounds: int) -> tuple[dict[int, list[float]], float]:
+def time_all_reduce(
+    sizes: Sequence[int], rounds: int, *, one_core: bool = False
+) -> tuple[dict[int, list[float]], float]:
     """Seconds of all-reduces by message size in bytes, and seconds of CPU for each second.
 
-    The CPU time is that of all threads of this process: gloo's own copy and add.
+    The CPU time is that of all threads of this process: gloo's own copy, add and wait.
+
+    Args:
+        one_core: all ranks share one core, as many ranks on few cores do.
     """
     import torch.distributed as dist
 
+    if one_core:
+        # before the group starts: gloo's threads inherit it
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     found: dict[int, list[float]] = {size: [] for size in sizes}
     with process_group() as pg:
         tensors = {size: torch.ones(max(size // 4, 1), device=pg.device) for size in sizes}

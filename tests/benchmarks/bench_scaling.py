@@ -7,8 +7,8 @@ one rank with batches of 8 and 32. Not fitted, only predicted: all steps in the 
 real DDP steps of other models, other batch sizes, other buckets, accumulation, and 4 ranks.
 
 Rounds go through the measurements for the fits and the configurations in turn, so that a machine
-that slows down slows both. Of a configuration's steps in a round the lower quartile counts, as in
-the fits; of the rounds, the median.
+that slows down slows both. Of a configuration's steps in a round the lower quartile of the means
+of five counts, as in the fits; of the rounds, the median.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from ddp_helpers.model import SmallCNN
 from ddp_helpers.scaling import Link, Machine, Setup, Work, predict, step_seconds
 
 LIMIT = 0.20
+BUSY = 1.0  # other programs that want a core
 GRID = (10_000, 1_000)
 
 
@@ -80,7 +81,7 @@ def one_round() -> Round:
     steps = []
     for name, setup in CONFIGURATIONS:
         times = measure_step(MODELS[name], make_probe_batch, setup, steps=20).step
-        steps.append(machine_costs.undisturbed(times))
+        steps.append(machine_costs.undisturbed_step(times))
     return Round(machine, works, steps)
 
 
@@ -93,6 +94,10 @@ def accuracy(rounds: int) -> list[dict[str, object]]:
         print(f"round {at + 1}: {time.perf_counter() - started:.0f} s, load {load():.1f}")
     machine = machine_costs.machine_from([each.machine for each in found])
     print(plan_command.describe(machine))
+    if machine.background >= BUSY:
+        print(
+            "  BUSY: other programs had much of the cores, so times say little; run it again later"
+        )
     print(f"\n{'model':6}{'ranks':>6}{'batch':>6}{'bucket':>8}{'accum.':>8}", end="")
     print(f"{'measured':>10}{'predicted':>11}{'range':>18}{'off':>7}   (ms)")
     table = []
