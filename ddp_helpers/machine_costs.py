@@ -13,30 +13,46 @@ from __future__ import annotations
 import dataclasses
 import platform
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ddp_helpers.cost_fits import fit_batches, fit_link, robust_fit, spread
+from ddp_helpers.cost_fits import fit_link, robust_fit, spread
 from ddp_helpers.cost_records import Machine, Setup, Work, plain
 from ddp_helpers.environment import usable_cpu_count
-from ddp_helpers.launch import launch
-from ddp_helpers.rank_probes import (
-    LossFunction,
-    MakeBatch,
-    MakeModel,
-    StepTimes,
-    time_all_reduce,
-    time_loading,
-    time_steps,
-)
+from ddp_helpers.rank_probes import time_all_reduce, time_steps
 from ddp_helpers.scaling import predict
+from ddp_helpers.work_costs import (
+    SMALL_BATCHES,
+    make_probe,
+    make_probe_batch,
+    measure_loading,
+    measure_step,
+    measure_work,
+    run_on_ranks,
+    undisturbed,
+    undisturbed_step,
+    work_of,
+)
+
+__all__ = [
+    "Round",
+    "machine_from",
+    "make_probe",
+    "make_probe_batch",
+    "measure_loading",
+    "measure_machine",
+    "measure_round",
+    "measure_step",
+    "measure_work",
+    "undisturbed",
+    "undisturbed_step",
+]
 
 MESSAGES = (2**12, 2**14, 2**16, 2**18, 2**20, 2**21, 2**22)  # bytes
-PROBE_WIDTHS, PROBE_BATCHES = (128, 384), (8, 32)
-SECONDS = 60.0  # limit of each launch
+PROBE_WIDTHS = (128, 384)
 
 
 def measure_machine(
@@ -54,138 +70,6 @@ def measure_machine(
         raise ValueError(f"rounds={rounds!r}: expected at least 1")
     found = [measure_round() for _ in range(rounds)]
     return machine_from(found, name, price_per_hour=price_per_hour)
-
-
-def measure_work(
-    make_model: MakeModel,
-    make_batch: MakeBatch,
-    *,
-    name: str | None = None,
-    batch_sizes: Sequence[int] = PROBE_BATCHES,
-    steps: int = 10,
-    rounds: int = 3,
-    loss_function: LossFunction | None = None,
-    data_seconds_per_sample: float = 0.0,
-    data_workers: int = 0,
-) -> Work:
-    """Measure a model on one rank with one thread, for some small batch sizes.
-
-    Args:
-        make_model: makes the model.
-        make_batch: makes (inputs, targets) of a batch of the size it is given.
-        loss_function: by default torch's cross_entropy.
-        data_seconds_per_sample, data_workers: of loading; see measure_loading.
-
-    Raises:
-        ValueError: no batch size, or one below 1.
-        LaunchError: the rank failed.
-    """
-    if not batch_sizes or min(batch_sizes) < 1:
-        raise ValueError(f"batch_sizes={batch_sizes!r}: expected one or more, each at least 1")
-    options = {"steps": steps, "rounds": rounds, "loss_function": loss_function}
-    times = _run(time_steps, 1, make_model, make_batch, tuple(batch_sizes), **options)[0]
-    sizes = [p.numel() for p in make_model().parameters() if p.requires_grad]
-    both = {size: _forward_backward(each) for size, each in times.items()}
-    per_batch, per_sample, error = fit_batches({size: [each] for size, each in both.items()})
-    shares = [undisturbed(each.backward) / both[size] for size, each in times.items()]
-    return Work(
-        name or getattr(make_model, "__name__", "model"),
-        parameters=sum(sizes),
-        seconds_per_sample=per_sample,
-        seconds_per_batch=per_batch,
-        backward_share=min(max(statistics.median(shares), 0.05), 0.95),
-        optimizer_seconds=statistics.median(undisturbed(t.optimizer) for t in times.values()),
-        tensors=len(sizes),
-        data_seconds_per_sample=data_seconds_per_sample,
-        data_workers=data_workers,
-        error=max(error, 0.02),
-        notes=(f"measured on one rank with one thread, batches of {_words(batch_sizes)}",),
-    )
-
-
-def measure_loading(make_loader: Callable[[], Iterable], *, batches: int = 20) -> float:
-    """Seconds that one process needs to load and prepare one sample.
-
-    Args:
-        make_loader: makes a DataLoader with num_workers=0 (workers would hide the time).
-
-    Raises:
-        ValueError: the loader has workers, or fewer than two batches.
-    """
-    loader = make_loader()
-    if getattr(loader, "num_workers", 0):
-        raise ValueError(f"num_workers={loader.num_workers}: expected 0, as workers hide the time")
-    times = time_loading(make_loader, batches)
-    if not times:
-        raise ValueError("the loader gave fewer than two batches: make the dataset bigger")
-    return undisturbed(times) / (getattr(loader, "batch_size", None) or 1)
-
-
-def measure_step(
-    make_model: MakeModel,
-    make_batch: MakeBatch,
-    setup: Setup,
-    *,
-    steps: int = 10,
-    loss_function: LossFunction | None = None,
-    gradient_as_bucket_view: bool = False,
-) -> StepTimes:
-    """Times of real DDP steps on `setup.ranks` ranks of this machine; those of rank 0.
-
-    Raises:
-        ValueError: a setup that holds arrays, or asks for what can't be run here.
-        LaunchError: a rank failed.
-    """
-    hooks = {"float32": None, "bfloat16": "bf16", "float16": "fp16"}
-    if np.ndim(setup.ranks) or np.ndim(setup.batch_size_per_rank):
-        raise ValueError("measure_step runs one setup: give numbers, not arrays")
-    if setup.gradient_dtype not in hooks or setup.compression != 1 or not setup.overlap:
-        raise ValueError(
-            f"{setup}: only float32, bfloat16 and float16 gradients, with overlap and "
-            "without further compression, can be run here; predict() knows the others"
-        )
-    if setup.gradient_dtype == "bfloat16" and not torch.cuda.is_available():
-        raise ValueError("gradient_dtype='bfloat16': torch's hook needs NCCL; here use 'float16'")
-    cap = {} if setup.bucket_cap_mb is None else {"bucket_cap_mb": setup.bucket_cap_mb}
-    size = int(setup.batch_size_per_rank)
-    options = {
-        "steps": steps,
-        "loss_function": loss_function,
-        "ddp": cap | {"gradient_as_bucket_view": gradient_as_bucket_view},
-        "accumulation_steps": int(setup.accumulation_steps),
-        "hook": hooks[setup.gradient_dtype],
-    }
-    return _run(time_steps, int(setup.ranks), make_model, make_batch, (size,), **options)[0][size]
-
-
-def undisturbed(times: Sequence[float]) -> float:
-    """The lower quartile of repeated times: other programs make a step slower, never faster."""
-    return float(np.quantile(np.asarray(times, dtype=float), 0.25))
-
-
-def undisturbed_step(times: Sequence[float]) -> float:
-    """The same for steps of several ranks, from means of five.
-
-    Ranks that share a core take turns, so that a short step of one follows a long one; their
-    mean is what training sees.
-    """
-    whole = len(times) // 5 * 5
-    if not whole:
-        return float(np.mean(times))
-    return undisturbed(np.asarray(times[:whole], dtype=float).reshape(-1, 5).mean(axis=1))
-
-
-def make_probe(width: int) -> nn.Module:
-    """A small stack of linear layers for measuring the machine; 28 x 28 inputs, 10 classes."""
-    layers: list[nn.Module] = [nn.Flatten(), nn.Linear(784, width), nn.ReLU()]
-    for _ in range(3):
-        layers += [nn.Linear(width, width), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(width, 10))
-
-
-def make_probe_batch(size: int) -> tuple[Tensor, Tensor]:
-    """Inputs (size, 1, 28, 28) and targets (size,) for `make_probe`."""
-    return torch.randn(size, 1, 28, 28), torch.randint(10, (size,))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,16 +99,18 @@ def measure_round() -> Round:
     for at, width in enumerate(PROBE_WIDTHS):
         probe = _Probe(width)
         one, two, ddp = (
-            _run(time_steps, n, probe, make_probe_batch, PROBE_BATCHES, steps=10, rounds=2, ddp=ddp)
+            run_on_ranks(
+                time_steps, n, probe, make_probe_batch, SMALL_BATCHES, steps=10, rounds=2, ddp=ddp
+            )
             for n, ddp in ((1, None), (2, None), (2, {}))
         )
-        for b in PROBE_BATCHES:
+        for b in SMALL_BATCHES:
             ratios.append(undisturbed(two[0][b].cpu) / undisturbed(one[0][b].cpu))
             # of the whole, as a short step may well fit between two turns of other programs
             shares.append(sum(two[0][b].cpu) / sum(two[0][b].step))
             noises.append(spread(one[0][b].step))
             steps.append((at, b, undisturbed_step(ddp[0][b].step)))
-        works.append(_work_of(probe, one[0]))
+        works.append(work_of(probe, one[0]))
     middle = statistics.median
     # On half of the cores it takes twice as long, if it is all work and no waiting. That hides
     # part of the work, as data stays in one core's cache; the time that the process had a core
@@ -238,7 +124,7 @@ def measure_round() -> Round:
 
 
 def _messages(one_core: bool) -> tuple[dict[int, float], float]:
-    (times, busy), *_ = _run(time_all_reduce, 2, MESSAGES, 8, one_core=one_core)
+    (times, busy), *_ = run_on_ranks(time_all_reduce, 2, MESSAGES, 8, one_core=one_core)
     return {size: undisturbed(each) for size, each in times.items()}, busy
 
 
@@ -285,22 +171,6 @@ class _Probe:
         return make_probe(self.width)
 
 
-def _work_of(make_model: MakeModel, times: dict[int, StepTimes]) -> Work:
-    sizes = [p.numel() for p in make_model().parameters()]
-    both = {size: [_forward_backward(each)] for size, each in times.items()}
-    per_batch, per_sample, _ = fit_batches(both)
-    shares = [undisturbed(t.backward) / both[size][0] for size, t in times.items()]
-    return Work(
-        getattr(make_model, "__name__", "model"),
-        sum(sizes),
-        per_sample,
-        per_batch,
-        backward_share=min(max(statistics.median(shares), 0.05), 0.95),
-        optimizer_seconds=statistics.median(undisturbed(t.optimizer) for t in times.values()),
-        tensors=len(sizes),
-    )
-
-
 def _with_overheads(machine: Machine, rounds: Sequence[Round]) -> Machine:
     """Fit what DDP adds to each step on two ranks, beyond computing and all-reduce."""
     rows, left, scale = [], [], []
@@ -317,24 +187,3 @@ def _with_overheads(machine: Machine, rounds: Sequence[Round]) -> Machine:
     cores, others = machine.cores or np.inf, machine.background
     fixed, per_byte = found / max((2 + others) / cores, 1) * max((1 + others) / cores, 1)
     return dataclasses.replace(machine, step_overhead=float(fixed), byte_overhead=float(per_byte))
-
-
-def _forward_backward(times: StepTimes) -> float:
-    return undisturbed([a + b for a, b in zip(times.forward, times.backward, strict=True)])
-
-
-def _run(function: Callable, nprocs: int, *args: object, **kwargs: object) -> list:
-    result = launch(
-        function,
-        nprocs,
-        args=args,
-        kwargs=kwargs,
-        threads_per_rank=1,
-        echo=False,
-        timeout=SECONDS,
-    )
-    return result.values
-
-
-def _words(numbers: Sequence[int]) -> str:
-    return " and ".join(map(str, numbers))

@@ -103,8 +103,9 @@ ARROWS = {
     },
     "cost_fits": {"cost_formulas", "cost_records"},
     "rank_probes": {"process_group"},
+    "work_costs": {"cost_fits", "cost_records", "launch", "rank_probes"},
     "machine_costs": {
-        *{"cost_fits", "cost_records", "environment", "launch", "rank_probes", "scaling"}
+        *{"cost_fits", "cost_records", "environment", "rank_probes", "scaling", "work_costs"}
     },
     "seats": {"launch", "process_group"},
     "classroom": {"environment", "environment_report", "exercises", "machine", "seats"},
