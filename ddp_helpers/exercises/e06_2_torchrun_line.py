@@ -88,11 +88,12 @@ def on_rank(answer, port, folder):
     return text
 
 
-def really_run(answer, texts):
+def really_run(answer, texts, folder):
     """Each process is one machine, and starts torchrun as a shell on it would."""
     import subprocess
 
-    environment = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG", "TMPDIR")}
+    environment = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG")}
+    environment["TMPDIR"] = folder  # torchrun never removes its folder of logs
     words = shlex.split(texts[int(os.environ["RANK"])])
     command = [sys.executable, "-m", "torch.distributed.run", *words[1:]]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -105,7 +106,7 @@ def check(ranks):
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
         texts = ranks.run(on_rank, 2, port, folder, group=False)
-        ended = ranks.run(really_run, 2, texts, group=False)
+        ended = ranks.run(really_run, 2, texts, folder, group=False)
         for node, (code, said) in enumerate(ended):
             if code:
                 raise NotYet(f"torchrun on machine {node} ended with {code}: {said}")
