@@ -13,6 +13,7 @@ and often other right ones (`ALSO_RIGHT`). Names that begin with `_` belong to t
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from ddp_helpers.exercises._core import (
     NotYet,
     check_signature,
     files,
+    imports_of,
     load,
     short_title,
     source_of,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["Checked", "check", "hint", "names", "progress", "solution", "task"]
+WIDTH = 88  # characters of a line of text
 LIMIT = 20.0  # seconds of one run on ranks; a right answer takes about one
 
 
@@ -68,8 +71,12 @@ def task(number: str) -> None:
     exercise = module.EXERCISE
     code = source_of(module, "starter")
     call = f'check("{number}", {exercise.name})'
-    print(f"{number} {exercise.title} (about {exercise.minutes} minutes)\n\n{exercise.task}\n")
-    print(f"Start from:\n\n{code}\n\n{call}")
+    imports = imports_of(module)
+    print(f"{number} {exercise.title} (about {exercise.minutes} minutes)\n")
+    print(textwrap.fill(exercise.task, WIDTH, break_long_words=False, break_on_hyphens=False))
+    print("\nStart from:\n")
+    print(f"{imports}\n\n\n{code}" if imports else code)
+    print(f"\n{call}")
 
 
 def check(number: str, answer: Callable, seconds: float = LIMIT) -> Checked:

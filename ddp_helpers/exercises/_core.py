@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import re
@@ -72,6 +73,20 @@ def source_of(module: ModuleType, function: str) -> str:
     """The text of `starter` or `solution`, under the name that the learner uses."""
     text = inspect.getsource(getattr(module, function))
     return re.sub(rf"\bdef {function}\(", f"def {module.EXERCISE.name}(", text, count=1)
+
+
+def imports_of(module: ModuleType) -> str:
+    """The import lines that starter and solution need, for a cell of the learner's own."""
+    code = inspect.getsource(module.starter) + inspect.getsource(module.solution)
+    lines = []
+    for node in ast.parse(inspect.getsource(module)).body:
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("ddp_helpers."):
+            continue  # the machinery
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            called = [alias.asname or alias.name for alias in node.names]
+            if any(re.search(rf"\b{name}\b", code) for name in called):
+                lines.append(ast.unparse(node))
+    return "\n".join(lines)
 
 
 def check_signature(answer: object, module: ModuleType) -> None:

@@ -26,7 +26,10 @@ from ddp_helpers.records import LaunchResult, name_ranks
 POINT_TO_POINT = ("send", "recv", "recv_anysource")
 GRACE = 1.0  # seconds between the verdicts of two ranks
 RECORDED = "20000"  # calls that torch's flight recorder keeps
-POINTER = "full traceback:"  # of launch(): here there is no error object to look into
+SAID_ALREADY = (
+    "the ranks did not end within",
+    "full traceback:",  # of launch(): here there is no error object to look into
+)
 LINES = 12  # of what the learner's function printed
 
 
@@ -101,7 +104,7 @@ class Ranks:
 
     def _without_our_lines(self, report: str) -> str:
         """The report, without lines of the machinery that the learner has not written."""
-        lines = [line for line in report.splitlines() if not line.startswith(POINTER)]
+        lines = [line for line in report.splitlines() if not line.startswith(SAID_ALREADY)]
         ours = r" at \S*_ranks\.py, line \d+, in _on_rank.*"
         return re.sub(ours, f", after {self.name} had returned there", "\n".join(lines))
 

@@ -40,6 +40,10 @@ def test_a_task_can_be_started_from_what_is_printed(number, capsys):
     assert f"def {name}(" in code
     assert f'check("{number}", {name})' in code
     compile(code, "task", "exec")
+    exec(code.partition("check(")[0], space := {})  # its imports are there
+    used = space[name].__code__.co_names + _core.load(number).solution.__code__.co_names
+    missing = {n for n in used if n in vars(_core.load(number)) and n not in space}
+    assert missing <= {"starter", "solution"}
     assert "NotYet" not in printed
 
 
