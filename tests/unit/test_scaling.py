@@ -174,6 +174,14 @@ def test_the_slowest_of_many_is_as_late_as_drawn_ones(ranks):
     assert expected_slowest(ranks) == pytest.approx(drawn, abs=0.05)
 
 
+def test_errors_of_a_link_become_the_range_of_a_message():
+    for size, off in ((0.0, 0.2), (1e15, 0.4)):
+        machine = Machine("x", Link("x", 1e-5, 1e9, latency_error=0.2, bandwidth_error=0.4))
+        found = all_reduce_seconds(machine, Setup(ranks=4), size)
+        assert found.low == pytest.approx((1 - off) * found.value, rel=1e-6)
+        assert found.high == pytest.approx((1 + off) * found.value, rel=1e-6)
+
+
 # ---- laws
 
 
