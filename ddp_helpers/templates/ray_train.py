@@ -1,15 +1,15 @@
 """Train a small CNN with DistributedDataParallel: one process per GPU, started by Ray Train.
 
     python ray_train.py                     # a worker for each GPU; without any, 2
-    python ray_train.py --world-size 4 --max-failures 3
+    python ray_train.py --world-size 4
     python ray_train.py --address auto --world-size 16 --checkpoint /shared/checkpoint.pt
 
 It needs more than torch:  pip install "ray[train]". The last line is for a Ray cluster that runs
 already; then data and checkpoint must lie where every machine sees them.
 
-A way of its own beside the steps: `# NEW` marks what differs from ddp_spawn.py. Ray starts the
-workers and the process group, shares out the batches, and after a failure starts the workers
-again from the last epoch that was saved. The loop between is the same.
+A way of its own beside the steps: `# NEW` marks what differs from ddp_minimal.py. Ray starts the
+workers and the process group, and shares out the batches; the loop between is the same. Next step:
+ray_restart.py.
 """
 # ruff: noqa: E402
 
@@ -46,14 +46,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="folder with the four MNIST files")
     parser.add_argument("--checkpoint", type=Path, default="checkpoint.pt")
     parser.add_argument("--limit", type=at_least_1, help="use only the first LIMIT samples")
-    # NEW
-    parser.add_argument("--world-size", type=at_least_1, help="workers; default: GPUs here or 2")
-    parser.add_argument("--address", help="of a running Ray cluster; default: one for this run")
-    parser.add_argument("--max-failures", type=int, default=0, help="how often to start again")
+    parser.add_argument("--world-size", type=at_least_1, help="ranks; default: one a GPU, or 2")
+    parser.add_argument("--address", help="of a Ray cluster; default: one for this run")  # NEW
 
     args = parser.parse_args()
-    if args.max_failures < 0:  # NEW
-        fail(f"--max-failures is {args.max_failures}: give 0 or more")  # NEW
     if not args.lr > 0:
         fail(f"--lr is {args.lr}: give a number above 0, such as 0.002")
     if args.checkpoint.is_dir() or not os.access(args.checkpoint.parent, os.W_OK):
@@ -135,6 +131,16 @@ def evaluate(model: nn.Module, loader: DataLoader, device: torch.device) -> list
     return counts.tolist()
 
 
+def save_checkpoint(path: Path, model: nn.Module, epoch: int):
+    """Write beside it, then rename: nobody ever reads half a file."""
+    unfinished = path.with_name(path.name + ".tmp")
+    with unfinished.open("wb") as stream:
+        torch.save({"model": model.state_dict(), "epoch": epoch}, stream)
+        stream.flush()
+        os.fsync(stream.fileno())  # else a power cut may leave the new name on an empty file
+    os.replace(unfinished, path)
+
+
 def train(args: argparse.Namespace):  # NEW
     device = ray.train.torch.get_device()  # NEW
     rank, world_size = dist.get_rank(), dist.get_world_size()
@@ -142,6 +148,7 @@ def train(args: argparse.Namespace):  # NEW
     held_out = Subset(held_out, range(rank, len(held_out), world_size))  # each sample once
     loader = DataLoader(train_set, args.batch_size_per_rank, shuffle=True)  # NEW
     loader = ray.train.torch.prepare_data_loader(loader)  # NEW  it has a DistributedSampler now
+
     held_out_loader = DataLoader(held_out, batch_size=500)
 
     torch.manual_seed(args.seed)  # the same first weights in every run
@@ -150,17 +157,8 @@ def train(args: argparse.Namespace):  # NEW
     parallel = ray.train.torch.prepare_model(model)  # NEW  in DistributedDataParallel, if need be
     torch.manual_seed(args.seed + rank)  # other shifts and dropout on every rank
 
-    # NEW
-    first = 1
-    if saved := ray.train.get_checkpoint():  # after a failure: from the last epoch on
-        with saved.as_directory() as folder:
-            state = torch.load(Path(folder, "checkpoint.pt"), map_location=device)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        first = state["epoch"] + 1
-
     start = time.perf_counter()
-    for epoch in range(first, args.epochs + 1):  # NEW
+    for epoch in range(1, args.epochs + 1):
         if world_size > 1:  # NEW
             loader.sampler.set_epoch(epoch)  # NEW  without it, every epoch repeats one order
         model.train()
@@ -179,59 +177,37 @@ def train(args: argparse.Namespace):  # NEW
         right, seen = evaluate(model, held_out_loader, device)
         accuracy = f"accuracy {right / seen:.4f} ({right} of {seen})"
         seconds = time.perf_counter() - start
-        # NEW
-        summary = f"{accuracy}  seconds {seconds:.1f}  ranks {world_size}"
-        with tempfile.TemporaryDirectory() as folder:
-            saved = None
-            if rank == 0:  # it prints and saves for all
-                print(f"epoch {epoch}  loss {loss:.4f}  {accuracy}", flush=True)
-                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-                torch.save(state | {"epoch": epoch}, Path(folder, "checkpoint.pt"))
-                saved = ray.train.Checkpoint.from_directory(folder)
-            # on all ranks, because they wait for one another here
-            ray.train.report({"summary": summary}, checkpoint=saved)
-
-
-# NEW
-def ray_options(address: str | None, workers: int, folder: str) -> dict:
-    """To join the cluster at `address`, or to start a small one for this run in `folder`."""
-    if address:
-        return {"address": address}
-    # else Ray writes a token into the home folder, to tell its own calls from other people's
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    return {
-        "num_cpus": workers,
-        "include_dashboard": False,
-        "logging_config": ray.LoggingConfig(log_level="ERROR"),  # else it tells all that it does
-        "object_store_memory": 100 * 2**20,  # nothing large goes through it
-        "_temp_dir": folder,
-        "_node_ip_address": "127.0.0.1",  # no other machine can reach it
-    }
+        if rank > 0:  # rank 0 prints and saves for all
+            continue
+        print(f"epoch {epoch}  loss {loss:.4f}  {accuracy}  seconds {seconds:.1f}", flush=True)
+        save_checkpoint(args.checkpoint, model, epoch)
+    return f"{accuracy}  seconds {seconds:.1f}  ranks {world_size}"  # NEW
 
 
 def start(args: argparse.Namespace):
+    """Start Ray, or join one; run train() in every worker, and wait for them."""  # NEW
+    args.world_size = args.world_size or torch.cuda.device_count() or 2
     # NEW
-    """Run train() in every worker, and keep the newest checkpoint."""
-    workers = args.world_size or torch.cuda.device_count() or 2
+    options = {"address": args.address, "logging_level": "ERROR"}
     with (
         tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder,  # sockets: a short path
         tempfile.TemporaryDirectory(prefix=".ray-", dir=args.checkpoint.parent) as storage,
-        ray.init(**ray_options(args.address, workers, folder), logging_level="ERROR"),
     ):
-        kind = "GPU" if ray.cluster_resources().get("GPU") else "CPU"
-        found = int(ray.cluster_resources()[kind])
-        if found < workers:  # Ray would wait for ever
-            fail(f"--world-size {workers}, but Ray has {found} {kind}s: give {found} or fewer")
-        failures = ray.train.FailureConfig(args.max_failures)
-        trainer = ray.train.torch.TorchTrainer(
-            lambda: train(args),
-            scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=kind == "GPU"),
-            torch_config=ray.train.torch.TorchConfig(timeout_s=600),
-            run_config=ray.train.RunConfig(storage_path=storage, failure_config=failures),
-        )
-        result = trainer.fit()
-        os.replace(Path(result.checkpoint.path, "checkpoint.pt"), args.checkpoint)
-    print(result.metrics["summary"], flush=True)
+        if not args.address:
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # else it leaves one in $HOME
+            options |= {"num_cpus": args.world_size, "include_dashboard": False}
+            options |= {"_temp_dir": folder, "_node_ip_address": "127.0.0.1"}  # for this machine
+            options["logging_config"] = ray.LoggingConfig(log_level="ERROR")
+        with ray.init(**options):
+            kind = "GPU" if ray.cluster_resources().get("GPU") else "CPU"
+            if (found := int(ray.cluster_resources()[kind])) < args.world_size:  # it would wait
+                fail(f"--world-size {args.world_size}: Ray has {found} {kind}s; give no more")
+            workers = ray.train.ScalingConfig(num_workers=args.world_size, use_gpu=kind == "GPU")
+            run = ray.train.RunConfig(storage_path=storage)
+            result = ray.train.torch.TorchTrainer(
+                lambda: train(args), scaling_config=workers, run_config=run
+            ).fit()
+            print(result.return_value, flush=True)
 
 
 if __name__ == "__main__":

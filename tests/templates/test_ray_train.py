@@ -1,4 +1,4 @@
-"""ray_train.py under a real Ray of its own: the same weights as ddp_spawn.py, even after a kill."""
+"""ray_train.py and ray_restart.py under a real Ray: the weights of mp.spawn, even after a kill."""
 
 import hashlib
 import os
@@ -35,7 +35,7 @@ FAIL = (
     "        model.train()\n",
     "        model.train()\n        assert rank == 0, 'no image 4711'\n",
 )
-ONE_THREAD = ("max(1, len(os.sched_getaffinity(0)) // args.nprocs)", "1")  # as under Ray
+ONE_THREAD = ("max(1, len(os.sched_getaffinity(0)) // args.world_size)", "1")  # as under Ray
 
 
 @pytest.fixture(scope="session")
@@ -82,7 +82,7 @@ def left_nothing(run: Finished, home: Path, before: set[str], *kept: str) -> Non
 def test_a_killed_worker_is_replaced_and_the_weights_are_those_of_spawn(runner, home) -> None:
     """Without random draws, because a worker that starts again draws from the beginning."""
     before = ray_files()
-    folder = copy(runner, "ray_train", *PLAIN, KILL_ONCE)
+    folder = copy(runner, "ray_restart", *PLAIN, KILL_ONCE)
     run = runner.finish(
         runner.start(*FIRST, sys.executable, "mine.py", *SIZE, "--max-failures", 1, folder=folder),
         200,
@@ -98,7 +98,7 @@ def test_a_killed_worker_is_replaced_and_the_weights_are_those_of_spawn(runner, 
     saved = torch.load(folder / "checkpoint.pt")
     assert saved["epoch"] == 2
 
-    spawned = runner.run("mine.py", *SIZE, folder=copy(runner, "ddp_spawn", *PLAIN, ONE_THREAD))
+    spawned = runner.run("mine.py", *SIZE, folder=copy(runner, "ddp_minimal", *PLAIN, ONE_THREAD))
     assert spawned.code == 0, spawned.err
     theirs = torch.load(spawned.folder / "checkpoint.pt")["model"]
     assert f"({right} of {seen})" in spawned.out.splitlines()[-1]
@@ -123,15 +123,16 @@ WITHOUT_RAY = (
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("step", "flags", "words"),
     [
-        ([], ["ray", 'pip install "ray[train]"']),
-        (["--world-size", 0], ["--world-size", "0 found", "1 or more"]),
-        (["--max-failures", -1], ["--max-failures", "-1", "0 or more"]),
+        ("ray_train", [], ["ray", 'pip install "ray[train]"']),
+        ("ray_restart", [], ["ray", 'pip install "ray[train]"']),
+        ("ray_train", ["--world-size", 0], ["--world-size", "0 found", "1 or more"]),
+        ("ray_restart", ["--max-failures", -1], ["--max-failures", "-1", "0 or more"]),
     ],
 )
-def test_one_clear_line_without_ray_or_with_a_wrong_flag(runner, flags, words) -> None:
-    run = runner.run(sys.executable, "-c", WITHOUT_RAY, TEMPLATES / "ray_train.py", *flags)
+def test_one_clear_line_without_ray_or_with_a_wrong_flag(runner, step, flags, words) -> None:
+    run = runner.run(sys.executable, "-c", WITHOUT_RAY, TEMPLATES / f"{step}.py", *flags)
     assert run.code not in (0, None)
     assert run.out == ""
     assert run.err.startswith("error: "), run.err
