@@ -4,6 +4,7 @@
 # make notebooks  execute all notebooks and write their outputs
 # make bench      timings, beside the alternatives, in one run
 # make soak       random kills, interrupts and hangs; many launches; many kernels at once
+# make gallery    screenshots of the explorables, for the README
 # make lint       ruff, format and lint
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ READY  := $(VENV)/.ready
 ARGS   ?=
 ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: lab demo test notebooks bench soak lint clean
+.PHONY: lab demo test notebooks bench soak gallery lint clean
 .DELETE_ON_ERROR:
 
 lab: $(READY)
@@ -32,6 +33,7 @@ bench: $(READY)
 	$(BIN)/python tests/benchmarks/bench_launch.py $(ARGS)
 	$(BIN)/python tests/benchmarks/bench_sanitizer.py
 	$(BIN)/python tests/benchmarks/bench_training.py
+	$(BIN)/python tests/benchmarks/bench_widgets.py
 	$(BIN)/python tests/benchmarks/bench_scaling.py
 
 soak: $(READY)
@@ -39,6 +41,9 @@ soak: $(READY)
 	$(BIN)/python tests/benchmarks/soak_launch.py --correct 500
 	$(BIN)/python tests/benchmarks/soak_launch.py --kernels 30
 	$(BIN)/python tests/benchmarks/soak_templates.py
+
+gallery: $(READY)
+	$(BIN)/python tests/browser/gallery.py $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -19,13 +19,20 @@ if TYPE_CHECKING:
 FOLDER = Path(templates.__file__).parent
 RUNGS = (
     ("single_process", "data_parallel"),
-    ("data_parallel", "ddp_spawn"),
+    ("data_parallel", "ddp_minimal"),
+    ("ddp_minimal", "ddp_safe"),
+    ("ddp_safe", "ddp_spawn"),
     ("ddp_spawn", "ddp_torchrun"),
-    ("ddp_torchrun", "ddp_anywhere"),
-    ("ddp_anywhere", "ddp_checkpoint"),
+    ("ddp_torchrun", "ddp_slurm"),
+    ("ddp_slurm", "ddp_anywhere"),
+    ("ddp_anywhere", "ddp_restart"),
+    ("ddp_restart", "ddp_exact"),
+    ("ddp_exact", "ddp_checkpoint"),
     ("ddp_checkpoint", "ddp_resume"),
-    ("ddp_resume", "ddp_full"),
-    ("ddp_full", "fsdp"),
+    ("ddp_resume", "ddp_accumulate"),
+    ("ddp_accumulate", "ddp_full"),
+    ("ddp_full", "fsdp_whole"),
+    ("fsdp_whole", "fsdp"),
     ("ddp_full", "lm_bigram"),
     ("lm_bigram", "lm"),
 )
@@ -151,9 +158,11 @@ def _row_html(row: Row) -> str:
     for number, text, color, sign in sides:
         mark = "" if row.same or text is None else sign
         ground = f"background:{color};" if mark else ""
-        style = f"{ground}text-align:left;white-space:pre-wrap;padding:0 4px;vertical-align:top"
+        style = f"{ground}text-align:left;white-space:pre-wrap;padding:0 4px;line-height:1.3"
         line = html.escape(text or "")
-        cells += f'<td style="text-align:right;opacity:.75">{number or ""}{mark}</td>'
+        cells += (
+            f'<td style="text-align:right;padding:0 4px;line-height:1.3">{number or ""}{mark}</td>'
+        )
         cells += f'<td style="{style}">{line}</td>'
     return f"<tr>{cells}</tr>"
 

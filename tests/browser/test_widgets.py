@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 import nbformat
 import pytest
+from conftest import ROOT
 
 from ddp_helpers import faults
 from ddp_helpers.widgets import fault_lab
@@ -319,3 +320,20 @@ def test_planner(lab, reader):
 
 def efficiency(reader):
     return int(re.search(r"efficiency of (\d+)%", reader.words)[1])
+
+
+@pytest.mark.parametrize("name", ["01_process_groups", "05_when_it_breaks"])
+def test_a_notebook_that_has_not_run_shows_the_static_pictures(lab, page, name):
+    book = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    explored = sum("widgets.explore(" in cell.source for cell in book.cells)
+    page.goto(f"{lab}/tree/notebooks/{name}.ipynb?reset")
+    pictures = page.locator(".jp-NotebookPanel .ddp-static img")
+    pictures.first.wait_for(timeout=90_000)
+    assert pictures.count() == explored >= 1
+    for picture in pictures.all():
+        assert picture.evaluate("image => image.naturalWidth") > 500
+        alt = picture.get_attribute("alt")
+        assert len(alt) > 30
+        below = picture.locator("xpath=..").locator("p").first.inner_text()
+        assert " ".join(below.split()) == " ".join(alt.split())
+    assert "Error displaying widget" not in page.locator(".jp-NotebookPanel").inner_text()

@@ -6,10 +6,12 @@ import io
 import re
 import xml.etree.ElementTree as ET
 
+import nbformat
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nbconvert import HTMLExporter
 from torch.utils.data import DistributedSampler
 
 from ddp_helpers import faults, widgets
@@ -72,6 +74,19 @@ def test_each_control_has_a_label_and_each_picture_is_wellformed(explorable):
     width = float(root.get("viewBox").split()[2])
     for text in root.iter("{http://www.w3.org/2000/svg}text"):
         assert -5 <= float(text.get("x")) <= width + 5
+
+
+def test_nbconvert_shows_the_picture_and_the_words_once():
+    """Of a notebook as JupyterLab saves it: the widget is named, but its kernel is gone."""
+    bundle = widgets.explore("ring")._repr_mimebundle_()
+    output = nbformat.v4.new_output("execute_result", bundle, execution_count=1)
+    cell = nbformat.v4.new_code_cell("widgets.explore('ring')", outputs=[output])
+    page, _ = HTMLExporter().from_notebook_node(nbformat.v4.new_notebook(cells=[cell]))
+    words = html.escape(bundle["text/plain"])
+    assert page.count(f"<p>{words}</p>") == 1
+    assert page.count(bundle["image/png"]) == 1
+    assert f'alt="{words}"' in page
+    assert bundle[WIDGET_VIEW]["model_id"] not in page
 
 
 def test_a_wrong_name_or_start_is_told():
