@@ -1,5 +1,6 @@
 """Train with Ray Train, which replaces workers that fail, and goes on from the last epoch.
 
+    python ray_restart.py                   # a worker for each GPU; without any, 2
     python ray_restart.py --max-failures 3
     python ray_restart.py --address auto --world-size 16 --checkpoint /shared/checkpoint.pt
 
