@@ -69,7 +69,9 @@ def home(runner: Runner, ray_folder: Path, tmp_path: Path, monkeypatch) -> Path:
 
 
 def ray_files() -> set[str]:
-    return {path.name for path in Path("/tmp").iterdir() if path.name.startswith("ray")}
+    """What Ray or the templates keep in /tmp while they run."""
+    names = {path.name for path in Path("/tmp").iterdir()}
+    return {name for name in names if name == "ray" or name.startswith("ray-")}
 
 
 def left_nothing(run: Finished, home: Path, before: set[str], *kept: str) -> None:
