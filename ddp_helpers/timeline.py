@@ -49,7 +49,9 @@ class record_timeline:
     """Record a few steps of this rank's training loop.
 
     The profiler itself slows a step of many small operations; compare shares, and take times
-    from a run without it. On a GPU each recorded step ends with a synchronize.
+    from a run without it. On a GPU each recorded step ends with a synchronize. What a communication
+    hook sends from a callback, as PowerSGD does, is not seen: it starts on a thread of gloo, and
+    torch records only what starts on threads that the profiler knows.
 
     Args:
         steps: how many to record.

@@ -109,13 +109,13 @@ def test_changes_reach_ddp_and_the_loader(script):
     assert [measured.samples for measured in bigger] == [32, 32]
     assert all(measured.unused == () for measured in bigger)
 
-    small = measure(script, profile=True, change=Change(bucket_cap_mb=0.005)).values[0]
     whole = measure(script, profile=True).values[0]
-    half = measure(script, profile=True, change=Change(compress=True)).values[0]
+    change = Change(bucket_cap_mb=0.005, compress=True)
+    small = measure(script, profile=True, change=change).values[0]
     rarely = measure(script, profile=True, change=Change(accumulate=4)).values[0]
-    calls = [[len(step.all_reduces) for step in m.timeline.steps] for m in (small, whole)]
-    assert min(calls[0]) > max(calls[1])
-    size = [sum(c.size for c in m.timeline.steps[0].all_reduces) for m in (whole, half)]
+    many, few = ([len(step.all_reduces) for step in m.timeline.steps] for m in (small, whole))
+    assert min(many) > max(few)
+    size = [sum(c.size for c in m.timeline.steps[0].all_reduces) for m in (whole, small)]
     assert size[0] == 2 * size[1] == 4 * (256 * 256 + 256 + 2560 + 10)
     assert sum(bool(step.all_reduces) for step in rarely.timeline.steps) <= 1
 
