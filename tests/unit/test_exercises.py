@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -162,3 +163,14 @@ def test_importing_the_exercises_is_light():
     code = "import sys, ddp_helpers.exercises; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize("notebook", sorted({number[:2] for number in names()}))
+def test_each_notebook_lists_its_exercises(notebook):
+    path = next((Path(__file__).resolve().parents[2] / "notebooks").glob(f"{notebook}_*.ipynb"))
+    cells = json.loads(path.read_text())["cells"]
+    text = next(t for t in ("".join(c["source"]) for c in cells) if t.startswith("## Exercises"))
+    assert "from ddp_helpers.exercises import check, hint, solution, task" in text
+    for number in names(notebook):
+        exercise = _core.load(number).EXERCISE
+        assert f"| {number} | {exercise.title} | {exercise.minutes} |" in text
