@@ -92,6 +92,7 @@ class Host:
         """Start a command there in the host's folder, with these environment variables added."""
         place = self.folder / f"run-{len(self.runs)}"
         place.mkdir(parents=True)
+        ours = {MARK: self.mark, "TMPDIR": str(place)}  # torchrun leaves its logs there
         words = self._words(command)
         with (
             (place / "out.txt").open("w") as out,
@@ -101,7 +102,7 @@ class Host:
             process = subprocess.Popen(
                 words,
                 cwd=self.folder,
-                env=os.environ | {MARK: self.mark} | variables,
+                env=os.environ | ours | variables,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,

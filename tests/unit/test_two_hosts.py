@@ -75,6 +75,8 @@ def test_each_runs_in_its_folder_and_they_reach_each_other(hosts: TwoHosts) -> N
         done = host.start("sh", "-c", "pwd; echo $WORD >&2; exit 3", WORD="so").end(20)
         assert (done.code, done.out.strip(), done.err) == (3, str(host.folder), "so\n")
         assert host.node_rank == number
+        temporary = host.start(*python("import tempfile; print(tempfile.mkdtemp())")).end(20).out
+        assert host.folder in Path(temporary.strip()).parents, "what it leaves goes with the host"
     assert hosts.first.folder != hosts.second.folder
     send(hosts, 1000)
 
