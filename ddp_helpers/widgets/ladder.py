@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import html
+import re
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import lru_cache
@@ -17,25 +19,6 @@ if TYPE_CHECKING:
     from ddp_helpers.widgets._base import Explorable, Picture
 
 FOLDER = Path(templates.__file__).parent
-RUNGS = (
-    ("single_process", "data_parallel"),
-    ("data_parallel", "ddp_minimal"),
-    ("ddp_minimal", "ddp_safe"),
-    ("ddp_safe", "ddp_spawn"),
-    ("ddp_spawn", "ddp_torchrun"),
-    ("ddp_torchrun", "ddp_slurm"),
-    ("ddp_slurm", "ddp_anywhere"),
-    ("ddp_anywhere", "ddp_restart"),
-    ("ddp_restart", "ddp_exact"),
-    ("ddp_exact", "ddp_checkpoint"),
-    ("ddp_checkpoint", "ddp_resume"),
-    ("ddp_resume", "ddp_accumulate"),
-    ("ddp_accumulate", "ddp_full"),
-    ("ddp_full", "fsdp_whole"),
-    ("fsdp_whole", "fsdp"),
-    ("ddp_full", "lm_bigram"),
-    ("lm_bigram", "lm"),
-)
 SHOWN = ("with 2 lines around", "whole files")
 NEW, GONE = "rgba(0,158,115,.28)", "rgba(213,94,0,.28)"  # through them both themes shine
 
@@ -85,6 +68,25 @@ def counts(before: str, after: str) -> tuple[int, int, int]:
 
 def _lines(name: str) -> list[str]:
     return (FOLDER / f"{name}.py").read_text(encoding="utf-8").splitlines()
+
+
+def _find_rungs() -> tuple[tuple[str, str], ...]:
+    """(before, after) of each step, the longest way up first; each file's docstring names both."""
+    after: dict[str, list[str]] = {}
+    for path in sorted(FOLDER.glob("*.py")):
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        found = re.search(r"differs from (the step before, )?(\w+)\.py", " ".join(text.split()))
+        if found and (FOLDER / f"{found[2]}.py").exists():
+            after.setdefault(found[2], []).append(path.stem)
+
+    def climb(name: str) -> list[tuple[str, str]]:
+        ways = [[(name, follower), *climb(follower)] for follower in after.get(name, ())]
+        return [step for way in sorted(ways, key=len, reverse=True) for step in way]
+
+    return tuple(climb("single_process"))
+
+
+RUNGS = _find_rungs()
 
 
 def draw(rung: int, shown: str) -> Picture:
@@ -174,7 +176,7 @@ def explorable(rung: int = 2, shown: str = SHOWN[0]) -> Explorable:
     from ddp_helpers.widgets._base import Explorable
 
     controls = {
-        "rung": IntSlider(rung, 1, len(RUNGS), description="rung"),
+        "rung": IntSlider(min(rung, len(RUNGS)), 1, len(RUNGS), description="rung"),
         "shown": Dropdown(value=shown, options=SHOWN, description="show"),
     }
     return Explorable("The templates, step by step", controls, draw)

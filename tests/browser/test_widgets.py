@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 from ddp_helpers import faults
-from ddp_helpers.widgets import fault_lab
+from ddp_helpers.widgets import fault_lab, ladder
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
@@ -231,17 +231,22 @@ def test_one_step(lab, reader):
 
 
 def test_ladder(lab, reader):
+    def told(rung):
+        before, after = ladder.RUNGS[rung - 1]
+        same, new, gone = ladder.counts(before, after)
+        counted = f"{same} lines stay, {new} are new, {gone} are gone"
+        return f"Rung {rung} of {len(ladder.RUNGS)}: {after}.py follows {before}.py. {counted}"
+
     reader.open(lab, "ladder")
-    reader.until(r"Rung 2 of 10: ddp_spawn.py follows data_parallel.py. \d+ lines stay")
+    reader.until(told(2))
     few = reader.root.locator("table tr").count()
-    reader.pick("show", "whole files", "Rung 2 of 10", same=True)
+    reader.pick("show", "whole files", told(2), same=True)
     reader.page.wait_for_function(
         "few => document.querySelectorAll('.ddp-explorable tr').length > few", arg=few
     )
-    reader.slide("rung", 5, "Rung 7 of 10: ddp_full.py follows ddp_resume.py")
-    table = reader.root.locator("table").inner_text()
-    assert "ddp_full.py" in table
-    reader.slide("rung", -6, "Rung 1 of 10: data_parallel.py follows single_process.py. 1")
+    reader.slide("rung", 5, told(7))
+    assert f"{ladder.RUNGS[6][1]}.py" in reader.root.locator("table").inner_text()
+    reader.slide("rung", -6, told(1))
     reader.is_clean(words="Traceback")  # the templates may raise errors
 
 
