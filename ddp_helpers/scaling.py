@@ -135,11 +135,10 @@ def _parts(machine: Machine, work: Work, setup: Setup, sign: int) -> dict[str, n
     once = pace * batch
     total, exposed, late = _communication(machine, work, setup, sign, once)
     if machine.cores is not None:
-        # cores that compute can't carry messages: what the node's cores must do is a floor
+        # a core that computes can't carry messages: without spare cores nothing is hidden
         local = np.minimum(ranks, machine.ranks_per_node or ranks)
-        busy = np.minimum((local + machine.background) / machine.cores, 1.0)
-        carrying = np.minimum(machine.communication_cpu * crowd, 1.0) * total
-        exposed = np.maximum(exposed, busy * (once + carrying) - once)
+        spare = np.clip((machine.cores - machine.background) / local - 1, 0, 1)
+        exposed = total - spare * (total - exposed)
     exposed = several * exposed
     overhead = machine.step_overhead + machine.byte_overhead * work.parameters * GRADIENT_SIZE
     overhead = several * crowd * overhead
