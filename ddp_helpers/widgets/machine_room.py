@@ -90,7 +90,8 @@ def draw(
         f"{'; '.join(map(str, found))}. "
         + (f"Too much: {', '.join(crowded)}." if crowded else "All of it fits.")
     )
-    return Picture(_scene(found), words, EnvironmentReport(tuple(shown))._repr_html_())
+    table = EnvironmentReport(tuple(shown))._repr_html_() if shown else "<p>All rows pass.</p>"
+    return Picture(_scene(found), words, table)
 
 
 def _scene(found: list[Need]) -> Scene:

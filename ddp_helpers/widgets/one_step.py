@@ -206,7 +206,7 @@ def draw(
     """Both steps on one time axis; a line marks the moment."""
     from ddp_helpers.widgets._base import Picture
 
-    scene = Scene(LEFT + WIDE + 40, 100 + (2 * ROW + 8) * workers)
+    scene = Scene(LEFT + WIDE + 40, 114 + (2 * ROW + 8) * workers)
     _legend(scene)
     if result is None:
         scene.text(LEFT, 80, "not measured yet", anchor="start", size=14, color=GREY)
