@@ -3,9 +3,9 @@
     python data_parallel.py
     CUDA_VISIBLE_DEVICES=0,1 python data_parallel.py --batch-size 128
 
-The second of four steps: `# NEW` marks what differs from single_process.py. For every batch,
-DataParallel copies the model to each GPU and gives each its share of the batch. With one GPU,
-or none, it just calls the module. Next step: ddp_spawn.py.
+`# NEW` marks what differs from the step before, single_process.py. For every batch, DataParallel
+copies the model to each GPU and gives each its share of the batch. With one GPU, or none, it just
+calls the module. Next step: ddp_minimal.py.
 """
 # ruff: noqa: E402
 
@@ -113,7 +113,10 @@ def evaluate(model: nn.Module, loader: DataLoader, device: torch.device) -> list
 def save_checkpoint(path: Path, model: nn.Module, epoch: int):
     """Write beside it, then rename: nobody ever reads half a file."""
     unfinished = path.with_name(path.name + ".tmp")
-    torch.save({"model": model.state_dict(), "epoch": epoch}, unfinished)
+    with unfinished.open("wb") as stream:
+        torch.save({"model": model.state_dict(), "epoch": epoch}, stream)
+        stream.flush()
+        os.fsync(stream.fileno())  # else a power cut may leave the new name on an empty file
     os.replace(unfinished, path)
 
 
@@ -126,10 +129,12 @@ def train(args: argparse.Namespace, device: torch.device):
     torch.manual_seed(args.seed)  # the same first weights in every run
     model = build_model().to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
-    parallel = nn.DataParallel(model)  # NEW  model stays the plain module: evaluate and save that
-    gpus = torch.cuda.device_count()  # NEW
-    if gpus < 2:  # NEW
-        print(f"note: GPUs found: {gpus}, so DataParallel just calls the module", flush=True)  # NEW
+    # NEW
+    parallel = nn.DataParallel(model)  # model stays the plain module: evaluate and save that
+    gpus = torch.cuda.device_count()
+    if gpus < 2:
+        print(f"note: GPUs found: {gpus}, so DataParallel just calls the module", flush=True)
+
     torch.manual_seed(args.seed)  # the random draws of training: shifts and dropout
 
     start = time.perf_counter()
@@ -155,8 +160,16 @@ def train(args: argparse.Namespace, device: torch.device):
     print(f"{accuracy}  seconds {seconds:.1f}  ranks 1", flush=True)
 
 
+def pick_device(number: int = 0) -> torch.device:
+    """The GPU of this number, or the CPU if there is no GPU."""
+    if not (gpus := torch.cuda.device_count()):
+        return torch.device("cpu")
+    torch.cuda.set_device(number % gpus)
+    return torch.device("cuda", number % gpus)
+
+
 def main(args: argparse.Namespace):
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = pick_device()
     train(args, device)
 
 

@@ -7,9 +7,9 @@
 Many machines with torchrun: torchrun_multinode.sh. By hand: a terminal for each rank; the first:
     python ddp_anywhere.py --rank 0 --world-size 2 --dist-url tcp://localhost:23456
 
-The fifth step: `# NEW` marks what differs from ddp_torchrun.py. A process that was told its rank,
-by torchrun or by srun, is that rank; any other starts the ranks of this machine. evaluate() and
-train() are the same to the letter. Next step: ddp_resume.py.
+`# NEW` marks what differs from the step before, ddp_slurm.py. A process that was told its rank, by
+torchrun or by srun, is that rank; any other starts the ranks of this machine. evaluate() and
+train() are the same to the letter. Next step: ddp_restart.py.
 """
 # ruff: noqa: E402
 
@@ -18,7 +18,7 @@ import ctypes
 import gzip
 import json
 import os
-import re  # NEW
+import re
 import signal
 import socket
 import struct
@@ -42,7 +42,6 @@ def fail(problem: str):
     sys.exit(f"error: {problem}")
 
 
-# NEW
 def ask_slurm():
     """srun tells a process who it is in variables of its own: give them the usual names."""
     told = os.environ
@@ -95,11 +94,9 @@ def parse_args() -> argparse.Namespace:
 
     if args.dist_url != "env://":
         os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)  # else no rank listens at the URL
+        check_url(args.dist_url, args.rank or 0)  # NEW
     elif not args.spawns and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():  # NEW
         fail("MASTER_ADDR or MASTER_PORT is not set: use torchrun, or --dist-url tcp://HOST:PORT")
-
-    if args.dist_url != "env://":
-        check_url(args.dist_url, args.rank or 0)  # NEW
     if not args.lr > 0:
         fail(f"--lr is {args.lr}: give a number above 0, such as 0.002")
     if args.checkpoint.is_dir() or not os.access(args.checkpoint.parent, os.W_OK):
@@ -137,7 +134,7 @@ def check_url(url: str, rank: int):
 
 if __name__ == "__main__":  # before torch, whose import takes seconds: a wrong flag shows at once
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a rank even inside a collective
-    ask_slurm()  # NEW
+    ask_slurm()
     if "TORCHELASTIC_RUN_ID" in os.environ:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # if torchrun is killed, so is this rank
 
@@ -195,7 +192,10 @@ def evaluate(model: nn.Module, loader: DataLoader, device: torch.device) -> list
 def save_checkpoint(path: Path, model: nn.Module, epoch: int):
     """Write beside it, then rename: nobody ever reads half a file."""
     unfinished = path.with_name(path.name + ".tmp")
-    torch.save({"model": model.state_dict(), "epoch": epoch}, unfinished)
+    with unfinished.open("wb") as stream:
+        torch.save({"model": model.state_dict(), "epoch": epoch}, stream)
+        stream.flush()
+        os.fsync(stream.fileno())  # else a power cut may leave the new name on an empty file
     os.replace(unfinished, path)
 
 
@@ -240,15 +240,21 @@ def train(args: argparse.Namespace, device: torch.device):
         print(f"{accuracy}  seconds {seconds:.1f}  ranks {world_size}", flush=True)
 
 
+def pick_device(number: int = 0) -> torch.device:
+    """The GPU of this number, or the CPU if there is no GPU."""
+    if not (gpus := torch.cuda.device_count()):
+        return torch.device("cpu")
+    torch.cuda.set_device(number % gpus)
+    return torch.device("cuda", number % gpus)
+
+
 def main(args: argparse.Namespace):
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    rank, world_size, local_rank, local_world_size = (int(os.environ[name]) for name in names)
+    local_rank = int(os.environ["LOCAL_RANK"])
+    local_world_size = int(os.environ["LOCAL_WORLD_SIZE"])
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
 
-    device = torch.device("cpu")
-    if gpus := torch.cuda.device_count():
-        device = torch.device("cuda", local_rank % gpus)
-        torch.cuda.set_device(device)
+    device = pick_device(local_rank)
+    gpus = torch.cuda.device_count()
     backend = args.dist_backend or ("nccl" if gpus >= local_world_size else "gloo")
     if backend == "nccl" and gpus < local_world_size:
         fail(f"--dist-backend nccl: GPUs found: {gpus}, ranks here: {local_world_size}; give gloo")
@@ -257,8 +263,8 @@ def main(args: argparse.Namespace):
         backend,
         init_method=args.dist_url,
         timeout=timedelta(minutes=10),  # no rank waits longer for another
-        world_size=world_size,
-        rank=rank,
+        world_size=args.world_size,
+        rank=args.rank,
         device_id=device if backend == "nccl" else None,
     )
     try:
@@ -273,7 +279,8 @@ def spawned(local_rank: int, args: argparse.Namespace):
     """One rank that start() started, told who it is as torchrun would tell it."""
     if not mp.parent_process().is_alive():  # it was killed while this rank started
         return
-    os.environ |= {"RANK": str(local_rank), "WORLD_SIZE": str(args.world_size)}
+    args.rank = local_rank
+    os.environ |= {"RANK": str(args.rank), "WORLD_SIZE": str(args.world_size)}
     os.environ |= {"LOCAL_RANK": str(local_rank), "LOCAL_WORLD_SIZE": str(args.world_size)}
     main(args)
 

@@ -5,11 +5,10 @@
     srun --ntasks-per-node=2 python ddp_checkpoint.py              # slurm.sbatch is a whole job
 
 The same command again goes on from the newest checkpoint; checkpoint-00000250.pt is that of step
-250. A checkpoint holds all that the next epoch depends on, the random state of every rank too, so
-a run that was ended between two epochs comes out the same to the last bit. A damaged one is told
-from a whole one, and passed over for the one before it.
+250. The last three are kept. A damaged one is told from a whole one, and passed over for the one
+before it.
 
-The sixth step: `# NEW` marks what differs from ddp_anywhere.py. Next step: ddp_resume.py.
+`# NEW` marks what differs from the step before, ddp_exact.py. Next step: ddp_resume.py.
 """
 # ruff: noqa: E402
 
@@ -32,7 +31,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 FILES = [f"{s}-{k}-ubyte.gz" for s in ("train", "t10k") for k in ("images-idx3", "labels-idx1")]
-EXACT = ("seed", "batch_size_per_rank", "lr", "limit")  # NEW  a run that goes on needs the same
+EXACT = ("seed", "batch_size_per_rank", "lr", "limit")  # a run that goes on needs the same
 
 
 def fail(problem: str):
@@ -97,11 +96,9 @@ def parse_args() -> argparse.Namespace:
 
     if args.dist_url != "env://":
         os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)  # else no rank listens at the URL
+        check_url(args.dist_url, args.rank or 0)
     elif not args.spawns and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         fail("MASTER_ADDR or MASTER_PORT is not set: use torchrun, or --dist-url tcp://HOST:PORT")
-
-    if args.dist_url != "env://":
-        check_url(args.dist_url, args.rank or 0)
     if not args.lr > 0:
         fail(f"--lr is {args.lr}: give a number above 0, such as 0.002")
     if args.checkpoint.is_dir() or not os.access(args.checkpoint.parent, os.W_OK):
@@ -205,33 +202,32 @@ def save_checkpoint(path: Path, content: dict, keep: int):  # NEW
     """Write beside it, then rename: nobody ever reads half a file."""
     file = path.with_stem(f"{path.stem}-{content['step']:08}")  # NEW
     unfinished = path.with_name(path.name + ".tmp")
-    # NEW
     with unfinished.open("wb") as stream:
         torch.save(content, stream)
         stream.flush()
         os.fsync(stream.fileno())  # else a power cut may leave the new name on an empty file
+    # NEW
     os.replace(unfinished, file)
     for old in saved_files(path)[keep:]:
         old.unlink()
 
 
-# NEW
 def load_checkpoint(path: Path) -> dict:
+    # NEW
     """The newest one that is whole; empty if there is none."""
-    for file in saved_files(path):
+    for entry in saved_files(path):
         try:
-            if damaged := zipfile.ZipFile(file).testzip():  # torch.load misses a flipped bit
+            if damaged := zipfile.ZipFile(entry).testzip():  # torch.load misses a flipped bit
                 raise ValueError(f"wrong checksum of {damaged}")
-            content = torch.load(file, map_location="cpu")
-            print(f"goes on from {file.name}", flush=True)
+            content = torch.load(entry, map_location="cpu")
+            print(f"goes on from {entry.name}", flush=True)
             return content
         except Exception as problem:  # torch raises many kinds
-            print(f"note: {file.name} is damaged ({problem}), so an older one is tried", flush=True)
-            file.rename(file.with_name(file.name + ".damaged"))  # else it counts as a kept one
+            print(f"note: {entry.name} is damaged ({problem}), an older one is tried", flush=True)
+            entry.rename(entry.with_name(entry.name + ".damaged"))  # else it counts as a kept one
     return {}
 
 
-# NEW
 def check_same(saved: dict, now: dict):
     """Refuse other settings: the run would look continued, and would be another one."""
     for name, value in saved.items():
@@ -240,14 +236,12 @@ def check_same(saved: dict, now: dict):
             fail(f"{found}: give that, or another --checkpoint")
 
 
-# NEW
 def random_state(device: torch.device) -> dict:
     """The state of this rank's draws; no two ranks have the same."""
     gpu = {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
     return {"cpu": torch.get_rng_state(), **gpu}
 
 
-# NEW
 def set_random_state(state: dict, device: torch.device):
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda":
@@ -260,12 +254,12 @@ def train(args: argparse.Namespace, device: torch.device):
     held_out = Subset(held_out, range(rank, len(held_out), world_size))  # each sample once
     sampler = DistributedSampler(train_set, seed=args.seed)
     loader = DataLoader(train_set, args.batch_size_per_rank, sampler=sampler)
+    loader.generator = torch.Generator()  # or each start of the loader moves the saved draws
     held_out_loader = DataLoader(held_out, batch_size=500)
 
     torch.manual_seed(args.seed)  # the same first weights in every run
     model = build_model().to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
-    # NEW
     kept = {"model": model, "optimizer": optimizer}
     same = {name: vars(args)[name] for name in EXACT} | {"world_size": world_size}
     limit = timedelta(minutes=10)  # a new group does not take that of the first
@@ -277,32 +271,30 @@ def train(args: argparse.Namespace, device: torch.device):
         check_same(saved["same"], same)
         for name, part in kept.items():
             part.load_state_dict(saved[name])
-    step, done_epochs = saved.get("step", 0), saved.get("epoch", 0)
+    step, done_epochs = saved.get("step", 0), saved.get("epoch", 0)  # NEW
     if rank == 0 and done_epochs >= args.epochs:
         print("note: that was all; for more give more --epochs, or another --checkpoint")
 
     parallel = nn.parallel.DistributedDataParallel(model)
-    # NEW
     model.eval()  # after its first backward DDP orders its buckets anew, and the sum over three or
     parallel(train_set[0][0][None].to(device)).sum().backward()  # more ranks rounds in another way:
     optimizer.zero_grad()  # so have that done before the first step of a new or continued run
 
     torch.manual_seed(args.seed + rank)  # other shifts and dropout on every rank
-    # NEW
     if saved:
-        set_random_state(saved["random"][rank], device)
+        set_random_state(saved["ranks"][rank]["random"], device)
 
-    # NEW
     def save(epoch: int):
-        random = [None] * world_size if rank == 0 else None
-        dist.gather_object(random_state(device), random, group=control)
+        mine = {"random": random_state(device)}  # what differs from rank to rank
+        ranks = [None] * world_size if rank == 0 else None
+        dist.gather_object(mine, ranks, group=control)
         if rank == 0:
             content = {name: part.state_dict() for name, part in kept.items()}
-            content |= {"epoch": epoch, "step": step, "random": random, "same": same}
-            save_checkpoint(args.checkpoint, content, args.keep)
+            content |= {"epoch": epoch, "step": step, "ranks": ranks, "same": same}  # NEW
+            save_checkpoint(args.checkpoint, content, args.keep)  # NEW
 
     start = time.perf_counter()
-    for epoch in range(done_epochs + 1, args.epochs + 1):  # NEW
+    for epoch in range(done_epochs + 1, args.epochs + 1):
         sampler.set_epoch(epoch)  # without it, every epoch repeats the first one's order
         model.train()
         sums = torch.zeros(2, dtype=torch.float64, device=device)  # of the losses; of the samples
@@ -321,23 +313,29 @@ def train(args: argparse.Namespace, device: torch.device):
         right, seen = evaluate(model, held_out_loader, device)
         accuracy = f"accuracy {right / seen:.4f} ({right} of {seen})"
         seconds = time.perf_counter() - start
-        save(epoch)  # NEW  all ranks have a part in it
+        save(epoch)  # all ranks have a part in it
         if rank > 0:  # rank 0 prints for all
             continue
         print(f"epoch {epoch}  loss {loss:.4f}  {accuracy}  seconds {seconds:.1f}", flush=True)
-    if rank == 0 and done_epochs < args.epochs:  # NEW
+    if rank == 0 and done_epochs < args.epochs:
         print(f"{accuracy}  seconds {seconds:.1f}  ranks {world_size}", flush=True)
 
 
+def pick_device(number: int = 0) -> torch.device:
+    """The GPU of this number, or the CPU if there is no GPU."""
+    if not (gpus := torch.cuda.device_count()):
+        return torch.device("cpu")
+    torch.cuda.set_device(number % gpus)
+    return torch.device("cuda", number % gpus)
+
+
 def main(args: argparse.Namespace):
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    rank, world_size, local_rank, local_world_size = (int(os.environ[name]) for name in names)
+    local_rank = int(os.environ["LOCAL_RANK"])
+    local_world_size = int(os.environ["LOCAL_WORLD_SIZE"])
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
 
-    device = torch.device("cpu")
-    if gpus := torch.cuda.device_count():
-        device = torch.device("cuda", local_rank % gpus)
-        torch.cuda.set_device(device)
+    device = pick_device(local_rank)
+    gpus = torch.cuda.device_count()
     backend = args.dist_backend or ("nccl" if gpus >= local_world_size else "gloo")
     if backend == "nccl" and gpus < local_world_size:
         fail(f"--dist-backend nccl: GPUs found: {gpus}, ranks here: {local_world_size}; give gloo")
@@ -346,8 +344,8 @@ def main(args: argparse.Namespace):
         backend,
         init_method=args.dist_url,
         timeout=timedelta(minutes=10),  # no rank waits longer for another
-        world_size=world_size,
-        rank=rank,
+        world_size=args.world_size,
+        rank=args.rank,
         device_id=device if backend == "nccl" else None,
     )
     try:
@@ -361,7 +359,8 @@ def spawned(local_rank: int, args: argparse.Namespace):
     """One rank that start() started, told who it is as torchrun would tell it."""
     if not mp.parent_process().is_alive():  # it was killed while this rank started
         return
-    os.environ |= {"RANK": str(local_rank), "WORLD_SIZE": str(args.world_size)}
+    args.rank = local_rank
+    os.environ |= {"RANK": str(args.rank), "WORLD_SIZE": str(args.world_size)}
     os.environ |= {"LOCAL_RANK": str(local_rank), "LOCAL_WORLD_SIZE": str(args.world_size)}
     main(args)
 

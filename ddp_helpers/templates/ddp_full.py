@@ -4,24 +4,25 @@
     torchrun --standalone --nproc_per_node=2 ddp_full.py --bf16 --accumulate 4
     srun --ntasks-per-node=2 python ddp_full.py --epochs 50 --patience 5
 
-Beyond ddp_resume.py: bfloat16 (--bf16), several batches for each step (--accumulate), clipped
-gradients (--clip), a learning rate that warms up and then falls along a cosine (--warmup), an end
-when the accuracy no longer rises (--patience), torch.compile (--compile). As before, the same
+Beside bfloat16 (--bf16), several batches for each step (--accumulate) and clipped gradients
+(--clip) it has a learning rate that warms up and then falls along a cosine (--warmup), an end when
+the accuracy no longer rises (--patience), and torch.compile (--compile). As before, the same
 command goes on after SIGTERM, SIGUSR1 or a kill, with exit code 75 where it could save, and the
 weights come out the same to the last bit as those of an undisturbed run.
 
-The eighth step: `# NEW` marks what differs from ddp_resume.py. Next: fsdp.py, or lm.py.
+`# NEW` marks what differs from the step before, ddp_accumulate.py. Next: fsdp_whole.py, or
+lm_bigram.py.
 """
 # ruff: noqa: E402
 
 import argparse
-import contextlib  # NEW
+import contextlib
 import ctypes
 import glob
 import gzip
 import itertools
 import json
-import math  # NEW
+import math
 import os
 import re
 import signal
@@ -40,7 +41,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # sent by torchrun and Slurm, a
 ASK_EVERY = 10  # steps after which the ranks ask each other if one got such a signal
 stop_asked = []  # those that this rank has got
 EXACT = ("seed", "batch_size_per_rank", "lr", "limit")  # a run that goes on needs the same
-EXACT += ("accumulate", "clip", "warmup", "bf16")  # NEW
+EXACT += ("accumulate", "clip", "bf16", "warmup")  # NEW
 
 
 def fail(problem: str):
@@ -78,12 +79,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--epochs", type=at_least_1, default=5)
     parser.add_argument("--batch-size-per-rank", type=at_least_1, default=32)
     parser.add_argument("--lr", type=float, default=2e-3)
-    # NEW
     parser.add_argument("--accumulate", type=at_least_1, default=1, help="batches for each step")
     parser.add_argument("--clip", type=float, default=1.0, help="longest gradient; inf: any")
+    # NEW
     parser.add_argument("--warmup", type=at_least_1, default=20, help="steps up to the full --lr")
     parser.add_argument("--patience", type=at_least_1, help="end after so many epochs no better")
+
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16 where it is safe")
+    # NEW
     parser.add_argument("--compile", action="store_true", help="torch.compile: slow start, faster")
 
     parser.add_argument("--seed", type=int, default=0)
@@ -114,15 +117,13 @@ def parse_args() -> argparse.Namespace:
 
     if args.dist_url != "env://":
         os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)  # else no rank listens at the URL
+        check_url(args.dist_url, args.rank or 0)
     elif not args.spawns and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         fail("MASTER_ADDR or MASTER_PORT is not set: use torchrun, or --dist-url tcp://HOST:PORT")
-
-    if args.dist_url != "env://":
-        check_url(args.dist_url, args.rank or 0)
     if not args.lr > 0:
         fail(f"--lr is {args.lr}: give a number above 0, such as 0.002")
-    if not args.clip > 0:  # NEW
-        fail(f"--clip is {args.clip}: give a number above 0, such as 1.0, or inf")  # NEW
+    if not args.clip > 0:
+        fail(f"--clip is {args.clip}: give a number above 0, such as 1.0, or inf")
     if args.checkpoint.is_dir() or not os.access(args.checkpoint.parent, os.W_OK):
         fail(f"--checkpoint {args.checkpoint}: give a file in a folder that can be written to")
     args.data = find_data(args.data)
@@ -246,16 +247,16 @@ def save_checkpoint(path: Path, content: dict, keep: int):
 
 def load_checkpoint(path: Path) -> dict:
     """The newest one that is whole; empty if there is none."""
-    for file in saved_files(path):
+    for entry in saved_files(path):
         try:
-            if damaged := zipfile.ZipFile(file).testzip():  # torch.load misses a flipped bit
+            if damaged := zipfile.ZipFile(entry).testzip():  # torch.load misses a flipped bit
                 raise ValueError(f"wrong checksum of {damaged}")
-            content = torch.load(file, map_location="cpu")
-            print(f"goes on from {file.name}", flush=True)
+            content = torch.load(entry, map_location="cpu")
+            print(f"goes on from {entry.name}", flush=True)
             return content
         except Exception as problem:  # torch raises many kinds
-            print(f"note: {file.name} is damaged ({problem}), so an older one is tried", flush=True)
-            file.rename(file.with_name(file.name + ".damaged"))  # else it counts as a kept one
+            print(f"note: {entry.name} is damaged ({problem}), an older one is tried", flush=True)
+            entry.rename(entry.with_name(entry.name + ".damaged"))  # else it counts as a kept one
     return {}
 
 
@@ -301,7 +302,7 @@ def no_better(history: list[int], patience: int | None) -> bool:
     return patience is not None and since >= patience
 
 
-def train(args: argparse.Namespace, device: torch.device) -> bool:  # asked to stop?
+def train(args: argparse.Namespace, device: torch.device):
     rank, world_size = dist.get_rank(), dist.get_world_size()
     train_set, held_out = load_data(args.data, args.limit)
     held_out = Subset(held_out, range(rank, len(held_out), world_size))  # each sample once
@@ -313,8 +314,8 @@ def train(args: argparse.Namespace, device: torch.device) -> bool:  # asked to s
     torch.manual_seed(args.seed)  # the same first weights in every run
     model = build_model().to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
-    # NEW
     samples_per_step = args.batch_size_per_rank * args.accumulate  # on each rank
+    # NEW
     steps = args.epochs * math.ceil(sampler.num_samples / samples_per_step)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: lr_factor(step, args.warmup, steps)
@@ -332,9 +333,11 @@ def train(args: argparse.Namespace, device: torch.device) -> bool:  # asked to s
         for name, part in kept.items():
             part.load_state_dict(saved[name])
     step, done_epochs = saved.get("step", 0), saved.get("epoch", 0)
-    history = saved.get("history", [])  # NEW  right answers after each epoch
-    if no_better(history, args.patience):  # NEW
-        done_epochs = args.epochs  # NEW
+    # NEW
+    history = saved.get("history", [])  # right answers after each epoch
+    if no_better(history, args.patience):
+        done_epochs = args.epochs
+
     if rank == 0 and done_epochs >= args.epochs:
         print("note: that was all; for more give more --epochs, or another --checkpoint")
 
@@ -347,63 +350,62 @@ def train(args: argparse.Namespace, device: torch.device) -> bool:  # asked to s
     torch.manual_seed(args.seed + rank)  # other shifts and dropout on every rank
     sums = torch.zeros(2, dtype=torch.float64, device=device)  # of the losses; of the samples
     if saved:
-        set_random_state(saved["random"][rank], device)
+        set_random_state(saved["ranks"][rank]["random"], device)
         sampler.done = saved["done"]
-        sums += saved["sums"][rank].to(device)
+        sums += saved["ranks"][rank]["sums"].to(device)
 
     def save(epoch: int):
-        random = [None] * world_size if rank == 0 else None
-        dist.gather_object(random_state(device), random, group=control)
-        all_sums = [None] * world_size if rank == 0 else None
-        dist.gather_object(sums.cpu(), all_sums, group=control)
+        mine = {"random": random_state(device)}  # what differs from rank to rank
+        mine["sums"] = sums.cpu()
+        ranks = [None] * world_size if rank == 0 else None
+        dist.gather_object(mine, ranks, group=control)
         if rank == 0:
             content = {name: part.state_dict() for name, part in kept.items()}
-            content |= {"epoch": epoch, "step": step, "random": random, "same": same}
-            content |= {"done": sampler.done, "sums": all_sums, "history": history}  # NEW
+            content |= {"epoch": epoch, "step": step, "ranks": ranks, "same": same}
+            content |= {"done": sampler.done, "history": history}  # NEW
             save_checkpoint(args.checkpoint, content, args.keep)
 
     for number in STOP_SIGNALS:
         signal.signal(number, lambda number, _: stop_asked.append(number))
     start = time.perf_counter()
     for epoch in range(done_epochs + 1, args.epochs + 1):
-        # NEW
-        if no_better(history, args.patience):  # of all ranks' answers, so all agree
-            break
+        if no_better(history, args.patience):  # NEW  of all ranks' answers, so all agree
+            break  # NEW
 
         sampler.set_epoch(epoch)  # without it, every epoch repeats the first one's order
         model.train()
-        # NEW
         batches = math.ceil((sampler.num_samples - sampler.done) / args.batch_size_per_rank)
 
-        for number, (x, y) in enumerate(loader, start=1):  # NEW
+        for number, (x, y) in enumerate(loader, start=1):
             x, y = x.to(device), y.to(device)
             x = x.roll(torch.randint(-2, 3, (2,)).tolist(), dims=(2, 3))  # up to two pixels away
-            # NEW
             in_step = min(samples_per_step, sampler.num_samples - sampler.done)
             full = number % args.accumulate == 0 or number == batches
             with contextlib.nullcontext() if full else parallel.no_sync():  # the forward too
                 with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
-                    answers = forward(x)
+                    answers = forward(x)  # NEW
                 loss = nn.functional.cross_entropy(answers.float(), y, reduction="sum")
                 (loss / in_step).backward()  # the last step of an epoch may have fewer samples
 
-            sums[0] += loss.detach()  # NEW
-            sums[1] += len(y)  # NEW
-            # NEW
+            sums[0] += loss.detach()
+            sums[1] += len(y)
             if not full:
                 continue
             nn.utils.clip_grad_norm_(model.parameters(), args.clip)  # of the sum over all batches
 
-            optimizer.step()  # NEW
+            optimizer.step()
             schedule.step()  # NEW
             optimizer.zero_grad()
             step += 1
-            sampler.done += in_step  # NEW
+            sampler.done += in_step
             stopping = step % ASK_EVERY == 0 and any_rank_asked(control)
             if stopping or step % args.save_every == 0:
                 save(epoch - 1)
             if stopping:
-                return True
+                if rank == 0:
+                    print("stopped and saved; the same command goes on from there", flush=True)
+                dist.barrier()  # leave together here, too
+                sys.exit(os.EX_TEMPFAIL)  # 75: try again
 
         dist.all_reduce(sums)
         loss = (sums[0] / sums[1]).item()
@@ -419,18 +421,23 @@ def train(args: argparse.Namespace, device: torch.device) -> bool:  # asked to s
         print(f"epoch {epoch}  loss {loss:.4f}  {accuracy}  seconds {seconds:.1f}", flush=True)
     if rank == 0 and done_epochs < args.epochs:
         print(f"{accuracy}  seconds {seconds:.1f}  ranks {world_size}", flush=True)
-    return False
+
+
+def pick_device(number: int = 0) -> torch.device:
+    """The GPU of this number, or the CPU if there is no GPU."""
+    if not (gpus := torch.cuda.device_count()):
+        return torch.device("cpu")
+    torch.cuda.set_device(number % gpus)
+    return torch.device("cuda", number % gpus)
 
 
 def main(args: argparse.Namespace):
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    rank, world_size, local_rank, local_world_size = (int(os.environ[name]) for name in names)
+    local_rank = int(os.environ["LOCAL_RANK"])
+    local_world_size = int(os.environ["LOCAL_WORLD_SIZE"])
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
 
-    device = torch.device("cpu")
-    if gpus := torch.cuda.device_count():
-        device = torch.device("cuda", local_rank % gpus)
-        torch.cuda.set_device(device)
+    device = pick_device(local_rank)
+    gpus = torch.cuda.device_count()
     backend = args.dist_backend or ("nccl" if gpus >= local_world_size else "gloo")
     if backend == "nccl" and gpus < local_world_size:
         fail(f"--dist-backend nccl: GPUs found: {gpus}, ranks here: {local_world_size}; give gloo")
@@ -439,26 +446,23 @@ def main(args: argparse.Namespace):
         backend,
         init_method=args.dist_url,
         timeout=timedelta(minutes=10),  # no rank waits longer for another
-        world_size=world_size,
-        rank=rank,
+        world_size=args.world_size,
+        rank=args.rank,
         device_id=device if backend == "nccl" else None,
     )
     try:
-        stopped = train(args, device)
+        train(args, device)
         dist.barrier()  # leave together: a rank that goes first can make others abort
     finally:
         dist.destroy_process_group()
-    if stopped:
-        if os.environ["RANK"] == "0":
-            print("stopped and saved; the same command goes on from there", flush=True)
-        sys.exit(os.EX_TEMPFAIL)  # 75: try again
 
 
 def spawned(local_rank: int, args: argparse.Namespace):
     """One rank that start() started, told who it is as torchrun would tell it."""
     if not mp.parent_process().is_alive():  # it was killed while this rank started
         return
-    os.environ |= {"RANK": str(local_rank), "WORLD_SIZE": str(args.world_size)}
+    args.rank = local_rank
+    os.environ |= {"RANK": str(args.rank), "WORLD_SIZE": str(args.world_size)}
     os.environ |= {"LOCAL_RANK": str(local_rank), "LOCAL_WORLD_SIZE": str(args.world_size)}
     main(args)
 

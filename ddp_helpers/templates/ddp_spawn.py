@@ -8,9 +8,8 @@ Two machines, two ranks on each, meeting at the first one:
     first$  python ddp_spawn.py --world-size 4 --nprocs 2 --rank 0 --dist-url tcp://first:23456
     second$ python ddp_spawn.py --world-size 4 --nprocs 2 --rank 2 --dist-url tcp://first:23456
 
-The third of four steps: `# NEW` marks what differs from data_parallel.py; alone on a line, it
-marks all down to the next blank line. Every rank trains on its own share of the data, and DDP
-averages the gradients, so all ranks keep the same weights. Next step: ddp_torchrun.py.
+`# NEW` marks what differs from the step before, ddp_safe.py: the flags that bring several machines
+together, and a check of each before the ranks start. Next step: ddp_torchrun.py.
 """
 # ruff: noqa: E402
 
@@ -20,9 +19,9 @@ import os
 import socket  # NEW
 import struct
 import sys
-import tempfile  # NEW
+import tempfile
 import time
-from datetime import timedelta  # NEW
+from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urlsplit  # NEW
 
@@ -43,14 +42,14 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.error = lambda problem: fail(f"{problem}; --help lists the flags")
     parser.add_argument("--epochs", type=at_least_1, default=5)
-    parser.add_argument("--batch-size-per-rank", type=at_least_1, default=32)  # NEW
+    parser.add_argument("--batch-size-per-rank", type=at_least_1, default=32)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=Path, help="folder with the four MNIST files")
     parser.add_argument("--checkpoint", type=Path, default="checkpoint.pt")
     parser.add_argument("--limit", type=at_least_1, help="use only the first LIMIT samples")
-    # NEW
     parser.add_argument("--dist-backend", choices=["nccl", "gloo"], help="default: as GPUs allow")
+    # NEW
     parser.add_argument("--dist-url", help="where the ranks meet; default: a temporary file")
     parser.add_argument("--world-size", type=at_least_1, help="all ranks; default: GPUs here or 2")
     parser.add_argument("--nprocs", type=at_least_1, help="ranks here; default: all from --rank on")
@@ -102,10 +101,10 @@ if __name__ == "__main__":  # before torch, whose import takes seconds: a wrong 
     args = parse_args()
 
 import torch
-import torch.distributed as dist  # NEW
-import torch.multiprocessing as mp  # NEW
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import nn
-from torch.utils.data import DataLoader, DistributedSampler, Subset, TensorDataset  # NEW
+from torch.utils.data import DataLoader, DistributedSampler, Subset, TensorDataset
 
 
 def read_idx(path: Path) -> torch.Tensor:
@@ -146,34 +145,37 @@ def evaluate(model: nn.Module, loader: DataLoader, device: torch.device) -> list
     for x, y in loader:
         counts[0] += (model(x.to(device)).argmax(dim=1) == y.to(device)).sum()
         counts[1] += len(y)
-    dist.all_reduce(counts)  # NEW  the sum over all ranks
+    dist.all_reduce(counts)  # the sum over all ranks
     return counts.tolist()
 
 
 def save_checkpoint(path: Path, model: nn.Module, epoch: int):
     """Write beside it, then rename: nobody ever reads half a file."""
     unfinished = path.with_name(path.name + ".tmp")
-    torch.save({"model": model.state_dict(), "epoch": epoch}, unfinished)
+    with unfinished.open("wb") as stream:
+        torch.save({"model": model.state_dict(), "epoch": epoch}, stream)
+        stream.flush()
+        os.fsync(stream.fileno())  # else a power cut may leave the new name on an empty file
     os.replace(unfinished, path)
 
 
 def train(args: argparse.Namespace, device: torch.device):
-    rank, world_size = dist.get_rank(), dist.get_world_size()  # NEW
+    rank, world_size = dist.get_rank(), dist.get_world_size()
     train_set, held_out = load_data(args.data, args.limit)
-    held_out = Subset(held_out, range(rank, len(held_out), world_size))  # NEW  each sample once
-    sampler = DistributedSampler(train_set, seed=args.seed)  # NEW
-    loader = DataLoader(train_set, args.batch_size_per_rank, sampler=sampler)  # NEW
+    held_out = Subset(held_out, range(rank, len(held_out), world_size))  # each sample once
+    sampler = DistributedSampler(train_set, seed=args.seed)
+    loader = DataLoader(train_set, args.batch_size_per_rank, sampler=sampler)
     held_out_loader = DataLoader(held_out, batch_size=500)
 
     torch.manual_seed(args.seed)  # the same first weights in every run
     model = build_model().to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
-    parallel = nn.parallel.DistributedDataParallel(model)  # NEW
-    torch.manual_seed(args.seed + rank)  # NEW  other shifts and dropout on every rank
+    parallel = nn.parallel.DistributedDataParallel(model)
+    torch.manual_seed(args.seed + rank)  # other shifts and dropout on every rank
 
     start = time.perf_counter()
     for epoch in range(1, args.epochs + 1):
-        sampler.set_epoch(epoch)  # NEW  without it, every epoch repeats the first one's order
+        sampler.set_epoch(epoch)  # without it, every epoch repeats the first one's order
         model.train()
         sums = torch.zeros(2, dtype=torch.float64, device=device)  # of the losses; of the samples
         for x, y in loader:
@@ -185,35 +187,43 @@ def train(args: argparse.Namespace, device: torch.device):
             optimizer.step()
             sums[0] += loss.detach() * len(y)
             sums[1] += len(y)
-        dist.all_reduce(sums)  # NEW
+        dist.all_reduce(sums)
         loss = (sums[0] / sums[1]).item()
         right, seen = evaluate(model, held_out_loader, device)
         accuracy = f"accuracy {right / seen:.4f} ({right} of {seen})"
         seconds = time.perf_counter() - start
-        if rank > 0:  # NEW  rank 0 prints and saves for all
-            continue  # NEW
+        if rank > 0:  # rank 0 prints and saves for all
+            continue
         print(f"epoch {epoch}  loss {loss:.4f}  {accuracy}  seconds {seconds:.1f}", flush=True)
         save_checkpoint(args.checkpoint, model, epoch)
-    if rank == 0:  # NEW
-        print(f"{accuracy}  seconds {seconds:.1f}  ranks {world_size}", flush=True)  # NEW
+    if rank == 0:
+        print(f"{accuracy}  seconds {seconds:.1f}  ranks {world_size}", flush=True)
 
 
-def main(local_rank: int, args: argparse.Namespace):  # NEW
-    # NEW
+def pick_device(number: int = 0) -> torch.device:
+    """The GPU of this number, or the CPU if there is no GPU."""
+    if not (gpus := torch.cuda.device_count()):
+        return torch.device("cpu")
+    torch.cuda.set_device(number % gpus)
+    return torch.device("cuda", number % gpus)
+
+
+def main(local_rank: int, args: argparse.Namespace):
     if not mp.parent_process().is_alive():  # it was killed while this rank started
         return
+    # NEW
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // args.nprocs))  # share the cores
-    device = torch.device("cpu")
-    if gpus := torch.cuda.device_count():
-        device = torch.device("cuda", local_rank % gpus)
-        torch.cuda.set_device(device)
+
+    device = pick_device(local_rank)
+    gpus = torch.cuda.device_count()
+    backend = args.dist_backend or ("nccl" if gpus >= args.nprocs else "gloo")  # NEW
     dist.init_process_group(
-        args.dist_backend,
+        backend,
         init_method=args.dist_url,
         timeout=timedelta(minutes=10),  # no rank waits longer for another
         world_size=args.world_size,
-        rank=args.rank + local_rank,
-        device_id=device if args.dist_backend == "nccl" else None,
+        rank=args.rank + local_rank,  # NEW
+        device_id=device if backend == "nccl" else None,
     )
     try:
         train(args, device)
@@ -222,13 +232,12 @@ def main(local_rank: int, args: argparse.Namespace):  # NEW
         dist.destroy_process_group()
 
 
-# NEW
 def start(args: argparse.Namespace):
-    """Settle what the flags left open, then start the ranks of this machine."""
+    """Settle what the flags left open, then start the ranks of this machine."""  # NEW
     gpus = torch.cuda.device_count()
     args.world_size = args.world_size or gpus or 2
+    # NEW
     args.nprocs = args.nprocs or args.world_size - args.rank
-    args.dist_backend = args.dist_backend or ("nccl" if gpus >= args.nprocs else "gloo")
     if not 0 < args.nprocs <= args.world_size - args.rank:
         asked = f"--nprocs {args.nprocs} from --rank {args.rank} on"
         fail(f"{asked} does not fit in --world-size {args.world_size}: give a larger one")
@@ -236,14 +245,15 @@ def start(args: argparse.Namespace):
         fail(f"--nprocs {args.nprocs} of {args.world_size} ranks: add --dist-url tcp://HOST:PORT")
     if args.dist_backend == "nccl" and gpus < args.nprocs:
         fail(f"--dist-backend nccl: GPUs found: {gpus}, ranks here: {args.nprocs}; give gloo")
+
     with tempfile.TemporaryDirectory() as folder:
-        args.dist_url = args.dist_url or f"file://{folder}/meet"  # no port, so none can clash
+        args.dist_url = args.dist_url or f"file://{folder}/meet"  # NEW  no port, so none can clash
         try:
-            mp.spawn(main, args=(args,), nprocs=args.nprocs)
+            mp.spawn(main, args=(args,), nprocs=args.nprocs)  # NEW
         finally:  # on Ctrl-C too, no rank is left behind
             for child in mp.active_children():
                 child.kill()
 
 
 if __name__ == "__main__":
-    start(args)  # NEW
+    start(args)

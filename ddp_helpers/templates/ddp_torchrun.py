@@ -9,9 +9,9 @@ Two machines, two ranks on each, meeting at the one called first; the same line 
 By hand, a terminal for each rank; this is the first of two:
     python ddp_torchrun.py --rank 0 --world-size 2 --dist-url tcp://localhost:23456
 
-The last of four steps: `# NEW` marks what differs from ddp_spawn.py. torchrun starts the ranks
-and tells each in its environment who it is; evaluate() and train() are the same to the letter.
-For long runs, and for Slurm, the steps go on: ddp_anywhere.py.
+`# NEW` marks what differs from the step before, ddp_spawn.py. torchrun starts the ranks and tells
+each in its environment who it is; evaluate() and train() are the same to the letter.
+For Slurm, and for long runs, the steps go on: ddp_slurm.py.
 """
 # ruff: noqa: E402
 
@@ -82,14 +82,13 @@ def parse_args() -> argparse.Namespace:
     os.environ.setdefault("LOCAL_RANK", str(args.rank))  # started by hand, on one machine
     os.environ.setdefault("LOCAL_WORLD_SIZE", str(args.world_size))
 
+    if args.dist_url != "env://":  # NEW
+        os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)  # NEW  else no rank listens at the URL
+        check_url(args.dist_url, args.rank)
     # NEW
-    if args.dist_url != "env://":
-        os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)  # else no rank listens at the URL
-    elif "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
+    elif not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         fail("MASTER_ADDR or MASTER_PORT is not set: use torchrun, or --dist-url tcp://HOST:PORT")
 
-    if args.dist_url != "env://":  # NEW
-        check_url(args.dist_url, args.rank)
     if not args.lr > 0:
         fail(f"--lr is {args.lr}: give a number above 0, such as 0.002")
     if args.checkpoint.is_dir() or not os.access(args.checkpoint.parent, os.W_OK):
@@ -184,7 +183,10 @@ def evaluate(model: nn.Module, loader: DataLoader, device: torch.device) -> list
 def save_checkpoint(path: Path, model: nn.Module, epoch: int):
     """Write beside it, then rename: nobody ever reads half a file."""
     unfinished = path.with_name(path.name + ".tmp")
-    torch.save({"model": model.state_dict(), "epoch": epoch}, unfinished)
+    with unfinished.open("wb") as stream:
+        torch.save({"model": model.state_dict(), "epoch": epoch}, stream)
+        stream.flush()
+        os.fsync(stream.fileno())  # else a power cut may leave the new name on an empty file
     os.replace(unfinished, path)
 
 
@@ -229,28 +231,34 @@ def train(args: argparse.Namespace, device: torch.device):
         print(f"{accuracy}  seconds {seconds:.1f}  ranks {world_size}", flush=True)
 
 
-def main(args: argparse.Namespace):  # NEW
-    # NEW
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    rank, world_size, local_rank, local_world_size = (int(os.environ[name]) for name in names)
+def pick_device(number: int = 0) -> torch.device:
+    """The GPU of this number, or the CPU if there is no GPU."""
+    if not (gpus := torch.cuda.device_count()):
+        return torch.device("cpu")
+    torch.cuda.set_device(number % gpus)
+    return torch.device("cuda", number % gpus)
+
+
+# NEW
+def main(args: argparse.Namespace):
+    local_rank = int(os.environ["LOCAL_RANK"])
+    local_world_size = int(os.environ["LOCAL_WORLD_SIZE"])
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
 
-    device = torch.device("cpu")
-    if gpus := torch.cuda.device_count():
-        device = torch.device("cuda", local_rank % gpus)
-        torch.cuda.set_device(device)
+    device = pick_device(local_rank)
+    gpus = torch.cuda.device_count()
     # NEW
     backend = args.dist_backend or ("nccl" if gpus >= local_world_size else "gloo")
     if backend == "nccl" and gpus < local_world_size:
         fail(f"--dist-backend nccl: GPUs found: {gpus}, ranks here: {local_world_size}; give gloo")
 
     dist.init_process_group(
-        backend,  # NEW
+        backend,
         init_method=args.dist_url,
         timeout=timedelta(minutes=10),  # no rank waits longer for another
-        world_size=world_size,  # NEW
-        rank=rank,  # NEW
-        device_id=device if backend == "nccl" else None,  # NEW
+        world_size=args.world_size,
+        rank=args.rank,  # NEW
+        device_id=device if backend == "nccl" else None,
     )
     try:
         train(args, device)

@@ -1,16 +1,14 @@
-"""Train a small CNN whose weights are cut up: each rank keeps a share (FSDP2, fully_shard).
+"""Train a small CNN whose weights and checkpoints are cut up: each rank has a share (FSDP2).
 
     python fsdp.py                                                 # a rank for each GPU, or 2
     torchrun --standalone --nproc_per_node=2 fsdp.py --bf16
     srun --ntasks-per-node=2 python fsdp.py --epochs 50 --patience 5
 
-DDP keeps weights, gradients and Adam's two averages whole on every rank: 16 bytes a parameter.
-Here each rank keeps its share of them, and a layer is put together just when it is needed. A
-checkpoint is a folder, into which every rank writes its share: all machines need one file system.
-A plain file of it, for one process:
+No rank ever holds the whole model, not for a checkpoint either: that is a folder, into which every
+rank writes its share. All machines need one file system. A plain file of it, for one process:
     python -m torch.distributed.checkpoint.format_utils dcp_to_torch checkpoint-00000625 whole.pt
 
-The last step: `# NEW` marks what differs from ddp_full.py. Stopped or killed, it goes on as that.
+`# NEW` marks what differs from the step before, fsdp_whole.py.
 """
 # ruff: noqa: E402
 
@@ -41,7 +39,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # sent by torchrun and Slurm, a
 ASK_EVERY = 10  # steps after which the ranks ask each other if one got such a signal
 stop_asked = []  # those that this rank has got
 EXACT = ("seed", "batch_size_per_rank", "lr", "limit")  # a run that goes on needs the same
-EXACT += ("accumulate", "clip", "warmup", "bf16")
+EXACT += ("accumulate", "clip", "bf16", "warmup")
 
 
 def fail(problem: str):
@@ -114,11 +112,9 @@ def parse_args() -> argparse.Namespace:
 
     if args.dist_url != "env://":
         os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)  # else no rank listens at the URL
+        check_url(args.dist_url, args.rank or 0)
     elif not args.spawns and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         fail("MASTER_ADDR or MASTER_PORT is not set: use torchrun, or --dist-url tcp://HOST:PORT")
-
-    if args.dist_url != "env://":
-        check_url(args.dist_url, args.rank or 0)
     if not args.lr > 0:
         fail(f"--lr is {args.lr}: give a number above 0, such as 0.002")
     if not args.clip > 0:
@@ -172,9 +168,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed import checkpoint as dcp  # NEW
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict  # NEW
-from torch.distributed.device_mesh import init_device_mesh  # NEW
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # NEW
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.data import DataLoader, DistributedSampler, Subset, TensorDataset
 
 
@@ -213,7 +209,6 @@ def evaluate(model: nn.Module, loader: DataLoader, device: torch.device) -> list
     """How many answers were right, of how many."""
     model.eval()
     counts = torch.zeros(2, dtype=torch.int64, device=device)
-    # NEW
     batches = torch.tensor(len(loader), device=device)
     dist.all_reduce(batches, dist.ReduceOp.MAX)
     for _ in range(len(loader), int(batches)):  # all ranks must call the model equally often,
@@ -280,23 +275,21 @@ def save_checkpoint(path: Path, shares: dict, content: dict, keep: int, group): 
 
 def load_checkpoint(path: Path) -> dict:
     """The newest one that is whole; empty if there is none."""
-    for folder in saved_files(path):  # NEW
+    for entry in saved_files(path):
         try:
-            if damaged := zipfile.ZipFile(folder / "rest.pt").testzip():  # NEW
+            if damaged := zipfile.ZipFile(entry / "rest.pt").testzip():  # NEW
                 raise ValueError(f"wrong checksum of {damaged}")
             # NEW
-            content = torch.load(folder / "rest.pt", map_location="cpu")
-            found = checksums(folder, "__*") | checksums(folder, ".metadata")
+            content = torch.load(entry / "rest.pt", map_location="cpu")
+            found = checksums(entry, "__*") | checksums(entry, ".metadata")
             if found != content["sha256"]:
                 raise ValueError("wrong checksum of a share")
-            print(f"goes on from {folder.name}", flush=True)
-            return content | {"folder": str(folder)}
 
+            print(f"goes on from {entry.name}", flush=True)
+            return content | {"folder": str(entry)}  # NEW
         except Exception as problem:  # torch raises many kinds
-            # NEW
-            print(f"note: {folder.name} is damaged ({problem}), an older one is tried", flush=True)
-            folder.rename(folder.with_name(folder.name + ".damaged"))
-
+            print(f"note: {entry.name} is damaged ({problem}), an older one is tried", flush=True)
+            entry.rename(entry.with_name(entry.name + ".damaged"))  # else it counts as a kept one
     return {}
 
 
@@ -340,7 +333,7 @@ def no_better(history: list[int], patience: int | None) -> bool:
     return patience is not None and since >= patience
 
 
-def train(args: argparse.Namespace, device: torch.device) -> bool:  # asked to stop?
+def train(args: argparse.Namespace, device: torch.device):
     rank, world_size = dist.get_rank(), dist.get_world_size()
     train_set, held_out = load_data(args.data, args.limit)
     held_out = Subset(held_out, range(rank, len(held_out), world_size))  # each sample once
@@ -351,7 +344,6 @@ def train(args: argparse.Namespace, device: torch.device) -> bool:  # asked to s
 
     torch.manual_seed(args.seed)  # the same first weights in every run
     model = build_model().to(device)
-    # NEW
     mesh = init_device_mesh(device.type, (world_size,))
     dtype = torch.bfloat16 if args.bf16 else None
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
@@ -378,8 +370,13 @@ def train(args: argparse.Namespace, device: torch.device) -> bool:  # asked to s
         # NEW
         shares = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
         dcp.load(shares, checkpoint_id=saved["folder"], process_group=control)
-        weights, averages = shares["model"], shares["optimizer"]
-        set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=averages)
+
+        set_state_dict(
+            model,
+            optimizer,
+            model_state_dict=shares["model"],  # NEW
+            optim_state_dict=shares["optimizer"],  # NEW
+        )
         schedule.load_state_dict(saved["schedule"])
 
     step, done_epochs = saved.get("step", 0), saved.get("epoch", 0)
@@ -389,25 +386,26 @@ def train(args: argparse.Namespace, device: torch.device) -> bool:  # asked to s
     if rank == 0 and done_epochs >= args.epochs:
         print("note: that was all; for more give more --epochs, or another --checkpoint")
 
-    forward = torch.compile(model) if args.compile else model  # NEW
+    forward = torch.compile(model) if args.compile else model
     torch.manual_seed(args.seed + rank)  # other shifts and dropout on every rank
     sums = torch.zeros(2, dtype=torch.float64, device=device)  # of the losses; of the samples
     if saved:
-        set_random_state(saved["random"][rank], device)
+        set_random_state(saved["ranks"][rank]["random"], device)
         sampler.done = saved["done"]
-        sums += saved["sums"][rank].to(device)
+        sums += saved["ranks"][rank]["sums"].to(device)
 
     def save(epoch: int):
-        random = [None] * world_size if rank == 0 else None
-        dist.gather_object(random_state(device), random, group=control)
-        all_sums = [None] * world_size if rank == 0 else None
-        dist.gather_object(sums.cpu(), all_sums, group=control)
+        mine = {"random": random_state(device)}  # what differs from rank to rank
+        mine["sums"] = sums.cpu()
+        ranks = [None] * world_size if rank == 0 else None
+        dist.gather_object(mine, ranks, group=control)
         # NEW
         shares = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
-        content = {"epoch": epoch, "step": step, "random": random, "same": same}
-        content |= {"done": sampler.done, "sums": all_sums, "history": history}
+
+        content = {"epoch": epoch, "step": step, "ranks": ranks, "same": same}
+        content |= {"done": sampler.done, "history": history}
         content |= {"schedule": schedule.state_dict()}
-        save_checkpoint(args.checkpoint, shares, content, args.keep, control)
+        save_checkpoint(args.checkpoint, shares, content, args.keep, control)  # NEW
 
     for number in STOP_SIGNALS:
         signal.signal(number, lambda number, _: stop_asked.append(number))
@@ -425,7 +423,6 @@ def train(args: argparse.Namespace, device: torch.device) -> bool:  # asked to s
             x = x.roll(torch.randint(-2, 3, (2,)).tolist(), dims=(2, 3))  # up to two pixels away
             in_step = min(samples_per_step, sampler.num_samples - sampler.done)
             full = number % args.accumulate == 0 or number == batches
-            # NEW
             model.set_requires_gradient_sync(full)
             loss = nn.functional.cross_entropy(forward(x).float(), y, reduction="sum")
             (loss / in_step).backward()  # the last step of an epoch may have fewer samples
@@ -445,7 +442,10 @@ def train(args: argparse.Namespace, device: torch.device) -> bool:  # asked to s
             if stopping or step % args.save_every == 0:
                 save(epoch - 1)
             if stopping:
-                return True
+                if rank == 0:
+                    print("stopped and saved; the same command goes on from there", flush=True)
+                dist.barrier()  # leave together here, too
+                sys.exit(os.EX_TEMPFAIL)  # 75: try again
 
         dist.all_reduce(sums)
         loss = (sums[0] / sums[1]).item()
@@ -461,18 +461,23 @@ def train(args: argparse.Namespace, device: torch.device) -> bool:  # asked to s
         print(f"epoch {epoch}  loss {loss:.4f}  {accuracy}  seconds {seconds:.1f}", flush=True)
     if rank == 0 and done_epochs < args.epochs:
         print(f"{accuracy}  seconds {seconds:.1f}  ranks {world_size}", flush=True)
-    return False
+
+
+def pick_device(number: int = 0) -> torch.device:
+    """The GPU of this number, or the CPU if there is no GPU."""
+    if not (gpus := torch.cuda.device_count()):
+        return torch.device("cpu")
+    torch.cuda.set_device(number % gpus)
+    return torch.device("cuda", number % gpus)
 
 
 def main(args: argparse.Namespace):
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    rank, world_size, local_rank, local_world_size = (int(os.environ[name]) for name in names)
+    local_rank = int(os.environ["LOCAL_RANK"])
+    local_world_size = int(os.environ["LOCAL_WORLD_SIZE"])
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
 
-    device = torch.device("cpu")
-    if gpus := torch.cuda.device_count():
-        device = torch.device("cuda", local_rank % gpus)
-        torch.cuda.set_device(device)
+    device = pick_device(local_rank)
+    gpus = torch.cuda.device_count()
     backend = args.dist_backend or ("nccl" if gpus >= local_world_size else "gloo")
     if backend == "nccl" and gpus < local_world_size:
         fail(f"--dist-backend nccl: GPUs found: {gpus}, ranks here: {local_world_size}; give gloo")
@@ -481,26 +486,23 @@ def main(args: argparse.Namespace):
         backend,
         init_method=args.dist_url,
         timeout=timedelta(minutes=10),  # no rank waits longer for another
-        world_size=world_size,
-        rank=rank,
+        world_size=args.world_size,
+        rank=args.rank,
         device_id=device if backend == "nccl" else None,
     )
     try:
-        stopped = train(args, device)
+        train(args, device)
         dist.barrier()  # leave together: a rank that goes first can make others abort
     finally:
         dist.destroy_process_group()
-    if stopped:
-        if os.environ["RANK"] == "0":
-            print("stopped and saved; the same command goes on from there", flush=True)
-        sys.exit(os.EX_TEMPFAIL)  # 75: try again
 
 
 def spawned(local_rank: int, args: argparse.Namespace):
     """One rank that start() started, told who it is as torchrun would tell it."""
     if not mp.parent_process().is_alive():  # it was killed while this rank started
         return
-    os.environ |= {"RANK": str(local_rank), "WORLD_SIZE": str(args.world_size)}
+    args.rank = local_rank
+    os.environ |= {"RANK": str(args.rank), "WORLD_SIZE": str(args.world_size)}
     os.environ |= {"LOCAL_RANK": str(local_rank), "LOCAL_WORLD_SIZE": str(args.world_size)}
     main(args)
 

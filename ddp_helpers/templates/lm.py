@@ -7,7 +7,7 @@
 The model now sees all letters before, CONTEXT of them at most. At the end rank 0 writes some text;
 two epochs show that it learns, more give words. Sense needs more than 54 kB to learn from.
 
-The last step: `# NEW` marks what differs from lm_bigram.py.
+`# NEW` marks what differs from the step before, lm_bigram.py.
 """
 # ruff: noqa: E402
 
@@ -36,7 +36,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # sent by torchrun and Slurm, a
 ASK_EVERY = 10  # steps after which the ranks ask each other if one got such a signal
 stop_asked = []  # those that this rank has got
 EXACT = ("seed", "batch_size_per_rank", "lr", "limit")  # a run that goes on needs the same
-EXACT += ("accumulate", "clip", "warmup", "bf16")
+EXACT += ("accumulate", "clip", "bf16", "warmup")
 
 
 def fail(problem: str):
@@ -109,11 +109,9 @@ def parse_args() -> argparse.Namespace:
 
     if args.dist_url != "env://":
         os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)  # else no rank listens at the URL
+        check_url(args.dist_url, args.rank or 0)
     elif not args.spawns and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         fail("MASTER_ADDR or MASTER_PORT is not set: use torchrun, or --dist-url tcp://HOST:PORT")
-
-    if args.dist_url != "env://":
-        check_url(args.dist_url, args.rank or 0)
     if not args.lr > 0:
         fail(f"--lr is {args.lr}: give a number above 0, such as 0.002")
     if not args.clip > 0:
@@ -181,9 +179,8 @@ def load_data(file: Path, limit: int | None) -> tuple[str, TensorDataset, Tensor
     return letters, *sets
 
 
-# NEW
-class Block(nn.Module):
-    """Attention to the letters before, then a small network for each letter by itself."""
+class Block(nn.Module):  # NEW
+    """Attention to the letters before, then a small network for each letter by itself."""  # NEW
 
     # NEW
     def __init__(self, width: int, heads: int):
@@ -203,9 +200,8 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-# NEW
-class GPT(nn.Module):
-    """Letters [batch, n] to scores of the next one [batch, n, letters]."""
+class GPT(nn.Module):  # NEW
+    """Letters [batch, n] to scores of the next one [batch, n, letters]."""  # NEW
 
     # NEW
     def __init__(self, letters: int, width: int, layers: int, heads: int):
@@ -214,9 +210,8 @@ class GPT(nn.Module):
         self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(layers)))
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, letters))
 
-    # NEW
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.blocks(self.letter(x) + self.place.weight[: x.shape[1]]))
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # NEW
+        return self.head(self.blocks(self.letter(x) + self.place.weight[: x.shape[1]]))  # NEW
 
 
 # NEW
@@ -272,16 +267,16 @@ def save_checkpoint(path: Path, content: dict, keep: int):
 
 def load_checkpoint(path: Path) -> dict:
     """The newest one that is whole; empty if there is none."""
-    for file in saved_files(path):
+    for entry in saved_files(path):
         try:
-            if damaged := zipfile.ZipFile(file).testzip():  # torch.load misses a flipped bit
+            if damaged := zipfile.ZipFile(entry).testzip():  # torch.load misses a flipped bit
                 raise ValueError(f"wrong checksum of {damaged}")
-            content = torch.load(file, map_location="cpu")
-            print(f"goes on from {file.name}", flush=True)
+            content = torch.load(entry, map_location="cpu")
+            print(f"goes on from {entry.name}", flush=True)
             return content
         except Exception as problem:  # torch raises many kinds
-            print(f"note: {file.name} is damaged ({problem}), so an older one is tried", flush=True)
-            file.rename(file.with_name(file.name + ".damaged"))  # else it counts as a kept one
+            print(f"note: {entry.name} is damaged ({problem}), an older one is tried", flush=True)
+            entry.rename(entry.with_name(entry.name + ".damaged"))  # else it counts as a kept one
     return {}
 
 
@@ -325,7 +320,7 @@ def no_better(history: list[int], patience: int | None) -> bool:
     return patience is not None and since >= patience
 
 
-def train(args: argparse.Namespace, device: torch.device) -> bool:  # asked to stop?
+def train(args: argparse.Namespace, device: torch.device):
     rank, world_size = dist.get_rank(), dist.get_world_size()
     letters, train_set, held_out = load_data(args.data, args.limit)
     held_out = Subset(held_out, range(rank, len(held_out), world_size))  # each sample once
@@ -371,19 +366,19 @@ def train(args: argparse.Namespace, device: torch.device) -> bool:  # asked to s
     torch.manual_seed(args.seed + rank)  # other shifts and dropout on every rank
     sums = torch.zeros(2, dtype=torch.float64, device=device)  # of the losses; of the samples
     if saved:
-        set_random_state(saved["random"][rank], device)
+        set_random_state(saved["ranks"][rank]["random"], device)
         sampler.done = saved["done"]
-        sums += saved["sums"][rank].to(device)
+        sums += saved["ranks"][rank]["sums"].to(device)
 
     def save(epoch: int):
-        random = [None] * world_size if rank == 0 else None
-        dist.gather_object(random_state(device), random, group=control)
-        all_sums = [None] * world_size if rank == 0 else None
-        dist.gather_object(sums.cpu(), all_sums, group=control)
+        mine = {"random": random_state(device)}  # what differs from rank to rank
+        mine["sums"] = sums.cpu()
+        ranks = [None] * world_size if rank == 0 else None
+        dist.gather_object(mine, ranks, group=control)
         if rank == 0:
             content = {name: part.state_dict() for name, part in kept.items()}
-            content |= {"epoch": epoch, "step": step, "random": random, "same": same}
-            content |= {"done": sampler.done, "sums": all_sums, "history": history}
+            content |= {"epoch": epoch, "step": step, "ranks": ranks, "same": same}
+            content |= {"done": sampler.done, "history": history}
             save_checkpoint(args.checkpoint, content, args.keep)
 
     for number in STOP_SIGNALS:
@@ -423,7 +418,10 @@ def train(args: argparse.Namespace, device: torch.device) -> bool:  # asked to s
             if stopping or step % args.save_every == 0:
                 save(epoch - 1)
             if stopping:
-                return True
+                if rank == 0:
+                    print("stopped and saved; the same command goes on from there", flush=True)
+                dist.barrier()  # leave together here, too
+                sys.exit(os.EX_TEMPFAIL)  # 75: try again
 
         dist.all_reduce(sums)
         loss = (sums[0] / sums[1]).item()
@@ -440,18 +438,23 @@ def train(args: argparse.Namespace, device: torch.device) -> bool:  # asked to s
     if rank == 0 and done_epochs < args.epochs:
         print(f"{accuracy}  seconds {seconds:.1f}  ranks {world_size}", flush=True)
         print(write(model, letters, 300, device), flush=True)  # NEW
-    return False
+
+
+def pick_device(number: int = 0) -> torch.device:
+    """The GPU of this number, or the CPU if there is no GPU."""
+    if not (gpus := torch.cuda.device_count()):
+        return torch.device("cpu")
+    torch.cuda.set_device(number % gpus)
+    return torch.device("cuda", number % gpus)
 
 
 def main(args: argparse.Namespace):
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    rank, world_size, local_rank, local_world_size = (int(os.environ[name]) for name in names)
+    local_rank = int(os.environ["LOCAL_RANK"])
+    local_world_size = int(os.environ["LOCAL_WORLD_SIZE"])
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
 
-    device = torch.device("cpu")
-    if gpus := torch.cuda.device_count():
-        device = torch.device("cuda", local_rank % gpus)
-        torch.cuda.set_device(device)
+    device = pick_device(local_rank)
+    gpus = torch.cuda.device_count()
     backend = args.dist_backend or ("nccl" if gpus >= local_world_size else "gloo")
     if backend == "nccl" and gpus < local_world_size:
         fail(f"--dist-backend nccl: GPUs found: {gpus}, ranks here: {local_world_size}; give gloo")
@@ -460,26 +463,23 @@ def main(args: argparse.Namespace):
         backend,
         init_method=args.dist_url,
         timeout=timedelta(minutes=10),  # no rank waits longer for another
-        world_size=world_size,
-        rank=rank,
+        world_size=args.world_size,
+        rank=args.rank,
         device_id=device if backend == "nccl" else None,
     )
     try:
-        stopped = train(args, device)
+        train(args, device)
         dist.barrier()  # leave together: a rank that goes first can make others abort
     finally:
         dist.destroy_process_group()
-    if stopped:
-        if os.environ["RANK"] == "0":
-            print("stopped and saved; the same command goes on from there", flush=True)
-        sys.exit(os.EX_TEMPFAIL)  # 75: try again
 
 
 def spawned(local_rank: int, args: argparse.Namespace):
     """One rank that start() started, told who it is as torchrun would tell it."""
     if not mp.parent_process().is_alive():  # it was killed while this rank started
         return
-    os.environ |= {"RANK": str(local_rank), "WORLD_SIZE": str(args.world_size)}
+    args.rank = local_rank
+    os.environ |= {"RANK": str(args.rank), "WORLD_SIZE": str(args.world_size)}
     os.environ |= {"LOCAL_RANK": str(local_rank), "LOCAL_WORLD_SIZE": str(args.world_size)}
     main(args)
 

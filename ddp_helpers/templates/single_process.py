@@ -1,4 +1,4 @@
-"""Train a small CNN in one process: the first of four steps to DistributedDataParallel.
+"""Train a small CNN in one process: the first step to DistributedDataParallel.
 
     python single_process.py
     python single_process.py --epochs 10 --batch-size 128 --data path/to/mnist_5k
@@ -112,7 +112,10 @@ def evaluate(model: nn.Module, loader: DataLoader, device: torch.device) -> list
 def save_checkpoint(path: Path, model: nn.Module, epoch: int):
     """Write beside it, then rename: nobody ever reads half a file."""
     unfinished = path.with_name(path.name + ".tmp")
-    torch.save({"model": model.state_dict(), "epoch": epoch}, unfinished)
+    with unfinished.open("wb") as stream:
+        torch.save({"model": model.state_dict(), "epoch": epoch}, stream)
+        stream.flush()
+        os.fsync(stream.fileno())  # else a power cut may leave the new name on an empty file
     os.replace(unfinished, path)
 
 
@@ -150,8 +153,16 @@ def train(args: argparse.Namespace, device: torch.device):
     print(f"{accuracy}  seconds {seconds:.1f}  ranks 1", flush=True)
 
 
+def pick_device(number: int = 0) -> torch.device:
+    """The GPU of this number, or the CPU if there is no GPU."""
+    if not (gpus := torch.cuda.device_count()):
+        return torch.device("cpu")
+    torch.cuda.set_device(number % gpus)
+    return torch.device("cuda", number % gpus)
+
+
 def main(args: argparse.Namespace):
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = pick_device()
     train(args, device)
 
 

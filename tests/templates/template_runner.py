@@ -13,8 +13,14 @@ from pathlib import Path
 import psutil
 
 TEMPLATES = Path(__file__).parents[2] / "ddp_helpers" / "templates"
-STEPS = ("single_process", "data_parallel", "ddp_spawn", "ddp_torchrun")
-LONG_STEPS = ("ddp_anywhere", "ddp_checkpoint", "ddp_resume", "ddp_full")  # for long runs
+STEPS = (
+    *("single_process", "data_parallel", "ddp_minimal", "ddp_safe"),
+    *("ddp_spawn", "ddp_torchrun", "ddp_slurm"),
+)
+LONG_STEPS = (  # for long runs
+    *("ddp_anywhere", "ddp_restart", "ddp_exact", "ddp_checkpoint"),
+    *("ddp_resume", "ddp_accumulate", "ddp_full"),
+)
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
 
 
@@ -146,12 +152,16 @@ STARTERS = {
     "torchrun 2": lambda script: [*torchrun(2), script],
 }
 
-# Lines to change in a copy: a rank that stops itself, and a training without draws and with an
-# optimizer that does not blow up the least difference.
-STOP = "            stopping = any_rank_asked(control)\n"
+# Lines to change in a copy: a rank that stops itself, where all ask after each step; and a training
+# without draws and with an optimizer that does not blow up the least difference.
+ASK = "            stopping = step % ASK_EVERY == 0 and any_rank_asked(control)\n"
 STOP_ITSELF = (
-    "            if rank == 1 and step == int(os.environ['STOP_AT']):\n"
-    "                os.kill(os.getpid(), int(os.environ['STOP_BY']))\n"
+    (
+        ASK,
+        "            if rank == 1 and step == int(os.environ['STOP_AT']):\n"
+        "                os.kill(os.getpid(), int(os.environ['STOP_BY']))\n" + ASK,
+    ),
+    ("ASK_EVERY = 10", "ASK_EVERY = 1"),
 )
 PLAIN = (
     ("nn.Dropout(0.2)", "nn.Identity()"),

@@ -9,12 +9,12 @@ import torch
 from template_runner import (
     PLAIN,
     STARTERS,
-    STOP,
     STOP_ITSELF,
     TEMPLATES,
     Finished,
     Runner,
     copy,
+    load_template,
 )
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
@@ -50,14 +50,14 @@ def test_its_weights_are_those_of_ddp(runner: Runner) -> None:
     size = ("--world-size", 2, "--epochs", 1, "--limit", 316, "--lr", 0.05, "--accumulate", 3)
     size = (*size, "--batch-size-per-rank", 8, "--clip", 1.0)
     runs = []
-    for step in ("ddp_full", "fsdp"):
+    for step in ("ddp_full", "fsdp_whole", "fsdp"):
         folder = copy(runner, step, *PLAIN)
         runs.append(runner.run(folder / "mine.py", *size, folder=folder))
         assert runs[-1].code == 0, runs[-1].err
-    ddp = torch.load(newest_file(runs[0].folder))["model"]
-    fsdp = weights(runs[1])
-    assert ddp.keys() == fsdp.keys()
-    assert all(torch.allclose(ddp[name], fsdp[name], atol=1e-5) for name in ddp)
+    ddp, whole = (torch.load(newest_file(run.folder))["model"] for run in runs[:2])
+    for found in (whole, weights(runs[2])):
+        assert ddp.keys() == found.keys()
+        assert all(torch.allclose(ddp[name], found[name], atol=1e-5) for name in ddp)
 
 
 def newest_file(folder: Path) -> Path:
@@ -70,7 +70,7 @@ def test_stopped_and_damaged_it_ends_with_the_same_weights(
     size = ("--epochs", 2, "--limit", 150, "--save-every", 2, "--batch-size-per-rank", 16)
     undisturbed = runner.run(TEMPLATES / "fsdp.py", "--world-size", 2, *size)
     assert undisturbed.code == 0, undisturbed.err
-    folder = copy(runner, "fsdp", (STOP, STOP_ITSELF + STOP))
+    folder = copy(runner, "fsdp", *STOP_ITSELF)
 
     def run(stop_at: int, stop_by: int, way: str) -> Finished:
         monkeypatch.setenv("STOP_AT", str(stop_at))
@@ -93,3 +93,21 @@ def test_stopped_and_damaged_it_ends_with_the_same_weights(
     rests = [torch.load(newest(one.folder) / "rest.pt") for one in (done, undisturbed)]
     assert [rest["schedule"]["last_epoch"] for rest in rests] == [10, 10]
     assert len(list(folder.glob("checkpoint-????????"))) == 3, "--keep is 3"
+
+
+def test_with_whole_checkpoints_it_is_stopped_and_ends_with_the_same_weights(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = ("--epochs", 1, "--limit", 150, "--batch-size-per-rank", 16)
+    undisturbed = runner.run(TEMPLATES / "fsdp_whole.py", "--world-size", 2, *size)
+    assert undisturbed.code == 0, undisturbed.err
+    folder = copy(runner, "fsdp_whole", *STOP_ITSELF)
+    for stop_at, way in ((3, "torchrun 2"), (-1, "spawn")):
+        monkeypatch.setenv("STOP_AT", str(stop_at))
+        monkeypatch.setenv("STOP_BY", str(int(signal.SIGTERM)))
+        run = runner.run(*STARTERS[way](folder / "mine.py"), *size, folder=folder)
+    assert run.code == 0, run.err
+    assert "goes on from checkpoint-00000003.pt" in run.out
+    ours, theirs = (torch.load(newest_file(one.folder)) for one in (run, undisturbed))
+    assert all(torch.equal(ours["model"][name], theirs["model"][name]) for name in ours["model"])
+    load_template("ddp_full").build_model().load_state_dict(ours["model"])

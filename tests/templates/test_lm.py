@@ -10,7 +10,6 @@ import pytest
 import torch
 from template_runner import (
     STARTERS,
-    STOP,
     STOP_ITSELF,
     TEMPLATES,
     Finished,
@@ -93,7 +92,7 @@ def test_stopped_it_ends_with_the_weights_of_an_undisturbed_run(
 ) -> None:
     size = ("--epochs", 1, "--limit", 65, "--batch-size-per-rank", 8)
     undisturbed = runner.run(*STARTERS["torchrun 2"](TEMPLATES / "lm.py"), *size)
-    folder = copy(runner, "lm", (STOP, STOP_ITSELF + STOP))
+    folder = copy(runner, "lm", *STOP_ITSELF)
     (folder / "data" / "austen").symlink_to(TEXT.parent)
     codes = []
     for stop_at in (3, -1):

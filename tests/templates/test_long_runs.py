@@ -13,7 +13,6 @@ from template_runner import (
     LONG_STEPS,
     PLAIN,
     STARTERS,
-    STOP,
     STOP_ITSELF,
     TEMPLATES,
     Finished,
@@ -54,6 +53,60 @@ def test_it_trains_however_it_is_started(runner: Runner, step: str) -> None:
     assert same(newest(runs["spawn"])["model"], newest(runs["torchrun 2"])["model"])
 
 
+# --- going on after the last epoch ---
+
+
+def test_it_goes_on_after_the_last_epoch(runner: Runner) -> None:
+    folder = copy(runner, "ddp_restart")
+
+    def run(epochs: int) -> Finished:
+        flags = ("--limit", 65, "--epochs", epochs)
+        return runner.run(*alone(runner, folder / "mine.py"), *flags, folder=folder)
+
+    first = run(1)
+    assert first.code == 0, first.err
+    assert newest(first)["epoch"] == 1
+    more = run(2)
+    assert more.code == 0, more.err
+    assert "goes on from checkpoint.pt" in more.out
+    assert "epoch 1 " not in more.out
+    assert newest(more)["epoch"] == 2
+    steps = newest(more)["optimizer"]["state"][0]["step"]
+    assert steps == 2 * 3, "Adam's averages did not go on"  # 65 samples in batches of 32
+    assert "note: that was all" in run(2).out
+
+
+def test_it_goes_on_as_if_it_had_never_stopped(runner: Runner) -> None:
+    size = ("--world-size", 2, "--limit", 65)
+    folder = copy(runner, "ddp_exact")
+    undisturbed = runner.run(TEMPLATES / "ddp_exact.py", *size, "--epochs", 2)
+    assert undisturbed.code == 0, undisturbed.err
+    for epochs in (1, 2):
+        run = runner.run(folder / "mine.py", *size, "--epochs", epochs, folder=folder)
+        assert run.code == 0, run.err
+    assert "goes on from checkpoint.pt" in run.out
+    assert same(newest(run)["model"], newest(undisturbed)["model"])
+    other = runner.run(folder / "mine.py", *size, "--epochs", 3, "--lr", 0.5, folder=folder)
+    assert other.code == 1
+    assert "error: --lr is 0.5, the checkpoint has 0.002" in other.err
+
+
+@pytest.mark.parametrize("step", ["ddp_restart", "ddp_exact"])
+def test_a_crash_while_saving_leaves_the_old_one(tmp_path, monkeypatch, step: str) -> None:
+    template, path = load_template(step), tmp_path / "checkpoint.pt"
+    template.save_checkpoint(path, {"epoch": 1})
+
+    def crash(_content, stream):
+        stream.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(template.torch, "save", crash)
+    with pytest.raises(OSError, match="disk full"):
+        template.save_checkpoint(path, {"epoch": 2})
+    monkeypatch.undo()
+    assert template.load_checkpoint(path)["epoch"] == 1
+
+
 # --- the same weights, however often it was stopped ---
 
 SIZE = ("--epochs", 2, "--limit", 300, "--save-every", 2, "--batch-size-per-rank", 16)
@@ -66,7 +119,7 @@ def test_stopped_and_killed_it_ends_with_the_weights_of_an_undisturbed_run(
 ) -> None:
     undisturbed = runner.run(TEMPLATES / f"{step}.py", "--world-size", 2, *SIZE, *flags)
     assert undisturbed.code == 0, undisturbed.err
-    folder = copy(runner, step, (STOP, STOP_ITSELF + STOP))
+    folder = copy(runner, step, *STOP_ITSELF)
 
     def run(stop_at: int, stop_by: int, way: str) -> Finished:
         monkeypatch.setenv("STOP_AT", str(stop_at))
@@ -90,7 +143,8 @@ def test_stopped_and_killed_it_ends_with_the_weights_of_an_undisturbed_run(
 
     ours, theirs = newest(done), newest(undisturbed)
     assert same(ours["model"], theirs["model"])
-    assert all(same(*pair) for pair in zip(ours["random"], theirs["random"], strict=True))
+    pairs = zip(ours["ranks"], theirs["ranks"], strict=True)
+    assert all(same(mine["random"], other["random"]) for mine, other in pairs)
     lines = [run.out.splitlines()[-2].split("  seconds")[0] for run in (done, undisturbed)]
     assert lines[0] == lines[1], "the printed loss is of the whole epoch"
     assert len(list(folder.glob("checkpoint-*.pt"))) == 3, "--keep is 3"
@@ -149,7 +203,7 @@ def test_other_ranks_than_the_checkpoint_has_are_refused_once(runner: Runner) ->
 
 # --- checkpoints ---
 
-SAVING = LONG_STEPS[1:]
+SAVING = LONG_STEPS[LONG_STEPS.index("ddp_checkpoint") :]
 
 
 def saved(template, path: Path, steps: range, keep: int = 3) -> None:

@@ -33,7 +33,7 @@ COMMON = [
 
 
 @pytest.mark.parametrize(("flags", "words"), COMMON, ids=lambda value: str(value[0]))
-@pytest.mark.parametrize("step", STEPS[:3])
+@pytest.mark.parametrize("step", ["single_process", "data_parallel", "ddp_minimal", "ddp_spawn"])
 def test_a_wrong_flag(runner: Runner, step: str, flags: list, words: list[str]) -> None:
     one_line(runner.run(TEMPLATES / f"{step}.py", *flags), *words)
 
@@ -74,6 +74,11 @@ SPAWN_ONLY = [
 )
 def test_a_group_that_cannot_be(runner: Runner, flags: list, words: list[str]) -> None:
     one_line(runner.run(TEMPLATES / "ddp_spawn.py", *flags), *words)
+
+
+def test_a_backend_that_cannot_work_is_refused_before_the_ranks_start(runner: Runner) -> None:
+    flags = ("--world-size", 999, "--dist-backend", "nccl")
+    one_line(runner.run(TEMPLATES / "ddp_safe.py", *flags), "nccl", "GPUs found", "gloo")
 
 
 def test_a_busy_port(runner: Runner) -> None:

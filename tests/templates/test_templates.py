@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import time
 
 import pytest
@@ -14,6 +15,8 @@ SIZE = ("--epochs", 2, "--limit", 999)  # 999 on 2 ranks: a padded evaluation wo
 WAYS = {
     "single_process": [TEMPLATES / "single_process.py", "--batch-size", 32],
     "data_parallel": [TEMPLATES / "data_parallel.py", "--batch-size", 32],
+    "ddp_minimal 2": [TEMPLATES / "ddp_minimal.py", "--world-size", 2, "--batch-size-per-rank", 16],
+    "ddp_safe 2": [TEMPLATES / "ddp_safe.py", "--world-size", 2, "--batch-size-per-rank", 16],
     "ddp_spawn 1": [TEMPLATES / "ddp_spawn.py", "--world-size", 1, "--batch-size-per-rank", 32],
     "ddp_spawn 2": [TEMPLATES / "ddp_spawn.py", "--world-size", 2, "--batch-size-per-rank", 16],
     "ddp_torchrun 1": [*torchrun(1), TEMPLATES / "ddp_torchrun.py", "--batch-size-per-rank", 32],
@@ -80,11 +83,13 @@ def test_one_rank_is_the_single_process_to_the_last_bit(trained, way: str) -> No
     assert all(torch.equal(theirs[name], ours[name]) for name in ours)
 
 
-def test_spawn_and_torchrun_train_the_same_weights_on_two_ranks(trained) -> None:
+def test_each_way_trains_the_same_weights_on_two_ranks(trained) -> None:
     if torch.cuda.device_count():
         pytest.skip("convolutions on a GPU differ from run to run")
-    spawned, torchrun_ = weights(trained("ddp_spawn 2")), weights(trained("ddp_torchrun 2"))
-    assert all(torch.equal(spawned[name], torchrun_[name]) for name in spawned)
+    spawned = weights(trained("ddp_spawn 2"))
+    for way in ("ddp_minimal 2", "ddp_safe 2", "ddp_torchrun 2"):
+        others = weights(trained(way))
+        assert all(torch.equal(spawned[name], others[name]) for name in spawned), way
     alone = weights(trained("single_process"))
     assert not all(torch.equal(spawned[name], alone[name]) for name in spawned)
 
@@ -125,8 +130,8 @@ def test_a_crash_while_saving_leaves_the_old_checkpoint(step, tmp_path, monkeypa
     model, path = template.build_model(), tmp_path / "checkpoint.pt"
     template.save_checkpoint(path, model, 1)
 
-    def crash(_content, where):
-        where.write_bytes(b"half")
+    def crash(_content, stream):
+        stream.write(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(template.torch, "save", crash)
@@ -136,12 +141,12 @@ def test_a_crash_while_saving_leaves_the_old_checkpoint(step, tmp_path, monkeypa
     assert torch.load(path)["epoch"] == 1
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", [step for step in STEPS if step != "ddp_safe"])
 def test_a_copy_alone_in_an_empty_folder_runs(runner: Runner, step: str) -> None:
     folder = runner.root / "alone"
     folder.mkdir(parents=True)
     (folder / f"{step}.py").write_text((TEMPLATES / f"{step}.py").read_text())
-    starter = torchrun(2) if step == "ddp_torchrun" else []
+    starter = torchrun(2) if step in ("ddp_torchrun", "ddp_slurm") else []
     run = runner.run(*starter, f"{step}.py", "--epochs", 1, "--limit", 640, folder=folder)
     assert run.code == 0, run.err
     assert run.out.count("note: no data/mnist_5k here") == 1
@@ -176,6 +181,21 @@ def test_torchrun_template_starts_by_hand_too(runner: Runner) -> None:
     assert (first.code, second.code) == (0, 0), first.err + second.err
     assert first.out.splitlines()[-1].endswith("ranks 2")
     assert not (second.folder / "checkpoint.pt").exists()
+
+
+def test_srun_tells_each_rank_who_it_is(runner: Runner) -> None:
+    told = {"STEP_ID": 0, "STEP_NODELIST": "localhost", "STEP_TASKS_PER_NODE": 2, "NTASKS": 2}
+    told |= {"JOB_ID": free_port()}
+    started = []
+    for rank in (0, 1):
+        of_rank = told | {"PROCID": rank, "LOCALID": rank}
+        variables = [f"SLURM_{name}={value}" for name, value in of_rank.items()]
+        command = [sys.executable, TEMPLATES / "ddp_slurm.py", "--epochs", 1, "--limit", 64]
+        started.append(runner.start("env", *variables, *command))
+    first, second = [runner.finish(run) for run in started]
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    assert first.out.splitlines()[-1].endswith("ranks 2")
+    assert second.out == ""
 
 
 def test_a_tcp_url_works_under_torchrun(runner: Runner) -> None:
