@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 MESSAGES = (2**12, 2**14, 2**16, 2**18, 2**20, 2**21, 2**22)  # bytes
-MODEL_ERROR = 0.1  # what bench_scaling.py finds on two cores: 5 to 16 % in the median
+MODEL_ERROR = 0.1  # bench_scaling.py, two rounds on two busy cores: 5 and 13 % in the median
 PROBE_WIDTHS = (128, 384)
 
 
