@@ -40,6 +40,7 @@ soak: $(READY)
 	$(BIN)/python tests/benchmarks/soak_launch.py --rounds 300 $(ARGS)
 	$(BIN)/python tests/benchmarks/soak_launch.py --correct 500
 	$(BIN)/python tests/benchmarks/soak_launch.py --kernels 30
+	$(BIN)/python tests/benchmarks/soak_classroom.py --seats 30
 	$(BIN)/python tests/benchmarks/soak_templates.py
 
 gallery: $(READY)
