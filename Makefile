@@ -24,7 +24,7 @@ demo: $(READY)
 	$(BIN)/python -m ddp_helpers train $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 notebooks: $(READY)
 	$(BIN)/python tests/notebooks/build.py $(ARGS)
