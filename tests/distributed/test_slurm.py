@@ -94,3 +94,32 @@ def test_a_cancelled_job_saves_and_stays_cancelled(cluster: Cluster) -> None:
     done = cluster.wait_for_state(number, "CANCELLED")
     assert done["Restarts"] == "0"
     assert not cluster.ranks()
+
+
+EVERY_ONE = (
+    *("ddp_slurm", "ddp_anywhere", "ddp_restart", "ddp_exact", "ddp_checkpoint", "ddp_resume"),
+    *("ddp_accumulate", "ddp_full", "fsdp_whole", "fsdp", "lm_bigram", "lm"),
+)
+ONE_BY_ONE = """#!/bin/bash
+#SBATCH --ntasks-per-node=2
+#SBATCH --output=all.log
+for step in {steps}; do
+  mkdir $step && cd $step || exit
+  srun python {templates}/$step.py --epochs 1 --limit 200 && echo "$step is done"
+  cd ..
+done
+"""
+
+
+@pytest.mark.timeout(300)
+def test_srun_starts_every_template_from_ddp_slurm_on(cluster: Cluster) -> None:
+    folder = cluster.folder / "all"
+    folder.mkdir()
+    script = ONE_BY_ONE.format(steps=" ".join(EVERY_ONE), templates=TEMPLATES)
+    (folder / "all.sbatch").write_text(script)
+    path = os.pathsep.join((str(Path(sys.executable).parent), cluster.environment["PATH"]))
+    cluster.run("sbatch", "all.sbatch", cwd=folder, PATH=path)
+    wait_for_text(folder / "all.log", f"{EVERY_ONE[-1]} is done", seconds=280)
+    log = (folder / "all.log").read_text()
+    assert re.findall(r"(\w+) is done", log) == [*EVERY_ONE], log
+    assert log.count("ranks 2") == len(EVERY_ONE), log

@@ -66,8 +66,7 @@ def test_no_letter_sees_a_later_one(step: str) -> None:
 def test_it_learns_however_it_is_started(runner: Runner, step: str) -> None:
     size = ("--epochs", 2, "--limit", 65, "--batch-size-per-rank", 4, "--warmup", 1, "--lr", 0.01)
     script = TEMPLATES / f"{step}.py"
-    ways = ("spawn", "torchrun 2")
-    started = {way: runner.start(*STARTERS[way](script), *size) for way in ways}
+    started = {way: runner.start(*start(script), *size) for way, start in STARTERS.items()}
     runs = {way: runner.finish(run) for way, run in started.items()}
     for run in runs.values():
         assert run.code == 0, run.err
