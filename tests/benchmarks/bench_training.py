@@ -33,6 +33,7 @@ Speeds = dict[str, list[float]]  # samples a second of each round, by name
 PARTS = ("loops", "template", "speedup")
 TEMPLATE = REPOSITORY / "ddp_helpers" / "templates" / "ddp_full.py"
 BATCH = 32  # samples a rank
+LARGE_BATCH = 128  # of the compute-bound model
 LIMIT = 3968  # samples an epoch, all ranks together: whole batches, so that nobody pads
 LR = 2e-3
 TEMPLATE_EPOCHS = 3  # in each turn; the first is not counted
@@ -81,7 +82,9 @@ def digits(limit: int = LIMIT):
     return TensorDataset(*[part[:limit] for part in load_mnist_5k().tensors])
 
 
-def plain_loop(build=small_model, limit: int = LIMIT, *, as_template: bool = False):
+def plain_loop(
+    build=small_model, limit: int = LIMIT, *, batch: int = BATCH, as_template: bool = False
+):
     """The plainest correct loop, by hand; or one that does all that ddp_full.py does a batch."""
     import torch
     import torch.distributed as dist
@@ -94,7 +97,7 @@ def plain_loop(build=small_model, limit: int = LIMIT, *, as_template: bool = Fal
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     data = digits(limit)
     sampler = DistributedSampler(data) if dist.is_initialized() else None
-    loader = DataLoader(data, BATCH, sampler=sampler, shuffle=sampler is None)
+    loader = DataLoader(data, batch, sampler=sampler, shuffle=sampler is None)
 
     def epoch(number: int) -> float:
         started = time.perf_counter()
@@ -298,7 +301,7 @@ def large_epoch(limit: int) -> float:
     from ddp_helpers import process_group
 
     with process_group(backend="gloo"):
-        epoch = plain_loop(large_model, limit)
+        epoch = plain_loop(large_model, limit, batch=LARGE_BATCH)
         return [limit / epoch(number) for number in range(2)][1]
 
 
@@ -311,7 +314,7 @@ def measure_speedup(rounds: int) -> Speeds:
     speeds: Speeds = {"1 rank": [], "2 ranks": []}
     for _ in range(rounds):
         for name, ranks in (("1 rank", 1), ("2 ranks", 2)):
-            result = launch(large_epoch, ranks, args=(1280,), threads_per_rank=1, echo=False)
+            result = launch(large_epoch, ranks, args=(2560,), threads_per_rank=1, echo=False)
             speeds[name].append(min(result.values))
     return speeds
 
