@@ -167,8 +167,7 @@ class DdpCalls:
             "weights": "" if model.is_local_sgd() else now,
         }
         if model.edited:
-            state["edited"] = model.edited[:20]
-            state["edit"] = [model.edit.what, model.edit.place] if model.edit else None
+            state |= model.edits()
         return state
 
     def _terms(self, roots: Sequence[torch.Tensor]) -> list:

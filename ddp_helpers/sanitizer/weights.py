@@ -90,8 +90,7 @@ class WeightsChecker:
             "since": len(model.since.synced),
             "elsewhere": model.since.elsewhere,
             "in_no_sync": model.since.ended_in_no_sync,
-            "edited": model.edited[:20],
-            "edit": [model.edit.what, model.edit.place] if model.edit else None,
+            **model.edits(),
             "stack": places(frames),
             "step": self.session.step,
         }
@@ -166,8 +165,7 @@ class WeightsChecker:
             model.ended_pass, now = model.steps, model.note_edits()
             if not model.is_local_sgd():
                 record = {"weights": now, "step": self.session.step, "stack": done.stack}
-                record |= {"edited": model.edited[:20], "steps": model.steps}
-                record["edit"] = [model.edit.what, model.edit.place] if model.edit else None
+                record |= {"steps": model.steps, **model.edits()}
                 name = f"{model.key}/{model.steps}"
                 self.ends.leave(name, record, model.ranks, self._pass_reporter(model))
 

@@ -96,6 +96,11 @@ class Wrapped:
             self.edited = [place for place, (then, now_) in enumerate(pairs) if then != now_]
         return now
 
+    def edits(self) -> dict:
+        """What the other ranks need to know of changes since the last step; plain values."""
+        edit = [self.edit.what, self.edit.place] if self.edit else None
+        return {"edited": self.edited[:20], "edit": edit}
+
     def is_local_sgd(self) -> bool:
         """True if a communication hook lets the ranks drift apart on purpose."""
         hooks = getattr(self.ddp(), "_comm_hooks", None) or ()

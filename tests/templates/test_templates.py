@@ -3,13 +3,14 @@
 import os
 import re
 import signal
-import socket
 import sys
 import time
 
 import pytest
 import torch
 from template_runner import STEPS, TEMPLATES, Finished, Runner, load_template, torchrun
+
+from ddp_helpers.machine import free_port
 
 SIZE = ("--epochs", 2, "--limit", 999)  # 999 on 2 ranks: a padded evaluation would count 1,000
 WAYS = {
@@ -153,11 +154,6 @@ def test_a_copy_alone_in_an_empty_folder_runs(runner: Runner, step: str) -> None
     accuracy = float(LAST.search(run.out)[1])
     assert accuracy > 0.3, "the generated patterns cannot be learned"  # guessing gives 0.1
     assert (folder / "checkpoint.pt").is_file()
-
-
-def free_port() -> int:
-    with socket.create_server(("", 0)) as server:
-        return server.getsockname()[1]
 
 
 def test_spawn_joins_two_machines_at_a_tcp_url(runner: Runner) -> None:

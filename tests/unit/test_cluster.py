@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from ddp_helpers import cluster
+from ddp_helpers.machine import free_port
 
 MASTER = {"nnodes": 2, "master_addr": "first", "nproc_per_node": 8}
 
@@ -130,11 +131,6 @@ def test_versions_and_clocks():
     assert cluster.clock(-9.0, 5.0, "node 0").ok, "the question took too long to tell"
     assert "-9.00 s off" in str(cluster.clock(-9.0, 0.1, "node 0"))
     assert not cluster.clock(-9.0, 0.1, "node 0").ok
-
-
-def free_port():
-    with socket.create_server(("", 0)) as server:
-        return server.getsockname()[1]
 
 
 def test_three_machines_meet_and_compare():
