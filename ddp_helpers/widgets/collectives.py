@@ -1,7 +1,8 @@
 """One collective on real ranks: what each rank has before and after, and the bytes it sent.
 
 The bytes are those that the kernel counts on the rank's own TCP connections (TCP_INFO,
-linux/tcp.h) during the call, so gloo's own few bytes a message are in them.
+linux/tcp.h) during the call and the barrier after it, so
+gloo's own few bytes a message are in them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ OPS = (
     *("gather", "scatter", "reduce_scatter", "all_to_all"),
 )
 CUT_IN_PARTS = ("scatter", "reduce_scatter", "all_to_all")
-BYTES_SENT = 200  # offset of tcpi_bytes_sent, an unsigned 64-bit number, since Linux 4.19
+BYTES_SENT, BYTES_AGAIN = 200, 208  # offsets of tcpi_bytes_sent and _retrans, since Linux 4.19
 CELL, ROW = 34, 34  # pixels
 
 
@@ -61,8 +62,8 @@ def on_a_rank(op: str, count: int, kib: int) -> Moved:
             dist.barrier()
             sent = _bytes_sent()
             got = _call(dist, torch, op, x.clone(), pg, 256 * kib * count)
+            dist.barrier()  # the call may end while its last bytes still wait to be sent
             now = _bytes_sent()
-            dist.barrier()
         blocks = got.view(-1, 256 * kib)
         assert torch.equal(blocks, blocks[:, :1].expand_as(blocks))
         counted = None if sent is None or now is None else now - sent
@@ -100,7 +101,7 @@ def _call(dist, torch, op, x, pg, part):
 
 
 def _bytes_sent() -> int | None:
-    """Bytes that this process has sent on all its TCP connections, again sent ones too."""
+    """Bytes that this process has sent on all its TCP connections, each counted once."""
     total = 0
     for name in os.listdir("/proc/self/fd"):
         try:
@@ -112,9 +113,10 @@ def _bytes_sent() -> int | None:
                 facts = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
         except OSError:
             continue  # closed meanwhile, or no TCP
-        if len(facts) < BYTES_SENT + 8:
+        if len(facts) < BYTES_AGAIN + 8:
             return None
         total += struct.unpack_from("Q", facts, BYTES_SENT)[0]
+        total -= struct.unpack_from("Q", facts, BYTES_AGAIN)[0]
     return total
 
 

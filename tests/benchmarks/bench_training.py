@@ -7,7 +7,8 @@
 Part "loops": two ranks of one thread train the same model on the same digits; the loops take
 turns epoch by epoch within the same processes, so a machine that slows down slows all of them.
 Part "template": ddp_full.py beside a plain loop that shifts, clips and schedules as it does.
-Part "speedup": samples a second of two ranks over one, one thread each, on a larger model.
+Part "speedup": samples a second of two ranks over one, one thread each, on a larger model; and of
+two that never talk, which is what the machine has to give.
 Ratios are taken within a round; a table shows their median. The alternatives come from
 requirements.txt beside this file, in a virtual environment of their own.
 """
@@ -33,7 +34,7 @@ Speeds = dict[str, list[float]]  # samples a second of each round, by name
 PARTS = ("loops", "template", "speedup")
 TEMPLATE = REPOSITORY / "ddp_helpers" / "templates" / "ddp_full.py"
 BATCH = 32  # samples a rank
-LARGE_BATCH = 128  # of the compute-bound model
+LARGE_BATCH, LARGE_STEPS = 128, 10  # of the compute-bound model: samples a rank; steps in a turn
 LIMIT = 3968  # samples an epoch, all ranks together: whole batches, so that nobody pads
 LR = 2e-3
 TEMPLATE_EPOCHS = 3  # in each turn; the first is not counted
@@ -74,17 +75,15 @@ def parts(build=small_model):
     return model, torch.optim.Adam(model.parameters(), lr=LR)
 
 
-def digits(limit: int = LIMIT):
+def digits():
     from torch.utils.data import TensorDataset
 
     from ddp_helpers.data import load_mnist_5k
 
-    return TensorDataset(*[part[:limit] for part in load_mnist_5k().tensors])
+    return TensorDataset(*[part[:LIMIT] for part in load_mnist_5k().tensors])
 
 
-def plain_loop(
-    build=small_model, limit: int = LIMIT, *, batch: int = BATCH, as_template: bool = False
-):
+def plain_loop(*, as_template: bool = False):
     """The plainest correct loop, by hand; or one that does all that ddp_full.py does a batch."""
     import torch
     import torch.distributed as dist
@@ -92,17 +91,16 @@ def plain_loop(
     from torch.nn.parallel import DistributedDataParallel
     from torch.utils.data import DataLoader, DistributedSampler
 
-    model, optimizer = parts(build)
-    ddp = DistributedDataParallel(model) if dist.is_initialized() else model
+    model, optimizer = parts()
+    ddp = DistributedDataParallel(model)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    data = digits(limit)
-    sampler = DistributedSampler(data) if dist.is_initialized() else None
-    loader = DataLoader(data, batch, sampler=sampler, shuffle=sampler is None)
+    data = digits()
+    sampler = DistributedSampler(data)
+    loader = DataLoader(data, BATCH, sampler=sampler)
 
     def epoch(number: int) -> float:
         started = time.perf_counter()
-        if sampler is not None:
-            sampler.set_epoch(number)
+        sampler.set_epoch(number)
         model.train()
         sums = torch.zeros(2, dtype=torch.float64)
         for images, labels in loader:
@@ -118,8 +116,7 @@ def plain_loop(
                 schedule.step()
             sums[0] += loss.detach() * len(labels)
             sums[1] += len(labels)
-        if dist.is_initialized():
-            dist.all_reduce(sums)
+        dist.all_reduce(sums)
         return time.perf_counter() - started
 
     return epoch
@@ -296,27 +293,48 @@ def template_epochs(checkpoint: Path, device) -> list[float]:
     return seconds
 
 
-def large_epoch(limit: int) -> float:
-    """Samples a second of the larger model; the second epoch counts."""
+def one_and_two(rounds: int) -> Speeds:
+    """The larger model: rank 0 alone, both ranks without a word, both under DDP, in turns.
+
+    The second is what two processes of this machine can do at most.
+    """
+    import torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
+
     from ddp_helpers import process_group
 
-    with process_group(backend="gloo"):
-        epoch = plain_loop(large_model, limit, batch=LARGE_BATCH)
-        return [limit / epoch(number) for number in range(2)][1]
+    with process_group(backend="gloo") as pg:
+        alone, shared = parts(large_model), parts(large_model)
+        images, labels = (part[: LARGE_BATCH * pg.world_size] for part in digits().tensors)
+        mine = images[pg.rank :: pg.world_size], labels[pg.rank :: pg.world_size]
+        ways = {"1 rank": alone, "2 ranks, not in touch": alone}
+        ways |= {"2 ranks": (DistributedDataParallel(shared[0]), shared[1])}
+        speeds: Speeds = {name: [] for name in ways}
+        for number in range(rounds + 1):
+            shift = number % len(ways)  # nobody always comes first
+            for name in [*list(ways)[shift:], *list(ways)[:shift]]:
+                ranks = int(name[0])
+                dist.barrier()
+                started = time.perf_counter()
+                if pg.rank < ranks:
+                    train_steps(*ways[name], *mine)
+                dist.barrier()
+                seconds = time.perf_counter() - started
+                if number > 0:  # the first is for warming up
+                    speeds[name].append(ranks * LARGE_STEPS * LARGE_BATCH / seconds)
+        return speeds
+
+
+def train_steps(model, optimizer, images, labels):
+    from torch.nn import functional as F
+
+    for _ in range(LARGE_STEPS):
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
 
 
 # ---- rounds and tables
-
-
-def measure_speedup(rounds: int) -> Speeds:
-    from ddp_helpers import launch
-
-    speeds: Speeds = {"1 rank": [], "2 ranks": []}
-    for _ in range(rounds):
-        for name, ranks in (("1 rank", 1), ("2 ranks", 2)):
-            result = launch(large_epoch, ranks, args=(2560,), threads_per_rank=1, echo=False)
-            speeds[name].append(min(result.values))
-    return speeds
 
 
 def print_speeds(title: str, speeds: Speeds) -> None:
@@ -348,8 +366,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Speeds]:
     elif "template" in arguments.parts:
         print(f"\nno {TEMPLATE.name} here: left out")
     if "speedup" in arguments.parts:
-        results["speedup"] = measure_speedup(max(2, rounds // 3))
-        print_speeds("One thread a rank, a compute-bound model", results["speedup"])
+        found = launch(one_and_two, 2, args=(rounds,), **options).values[0]
+        results["speedup"] = found
+        print_speeds("One thread a rank, a compute-bound model", found)
     return results
 
 
