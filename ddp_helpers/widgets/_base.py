@@ -43,6 +43,8 @@ class Explorable:
         run_label: what the button says.
         result: what is known before the first run.
         keeps: names of controls that the result does not depend on: it stays when they move.
+        complete: the picture says enough before the first run, so readers without a kernel get it
+            as it is.
     """
 
     def __init__(
@@ -55,11 +57,12 @@ class Explorable:
         run_label: str = "Run on real ranks",
         result: object = None,
         keeps: Collection[str] = (),
+        complete: bool = False,
     ) -> None:
         import ipywidgets
 
         self.title, self.controls, self._draw, self._run = title, dict(controls), draw, run
-        self.result, self.keeps = result, frozenset(keeps)
+        self.result, self.keeps, self.complete = result, frozenset(keeps), complete
         self._busy = threading.Lock()
         self._view = ipywidgets.HTML(layout={"margin": "0"})
         self._status = ipywidgets.HTML(layout={"margin": "0"})
@@ -134,11 +137,12 @@ class Explorable:
     ) -> dict[str, object]:
         """The live widget, and for those without a kernel the picture and its words.
 
-        They can't press the button: for them the ranks run now. A live reader predicts first.
+        They can't press the button: for them the ranks run now, if the picture needs it. A live
+        reader predicts first.
         """
         live = self.widget._repr_mimebundle_() or {}
         picture = self.picture()
-        if self._run and self.result is None:
+        if self._run and self.result is None and not self.complete:
             picture = self._draw(**self.values, result=self._run(**self.values))
         return static_bundle(self.title, picture) | {
             kind: data for kind, data in live.items() if kind == WIDGET_VIEW

@@ -218,5 +218,5 @@ def explorable(
     }
     title = "Scaling planner: what do more ranks bring?"
     keeps = [name for name in controls if name != "batch"]
-    options = {"run": run, "run_label": "Measure this machine", "keeps": keeps}
+    options = {"run": run, "run_label": "Measure this machine", "keeps": keeps, "complete": True}
     return Explorable(title, controls, draw, **options)
