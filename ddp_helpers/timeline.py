@@ -6,8 +6,8 @@
             timeline.step()
     return timeline.result()          # a small record; launch(...).values has one a rank
 
-Works with gloo on CPU. With nccl it reads the GPU's kernels; that part is tested on written
-events, as no GPU was at hand.
+Works with gloo on CPU. With nccl it reads the GPU's kernels: tried with one rank on one GPU; what
+several ranks leave is tested on written events.
 """
 
 from __future__ import annotations
