@@ -50,6 +50,11 @@ def places(frames: Sequence[FrameType]) -> list[Place]:
     return [(f.f_code.co_filename, f.f_lineno, f.f_code.co_name) for f in frames]
 
 
+def as_places(stack: Sequence[Sequence]) -> list[Place]:
+    """Places that came from another rank, as lists."""
+    return [tuple(place) for place in stack]
+
+
 def crossed(frames: Sequence[FrameType], mine: Sequence[Place], theirs: Sequence[Place]) -> bool:
     """True if two ranks stand at places that one of them comes by, too: their calls don't match.
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from ddp_helpers.records import Finding, name_ranks
-from ddp_helpers.sanitizer.callsite import CLEAN_UP, crossed, places, user_frames
+from ddp_helpers.sanitizer.callsite import CLEAN_UP, as_places, crossed, places, user_frames
 from ddp_helpers.sanitizer.sequence import CallSequence, Compare, Pending, describe
 from ddp_helpers.sanitizer.session import SanitizerError, Session
 
@@ -199,7 +199,7 @@ class CollectiveChecker:
                 return self._finding(kind, cause, advice, records, views, key)
         mine = records[self.session.rank]["stack"]
         for rank, record in records.items():
-            if rank != self.session.rank and crossed(frames, mine, _as_places(record["stack"])):
+            if rank != self.session.rank and crossed(frames, mine, as_places(record["stack"])):
                 cause = "the ranks are at different {called} calls, one of them is too many"
                 return self._finding(
                     "different-call-site", cause, SAME_ORDER, records, views, "site"
@@ -245,10 +245,6 @@ def _comparable(record: dict) -> dict:
 
 def _differ(values: Iterator[object]) -> bool:
     return len({repr(value) for value in values}) > 1
-
-
-def _as_places(stack: Sequence[Sequence]) -> list[tuple]:
-    return [tuple(place) for place in stack]
 
 
 def tensors_in(value: object) -> Iterator[torch.Tensor]:

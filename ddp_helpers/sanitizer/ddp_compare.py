@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 
 from ddp_helpers.records import Finding, name_ranks
-from ddp_helpers.sanitizer.callsite import CLEAN_UP, Place, asks_for_rank, left_loop
+from ddp_helpers.sanitizer.callsite import CLEAN_UP, as_places, asks_for_rank, left_loop
 from ddp_helpers.sanitizer.ddp_calls import BACKWARD, BUFFERS, WRAP
 from ddp_helpers.sanitizer.fingerprint import odd_ranks
 from ddp_helpers.sanitizer.sequence import describe
@@ -162,7 +162,7 @@ def _trains(record: dict) -> bool:
 
 def _has_left(trainer: dict, other: dict) -> bool:
     """True if the other rank is out of the loop in which the first one trains."""
-    stack, there = _places(trainer["stack"]), _places(other["stack"])
+    stack, there = as_places(trainer["stack"]), as_places(other["stack"])
     if trainer is other or (trainer["op"], stack) == (other["op"], there):
         return False
     if other["called"] == CLEAN_UP:
@@ -174,13 +174,9 @@ def _has_left(trainer: dict, other: dict) -> bool:
         return left
     # a library's loop: both were at this very place before, and only one is there again
     return trainer["op"] != other["op"] and all(
-        before and (before[0], _places(before[1])) == (trainer["op"], stack)
+        before and (before[0], as_places(before[1])) == (trainer["op"], stack)
         for before in (trainer["before"], other["before"])
     )
-
-
-def _places(stack: Sequence[Sequence]) -> list[Place]:
-    return [tuple(place) for place in stack]
 
 
 def _parameter(entry: list | None) -> str:
