@@ -39,4 +39,13 @@ __all__ = [
     "sanitize",
 ]
 
+
+def __getattr__(name: str) -> str:
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib.metadata import version  # slower to load than most of this package
+
+    return version("ddp_helpers")
+
+
 warm_up_in_a_kernel()

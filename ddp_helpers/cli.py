@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -14,9 +15,9 @@ from ddp_helpers import (
     cluster,
     environment,
     launch,
-    plan_command,
     process_group,
 )
+from ddp_helpers.data_folder import data_root
 from ddp_helpers.diagnosis import diagnose_text
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     ours = words.index("--") if "--" in words else len(words)
-    options = _parser().parse_args(words[:ours])
+    options = _parser(words[:1]).parse_args(words[:ours])
     options.arguments = words[ours + 1 :]
     try:
         return options.command(options)
@@ -143,6 +144,8 @@ def diagnose(options: argparse.Namespace) -> int:
 
 def plan(options: argparse.Namespace) -> int:
     """Predict step time, efficiency, hours and cost for more ranks, other links or buckets."""
+    from ddp_helpers import plan_command
+
     return plan_command.run(options)
 
 
@@ -173,10 +176,22 @@ def new(options: argparse.Namespace) -> int:
         raise FileExistsError(f"{target} exists already: choose another name, or remove it first")
     shutil.copy(source, target)  # a shell script stays executable
     print(f"{target} is yours; its first lines say how to start it")
+    data = _data_of(source.read_text(encoding="utf-8"))
+    if data is not None:
+        print(f"to train it on the course's data, add --data {shlex.quote(str(data))}")
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _data_of(template: str) -> Path | None:
+    """The course's data that a template names, where it is on this machine."""
+    for name in ("mnist_5k", "austen/pride_and_prejudice.txt"):
+        if name in template and (data_root() / name).exists():
+            return data_root() / name
+    return None
+
+
+def _parser(chosen: Sequence[str]) -> argparse.ArgumentParser:
+    """The commands and their options; `chosen` is the command, if there is one."""
     parser = argparse.ArgumentParser(prog="python -m ddp_helpers", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -226,7 +241,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("log", help="a file, or - to read what is piped in")
     sub.add_argument("--exit-code", type=int, help="how the command ended, if you know it")
 
-    plan_command.add_arguments(add(plan))
+    sub = add(plan)
+    if "plan" in chosen:  # only this command's options need numpy
+        from ddp_helpers import plan_command
+
+        plan_command.add_arguments(sub)
     bench_command.add_arguments(add(bench))
 
     jobs = add(classroom).add_subparsers(dest="job", required=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import math
-import os
 import zlib
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from ddp_helpers.data_folder import data_root
 from ddp_helpers.loaders import (
     empty_like,
     exact_split,
@@ -56,8 +56,9 @@ _CONTENT_SHA256 = {
     ),
 }
 _WAY_OUT = (
-    "bring the file back with `git checkout -- data/mnist_5k` (or make it again as data/README.md "
-    "says), or set DDP_HELPERS_DATA to the folder that holds mnist_5k/"
+    "bring the file back with `git checkout -- data/mnist_5k` in the repository (or make it again "
+    "as data/README.md says), else with `pip install --force-reinstall --no-deps ddp_helpers`; or "
+    "set DDP_HELPERS_DATA to the folder that holds mnist_5k/"
 )
 
 
@@ -71,7 +72,7 @@ def load_mnist_5k(train: bool = True, root: str | Path | None = None) -> TensorD
     Args:
         train: which part.
         root: the folder that holds mnist_5k/. By default the environment variable
-            DDP_HELPERS_DATA, else data/ next to the package.
+            DDP_HELPERS_DATA, else the data that came with the package.
 
     Returns:
         (image, label) pairs: float32 of shape (1, 28, 28), scaled to 0..1 and then normalised
@@ -87,13 +88,6 @@ def load_mnist_5k(train: bool = True, root: str | Path | None = None) -> TensorD
     labels = read_idx(_checked(folder / f"{name}-labels-idx1-ubyte.gz"))
     images = (images.float() / 255 - MNIST_MEAN) / MNIST_STD
     return TensorDataset(images.unsqueeze(1), labels.long())
-
-
-def data_root(root: str | Path | None = None) -> Path:
-    """The folder that holds mnist_5k/: `root`, else DDP_HELPERS_DATA, else the repository's."""
-    if root is None:
-        root = os.environ.get("DDP_HELPERS_DATA") or Path(__file__).parent.parent / "data"
-    return Path(root).expanduser()
 
 
 def read_idx(source: str | Path | bytes) -> Tensor:
