@@ -65,7 +65,8 @@ def train(options: argparse.Namespace) -> int:
     figure = folder / "training.png"
     plots.save(plots.plot_training(records), figure, alt="Loss and accuracy of each epoch")
     print(
-        f"accuracy {last.test_accuracy:.2%} on the held-out digits after {len(records)} epochs, "
+        f"accuracy {last.test_accuracy:.2%} on the held-out digits after {len(records)} "
+        f"epoch{'s' * (len(records) != 1)}, "
         f"{last.world_size} ranks, {result.seconds:.1f} s\nfigure: {figure}"
     )
     return 0
