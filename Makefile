@@ -1,6 +1,7 @@
 # make lab        set up and open the course in JupyterLab (ARGS=--no-browser on a server)
 # make demo       set up and train on two real ranks, without a browser
 # make test       set up and run every test
+# make site       the course as web pages, in build/site
 # make notebooks  execute all notebooks and write their outputs
 # make bench      timings, beside the alternatives, in one run
 # make soak       random kills, interrupts and hangs; many launches; many kernels at once
@@ -11,10 +12,11 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+SITE   := $(VENV)/.ready-site
 ARGS   ?=
 ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: lab demo test notebooks bench soak gallery lint clean
+.PHONY: lab demo test site notebooks bench soak gallery lint clean
 .DELETE_ON_ERROR:
 
 lab: $(READY)
@@ -23,8 +25,11 @@ lab: $(READY)
 demo: $(READY)
 	$(BIN)/python -m ddp_helpers train $(ARGS)
 
-test: $(READY)
+test: $(READY) $(SITE)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+site: $(SITE)
+	$(BIN)/python .site/build.py $(ARGS)
 
 notebooks: $(READY)
 	$(BIN)/python tests/notebooks/build.py $(ARGS)
@@ -61,4 +66,9 @@ $(READY): pyproject.toml constraints.txt
 	  { echo "error: this Python has no venv module: apt install python3-venv"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# What the site and its tests need more; `make lab` does without.
+$(SITE): $(READY)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[site]'
 	@touch $@
