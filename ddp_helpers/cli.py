@@ -14,6 +14,7 @@ from ddp_helpers import (
     bench_command,
     cluster,
     environment,
+    explain_command,
     launch,
     process_group,
 )
@@ -143,6 +144,11 @@ def diagnose(options: argparse.Namespace) -> int:
     return int(any(diagnosis.kind == "not-recognised" for diagnosis in found))
 
 
+def explain(options: argparse.Namespace) -> int:
+    """Tell what one message means, or which known ones are nearest to it; 1 if there is none."""
+    return explain_command.run(options)
+
+
 def plan(options: argparse.Namespace) -> int:
     """Predict step time, efficiency, hours and cost for more ranks, other links or buckets."""
     from ddp_helpers import plan_command
@@ -241,6 +247,8 @@ def _parser(chosen: Sequence[str]) -> argparse.ArgumentParser:
     sub = add(diagnose)
     sub.add_argument("log", help="a file, or - to read what is piped in")
     sub.add_argument("--exit-code", type=int, help="how the command ended, if you know it")
+
+    explain_command.add_arguments(add(explain))
 
     sub = add(plan)
     if "plan" in chosen:  # only this command's options need numpy

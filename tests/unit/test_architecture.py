@@ -51,6 +51,10 @@ ARROWS = {
         "log_text",
         "records",
     },
+    "error_examples": set(),
+    "similar_texts": set(),
+    "troubleshooting": {"diagnosis", "error_examples", "faults"},
+    "explain_command": {"diagnosis", "faults", "similar_texts", "troubleshooting"},
     "training": {
         *{"checkpoint", "checkpoint_folder", "data", "early_stop", "evaluation", "loaders"},
         *{"losses", "model", "precision", "process_group", "resume", "steps"},
@@ -118,6 +122,7 @@ ARROWS = {
             "data_folder",
             "diagnosis",
             "environment",
+            "explain_command",
             "launch",
             "plan_command",
         },

@@ -1,6 +1,7 @@
 """From evidence to causes: each rule on a real text, and silent on what merely looks alike."""
 
 import io
+import re
 import signal
 
 import pytest
@@ -9,250 +10,19 @@ from hypothesis import strategies as st
 
 from ddp_helpers import cli
 from ddp_helpers.diagnosis import diagnose, diagnose_text, is_consequence, waiting_in
+from ddp_helpers.error_examples import read_examples
 from ddp_helpers.error_texts import CONSEQUENCES, KNOWN_ERRORS
 from ddp_helpers.known_errors import recognise
 from ddp_helpers.known_lines import KNOWN_LINES
 from ddp_helpers.log_text import find_errors
-from ddp_helpers.records import Frame, RankError, RankResult
+from ddp_helpers.records import Frame, LastCall, RankError, RankResult
 
 KINDS = {rule.kind for rule in KNOWN_ERRORS}
 GLOO = "[/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/"
 PEER = f"RuntimeError: {GLOO}pair.cc:553] Connection closed by peer [127.0.0.1]:45275. This is "
-NCCL = "torch.distributed.DistBackendError: NCCL error in: /pytorch/torch/csrc/distributed/c10d/"
 
 # (kind, the text as it stands in a log); one or more for each rule
-REAL = [
-    (
-        "port-taken",
-        "torch.distributed.DistNetworkError: The server socket has failed to listen on any local "
-        "network address. port: 29621, useIpv6: false, code: -98, name: EADDRINUSE, message: "
-        "address already in use",
-    ),
-    ("port-taken", "OSError: [Errno 98] Address already in use"),
-    (
-        "port-forbidden",
-        "torch.distributed.DistNetworkError: The server socket has failed to listen on any local "
-        "network address. port: 80, useIpv6: false, code: -13, name: EACCES, message: denied",
-    ),
-    ("unknown-host", "socket.gaierror: [Errno -2] Name or service not known"),
-    (
-        "address-unreachable",
-        "torch.distributed.DistNetworkError: The client socket has timed out after 5000ms while "
-        "trying to connect to (no-such-host.invalid, 29613).",
-    ),
-    (
-        "no-such-interface",
-        "RuntimeError: [enforce fail at /__w/gloo/transport/tcp/device.cc:84] ifa != nullptr. "
-        "Unable to find address for: eth7",
-    ),
-    (
-        "rank-missing",
-        "torch.distributed.DistStoreError: Timed out after 7 seconds waiting for clients. 2/3 "
-        "clients joined.",
-    ),
-    (
-        "rank-missing",
-        "torch.distributed.DistStoreError: wait timeout after 6000ms, keys: /default_pg/0//cpu//0/2"
-        "\nException raised from doWait at TCPStore.cpp:1",
-    ),
-    ("rendezvous-failed", "torch.distributed.elastic.rendezvous.api.RendezvousTimeoutError"),
-    (
-        "environment-not-set",
-        "ValueError: Error initializing torch.distributed using env:// rendezvous: environment "
-        "variable RANK expected, but not set",
-    ),
-    ("environment-not-set", "KeyError: 'LOCAL_RANK'"),
-    (
-        "no-process-group",
-        "ValueError: Default process group has not been initialized, please make sure to call "
-        "init_process_group.",
-    ),
-    ("started-twice", "ValueError: trying to initialize the default process group twice!"),
-    ("no-nccl", "RuntimeError: Distributed package doesn't have NCCL built in"),
-    (
-        "no-nccl",
-        "ValueError: ProcessGroupNCCL is only supported with GPUs, no GPUs found!",
-    ),
-    ("wrong-device", "RuntimeError: No backend type associated with device type cpu"),
-    (
-        "collective-mismatch",
-        "terminate called after throwing an instance of 'gloo::EnforceNotMet'\n  what():  "
-        f"[enforce fail at {GLOO[1:]}pair.cc:456] op.preamble.length <= op.nbytes. 8 vs 4. "
-        "Received data size doesn't match expected size. Is there a distributed collective",
-    ),
-    (
-        "collective-mismatch",
-        "RuntimeError: Detected mismatch between collectives on ranks. Rank 0 is running "
-        "collective: CollectiveFingerPrint(SequenceNumber=1, OpType=ALLREDUCE, ...",
-    ),
-    ("rank-did-not-come", "RuntimeError: Rank 1 failed to pass monitoredBarrier in 2000 ms"),
-    (
-        "peer-failed",
-        "RuntimeError: DDP expects same model across all ranks, but Rank 0 has 6 params, while "
-        "rank 1 has inconsistent 0 params.",
-    ),
-    (
-        "different-models",
-        "RuntimeError: DDP expects same model across all ranks, but Rank 1 has 6 params, while "
-        "rank 0 has inconsistent 4 params.",
-    ),
-    (
-        "different-models",
-        "RuntimeError: [0]: params[0] in this process with sizes [4, 4] appears not to match "
-        "sizes of the same param in process 0.",
-    ),
-    (
-        "unused-parameters",
-        "RuntimeError: Expected to have finished reduction in the prior iteration before starting "
-        "a new one. This error indicates\nParameter indices which did not receive grad for rank 1",
-    ),
-    (
-        "ready-twice",
-        "RuntimeError: Expected to mark a variable ready only once. This error is caused by one",
-    ),
-    (
-        "changed-in-place",
-        "RuntimeError: one of the variables needed for gradient computation has been modified by "
-        "an inplace operation: [torch.FloatTensor [4]] is at version 3",
-    ),
-    (
-        "no-main-guard",
-        "RuntimeError: \n        An attempt has been made to start a new process before the\n"
-        "        current process has finished its bootstrapping phase.\n",
-    ),
-    (
-        "function-not-importable",
-        "AttributeError: Can't get attribute 'train' on <module '__main__' (built-in)>",
-    ),
-    ("cannot-pickle", "AttributeError: Can't pickle local object 'main.<locals>.train'"),
-    ("cannot-pickle", "TypeError: cannot pickle '_thread.lock' object"),
-    ("cannot-pickle", "_pickle.PicklingError: Can't pickle <function <lambda> at 0x7f>: attribute"),
-    (
-        "cuda-in-fork",
-        "RuntimeError: Cannot re-initialize CUDA in forked subprocess. To use CUDA with "
-        "multiprocessing, you must use the 'spawn' start method",
-    ),
-    (
-        "shm-full",
-        "RuntimeError: DataLoader worker (pid 4161) is killed by signal: Bus error. It is possible "
-        "that dataloader's workers are out of shared memory.",
-    ),
-    (
-        "shm-full",
-        f"{NCCL}NCCLUtils.hpp:219, unhandled system error (run with NCCL_DEBUG=INFO for details), "
-        "NCCL version 2.19.3\nncclSystemError: System call (e.g. socket, malloc) or external "
-        "library call failed or device error. \nLast error:\nError while creating shared memory "
-        "segment /dev/shm/nccl-Yz5Hkw (size 9637888), error: No space left on device (28)",
-    ),
-    (
-        "shm-full",
-        "RuntimeError: unable to write to file </torch_17_3>: No space left on device (28)",
-    ),
-    ("loader-worker-died", "RuntimeError: DataLoader worker (pid(s) 12, 13) exited unexpectedly"),
-    ("loader-worker-died", "RuntimeError: DataLoader worker (pid 12) is killed by signal: Killed."),
-    ("too-many-files", "OSError: [Errno 24] Too many open files"),
-    (
-        "shared-gpu",
-        f"{NCCL}NCCLUtils.cpp:77, invalid usage (run with NCCL_DEBUG=WARN for details), NCCL "
-        "version 2.27.5\nncclInvalidUsage: This usually reflects invalid usage of NCCL library.\n"
-        "Last error:\nDuplicate GPU detected : rank 1 and rank 0 both on CUDA device 1000",
-    ),
-    (
-        "shared-gpu",
-        "host:1:9 [0] init.cc:871 NCCL WARN Duplicate GPU detected : rank 1 and rank 0 "
-        "both on CUDA device 65000",
-    ),
-    ("more-ranks-than-gpus", "torch.AcceleratorError: CUDA error: invalid device ordinal"),
-    ("no-cuda", "AssertionError: Torch not compiled with CUDA enabled"),
-    (
-        "gpu-out-of-memory",
-        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has",
-    ),
-    (
-        "gpu-out-of-memory",
-        f"{NCCL}NCCLUtils.cpp:77, unhandled cuda error (run with NCCL_DEBUG=INFO for details), "
-        "NCCL version 2.26.2\nncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\n"
-        "Cuda failure 2 'out of memory'",
-    ),
-    ("device-assert", "RuntimeError: CUDA error: device-side assert triggered"),
-    (
-        "nccl-network",
-        f"{NCCL}NCCLUtils.cpp:77, unhandled system error (run with NCCL_DEBUG=INFO for details), "
-        "NCCL version 2.21.5\nncclSystemError: System call (e.g. socket, malloc) or external "
-        "library call failed or device error. \nLast error:\nsocketStartConnect: Connect to "
-        "10.0.0.7<42373> failed : Connection refused",
-    ),
-    ("nccl-system", f"{NCCL}NCCLUtils.hpp:219, unhandled system error, NCCL version 2.19.3"),
-    (
-        "nccl-cuda",
-        f"{NCCL}NCCLUtils.hpp:219, unhandled cuda error, NCCL version 2.19.3\n"
-        "ncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\nCuda failure 'invalid "
-        "argument'",
-    ),
-    (
-        "checkpoint-incomplete",
-        "RuntimeError: PytorchStreamReader failed reading zip archive: failed finding central "
-        "directory",
-    ),
-    (
-        "module-prefix",
-        "RuntimeError: Error(s) in loading state_dict for Linear:\n\tMissing key(s) in state_dict: "
-        '"weight", "bias". \n\tUnexpected key(s) in state_dict: "module.weight", "module.bias". ',
-    ),
-    ("disk-full", "OSError: [Errno 28] No space left on device"),
-    (
-        "stale-addresses",
-        "E1125 10:46:30 multiprocessing/api.py:1002] failed (exitcode: 1) local_rank: 1 (pid: 2)\n"
-        f"RuntimeError: Gloo connectFullMesh failed with {GLOO}pair.cc:152] timed out connecting: "
-        "SO_ERROR: Connection refused, remote=[127.0.0.1]:25000$1",
-    ),
-    (
-        "local-rank-flag",
-        "usage: train.py [-h] [--lr LR]\ntrain.py: error: unrecognized arguments: --local-rank=0",
-    ),
-    (
-        "local-rank-flag",
-        "main.py: error: unrecognized arguments: --fast --local_rank=3",
-    ),
-    (
-        "notebook-argv",
-        "usage: ipykernel_launcher.py [-h]\nipykernel_launcher.py: error: unrecognized arguments: "
-        "-f /root/.local/share/jupyter/runtime/kernel-1.json",
-    ),
-    ("out-of-memory", "slurmstepd: error: Detected 1 oom_kill event in StepId=7.0. Some of"),
-    (
-        "time-limit",
-        "slurmstepd: error: *** JOB 42 ON node1 CANCELLED AT 2026-01-01T00:00:00 DUE TO TIME "
-        "LIMIT ***",
-    ),
-    (
-        "killed",
-        "  exitcode   : -9 (pid: 21537)\n  traceback : Signal 9 (SIGKILL) received by PID 7",
-    ),
-    (
-        "killed",
-        "torch.multiprocessing.spawn.ProcessExitedException: process 1 terminated with signal "
-        "SIGKILL",
-    ),
-    ("killed", "srun: error: node7: task 3: Killed"),
-    (
-        "crashed",
-        "E1125 api.py:1002] failed (exitcode: -11) local_rank: 1 (pid: 2) of binary: python",
-    ),
-    ("shm-full", "srun: error: node7: tasks 0-3: Bus error"),
-    ("peer-gone", PEER + "typically caused by a remote worker crashing. GLHF!"),
-    (
-        "peer-gone",
-        f"{NCCL}NCCLUtils.cpp:77, remote process exited or there was a network error, "
-        "NCCL version 2.27.3\nncclRemoteError: A call failed possibly due to a network error or a "
-        "remote process exiting prematurely.",
-    ),
-    (
-        "peer-did-not-come",
-        f"RuntimeError: {GLOO}unbound_buffer.cc:78] Timed out waiting 6000ms for recv operation to "
-        "complete",
-    ),
-]
+REAL = [(example.kind, example.text) for example in read_examples()]
 TRACE = 'Traceback (most recent call last):\n  File "train.py", line 3, in <module>\n    main()\n'
 
 
@@ -269,9 +39,15 @@ def test_a_real_text_is_named_under_any_launcher(kind, text, mark):
     assert kinds(marked, exit_code=1)[0] == kind
 
 
-def test_every_rule_has_a_real_text():
+def test_every_kind_has_a_real_text_and_so_has_every_rule():
     known = KINDS | {rule.kind for rule in CONSEQUENCES} | {d.kind for _, d in KNOWN_LINES}
     assert known == {kind for kind, _ in REAL}
+    errors = [error for _, text in REAL for error in find_errors(text)]
+    for rules in (KNOWN_ERRORS, CONSEQUENCES):
+        used = {id(rule) for error in errors for rule in rules if rule.match(error)}
+        assert [rule.message for rule in rules if id(rule) not in used] == []
+    lines = "\n".join(text for _, text in REAL)
+    assert all(re.search(line, lines, re.MULTILINE) for line, _ in KNOWN_LINES)
 
 
 @pytest.mark.parametrize(
@@ -434,8 +210,9 @@ def raised(rank, text, at=1.0):
     return RankResult(rank, exit_code=1, error=RankError(kind, message, text, (USER,), at))
 
 
-def standing(rank, *frames):
-    return RankResult(rank, exit_code=None, stack=(USER, *frames))
+def standing(rank, *frames, calls=0):
+    last_call = LastCall(calls, "all_reduce", USER) if calls else None
+    return RankResult(rank, exit_code=None, stack=(USER, *frames), last_call=last_call)
 
 
 def inside(function, file="torch/distributed/distributed_c10d.py"):
@@ -472,8 +249,8 @@ def test_what_a_rank_printed_counts_only_if_it_died_of_it():
     healthy = RankResult(0, exit_code=0, output=handled)
     killed = RankResult(1, exit_code=-signal.SIGKILL, output=handled)
     assert rank_kinds(healthy, killed) == ["killed"]
-    aborted = RankResult(1, exit_code=-signal.SIGABRT, output=REAL[16][1])
-    assert REAL[16][0] == "collective-mismatch"
+    mismatch = next(text for _, text in REAL if text.startswith("terminate"))
+    aborted = RankResult(1, exit_code=-signal.SIGABRT, output=mismatch)
     assert rank_kinds(healthy, aborted) == ["collective-mismatch"]
     other = "terminate called after throwing an instance of 'std::bad_alloc'\n  what(): bad\n"
     assert rank_kinds(RankResult(0, exit_code=-signal.SIGABRT, output=other)) == []
@@ -490,6 +267,9 @@ def test_what_a_rank_printed_counts_only_if_it_died_of_it():
         ("child-stuck", [standing(0, inside("poll", "multiprocessing/popen_fork.py"))]),
         ("child-stuck", [standing(0, inside("_get_data", "torch/utils/data/dataloader.py"))]),
         ("takes-longer", [standing(0), standing(1)]),
+        ("takes-longer", [standing(0, calls=2), standing(1, calls=2)]),
+        ("calls-differ", [standing(0, calls=2), standing(1, calls=1)]),
+        ("calls-differ", [standing(0, calls=1), standing(1)]),
         ("never-began", [RankResult(0, exit_code=None)]),
     ],
 )
