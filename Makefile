@@ -6,7 +6,7 @@
 # make bench      timings, beside the alternatives, in one run
 # make soak       random kills, interrupts and hangs; many launches; many kernels at once
 # make gallery    screenshots of the explorables, for the README
-# make lint       ruff, format and lint
+# make lint       format, lint and spelling
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -54,6 +54,7 @@ gallery: $(READY)
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	git ls-files -z | xargs -0 $(BIN)/codespell
 
 clean:
 	rm -rf $(VENV) build *.egg-info runs

@@ -59,7 +59,7 @@ def test_requeued_killed_and_warned_it_ends_with_the_weights_of_an_undisturbed_r
 ) -> None:
     number, log = submit(cluster, "disturbed", 0.2)
     wait_for_text(log, "epoch 1 ")
-    cluster.run("scontrol", "requeue", number)  # what happens when a job is pre-empted, too
+    cluster.run("scontrol", "requeue", number)  # what happens when a job is preempted, too
     wait_for_text(log, "goes on from", times=1)
     assert "stopped and saved" in log.read_text()
 

@@ -73,7 +73,7 @@ def slip(word, draws):
     ("message", "name"),
     [
         ("EADRINUSE", "port-taken"),
-        ("adress alredy in use", "port-taken"),
+        ("adress alredy in use", "port-taken"),  # codespell:ignore adress,alredy
         ("cuda out of memry", "gpu-out-of-memory"),
         ("Broken pipe", "peer-gone"),
         ("timed out waiting", "peer-did-not-come"),
@@ -121,7 +121,7 @@ def test_rare_words_count_more_and_the_nearest_comes_first():
     texts = [f"rank {name} failed" for name in ("one", "two", "three", "four", "five", "six")]
     texts[1] += " with EPIPE"
     assert find_nearest("rank failed: EPIPE", texts) == [1]
-    assert find_nearest("three rank faild", texts)[0] == 2
+    assert find_nearest("three rank faild", texts)[0] == 2  # codespell:ignore faild
     assert find_nearest("rank failed", texts) == []  # so do all
     assert find_nearest("nothing of it", texts) == []
 
