@@ -103,15 +103,6 @@ def test_each_links_to_the_next():
         assert following.name in read(path).cells[-1].source, path.name
 
 
-@ALL
-def test_relative_links_lead_somewhere(path):
-    for cell in read(path).cells:
-        if cell.cell_type == "markdown":
-            for target in re.findall(r"\]\(([^)#]+)\)", cell.source):
-                if "://" not in target:
-                    assert (path.parent / target).exists(), target
-
-
 def test_cleaning_removes_what_tells_about_a_machine():
     dirty = (
         f"{build.ROOT}/notebooks/x.py {build.ROOT}/data {socket.gethostname()} {Path.home()}/x "
