@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ddp_helpers.bench_records import Change, Job, Measured
-from ddp_helpers.environment import usable_cpu_count
+from ddp_helpers.environment import gpu_count, usable_cpu_count
 from ddp_helpers.launch import launch
 from ddp_helpers.timeline_records import COMPUTE, DATA, EXPOSED, OPTIMIZER, OTHER, mean_shares
 from ddp_helpers.verdict import judge
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     _check(options)
     sys.argv = [options.target.rpartition(":")[0], *options.arguments]
     runs = _scaling(options)
-    print(_table(runs, _threads(options)), flush=True)
+    print(_table(runs, _threads(options)), _devices(runs), sep="\n", flush=True)
     _save_figure(options, runs)
     most = max(runs)
     verdict = judge([one.timeline for one in runs[most][0]], usable_cpu_count())
@@ -65,6 +65,20 @@ def run(options: argparse.Namespace) -> int:
 def _threads(options: argparse.Namespace) -> int:
     """The same for all numbers of ranks: otherwise threads are compared, not ranks."""
     return options.threads_per_rank or max(1, usable_cpu_count() // max(options.nprocs))
+
+
+def _backend(options: argparse.Namespace) -> str:
+    """The same for all numbers of ranks, too: a GPU's step says nothing of a CPU's."""
+    return "nccl" if gpu_count() >= max(options.nprocs) else "gloo"
+
+
+def _devices(runs: Runs) -> str:
+    """A note where the function itself took GPUs for some numbers of ranks only; else nothing."""
+    kinds = {n: rounds[0][0].timeline.device.partition(":")[0] for n, rounds in runs.items()}
+    if len(set(kinds.values())) < 2:
+        return ""
+    where = ", ".join(f"{n} on {kind}" for n, kind in kinds.items())
+    return f"note: the ranks ran on other devices ({where}), so the speed-up says nothing: give -n"
 
 
 Runs = dict[int, list[list[Measured]]]
@@ -90,7 +104,8 @@ def _measure(
     from ddp_helpers.step_meter import measure_on_this_rank  # loads torch: only when it is needed
 
     job = Job(
-        options.target, options.model, options.batch_size, options.steps, profile, change=change
+        *(options.target, options.model, options.batch_size, _backend(options), options.steps),
+        *(profile, change),
     )
     threads = change.threads_per_rank or _threads(options)
     return launch(

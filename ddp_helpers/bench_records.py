@@ -52,6 +52,8 @@ class Job:
     is_model: bool = False
     batch_size: int = 32
     """For a model; a function has its own."""
+    backend: str | None = None
+    """For a model; by default what fits each number of ranks."""
     steps: int = 20
     profile: bool = True
     change: Change = Change()

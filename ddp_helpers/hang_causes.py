@@ -51,12 +51,27 @@ def find_hang_cause(ranks: Sequence[RankResult]) -> Diagnosis | None:
     if for_child:
         return _stuck_child(for_child)
     if not waits:
-        return Diagnosis(
+        return _other_numbers_of_calls(ranks) or Diagnosis(
             "takes-longer",
             "no rank waits for another: the work itself takes longer than the limit",
             "give launch() a larger timeout=",
         )
     return _waiting(waits, len(ranks))
+
+
+def _other_numbers_of_calls(ranks: Sequence[RankResult]) -> Diagnosis | None:
+    """Under nccl, and with async_op, a rank waits in no collective but at a later line."""
+    calls = {rank.rank: rank.last_call.number if rank.last_call else 0 for rank in ranks}
+    if len(set(calls.values())) == 1:
+        return None
+    told = ", ".join(f"rank {rank}: {number}" for rank, number in calls.items())
+    return Diagnosis(
+        "calls-differ",
+        "no rank stands in a collective, but they have not called equally many "
+        f"({told}): one is missing, or the work takes longer than the limit",
+        "let every rank make the same calls (under nccl, and with async_op=True, a rank waits at "
+        "the line that needs the result), or give launch() a larger timeout=",
+    )
 
 
 def _waits_for_child(stack: Sequence[Frame]) -> bool:

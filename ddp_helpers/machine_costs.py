@@ -16,13 +16,12 @@ import statistics
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import nn
 
 from ddp_helpers.cost_fits import fit_link, robust_fit, spread
 from ddp_helpers.cost_records import Machine, Setup, Work, plain
 from ddp_helpers.environment import usable_cpu_count
-from ddp_helpers.rank_probes import time_all_reduce, time_steps
+from ddp_helpers.rank_probes import backend, time_all_reduce, time_steps
 from ddp_helpers.scaling import predict
 from ddp_helpers.work_costs import (
     SMALL_BATCHES,
@@ -139,7 +138,7 @@ def machine_from(
     """
     if not found:
         raise ValueError("no rounds: expected those of measure_round(), at least one")
-    on_gpu = torch.cuda.device_count() >= 2
+    on_gpu = backend() == "nccl"
     points = [(2, size, seconds) for each in found for size, seconds in each.messages.items()]
     where = f"measured on 2 ranks of {platform.node()}, {len(found)} rounds"
     machine = Machine(

@@ -79,5 +79,9 @@ def _check(precision: str, device: torch.device) -> None:
         raise ValueError(
             f'precision="fp16" on {device.type}: it is for GPUs; use "bf16", or "fp32"'
         )
-    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if precision == "bf16" and device.type == "cuda" and not _has_bf16():
         raise ValueError('precision="bf16", but this GPU has no bfloat16: use "fp16"')
+
+
+def _has_bf16() -> bool:
+    return torch.cuda.is_bf16_supported(including_emulation=False)

@@ -130,8 +130,9 @@ def process_group(
 ) -> Iterator[ProcessGroup]:
     """`init_distributed_mode()` for the length of a `with` block, then `cleanup_distributed()`.
 
-    Takes the same arguments and raises the same errors. The group ends in every case: after a
-    normal end the ranks wait for one another, after an error this rank leaves at once.
+    Takes the same arguments and raises the same errors. After a normal end the ranks wait for one
+    another. After an error this rank leaves at once; under nccl, whose end can't be had without
+    the other ranks, the group then ends with the process.
     """
     group = init_distributed_mode(
         backend, init_method, world_size, rank, local_rank=local_rank, timeout=timeout
@@ -139,7 +140,8 @@ def process_group(
     try:
         yield group
     except BaseException:
-        cleanup_distributed(wait=False)
+        if group.backend != "nccl":  # it would wait in there for ranks that are still at work
+            cleanup_distributed(wait=False)
         raise
     cleanup_distributed()
 

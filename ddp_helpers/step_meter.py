@@ -134,7 +134,7 @@ def _now() -> float:
 
 def _model_loop(job: Job) -> Callable[[], None]:
     """A plain DDP loop around what the factory returns."""
-    return lambda: _train(*_parts(job), job.batch_size)
+    return lambda: _train(*_parts(job), job.batch_size, job.backend)
 
 
 def _parts(job: Job) -> tuple:
@@ -152,8 +152,10 @@ def _parts(job: Job) -> tuple:
     return made if len(made) == 3 else (*made, nn.functional.cross_entropy)
 
 
-def _train(model: nn.Module, dataset: object, loss: Callable, batch_size: int) -> None:
-    with process_group() as pg:
+def _train(
+    model: nn.Module, dataset: object, loss: Callable, batch_size: int, backend: str | None
+) -> None:
+    with process_group(backend) as pg:
         ddp = DistributedDataParallel(model.to(pg.device))
         sampler = DistributedSampler(dataset)
         loader = DataLoader(dataset, batch_size, sampler=sampler, drop_last=True)

@@ -340,7 +340,8 @@ def _wait_for_gpu(device: torch.device | str) -> None:
 def _default_device() -> torch.device:
     """This rank's GPU, or the CPU. Outside a rank it is the CPU: a notebook must not touch CUDA."""
     grouped = dist.is_available() and dist.is_initialized()
-    use_gpu = dist.get_backend() == "nccl" if grouped else "LOCAL_RANK" in os.environ
-    if not (use_gpu and torch.cuda.is_available()):
+    if grouped and dist.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())  # Slurm sets no LOCAL_RANK
+    if grouped or "LOCAL_RANK" not in os.environ or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"]))

@@ -270,8 +270,9 @@ def main(args: argparse.Namespace):
     try:
         train(args, device)
         dist.barrier()  # leave together: a rank that goes first can make others abort
-    finally:
-        dist.destroy_process_group()
+    finally:  # after an error NCCL would wait in there for the others: then the process just ends
+        if backend == "gloo" or sys.exc_info()[0] is None:
+            dist.destroy_process_group()
 
 
 # NEW

@@ -245,6 +245,8 @@ def random_state(device: torch.device) -> dict:
 def set_random_state(state: dict, device: torch.device):
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda":
+        if "cuda" not in state:
+            fail("this checkpoint is of a run on the CPU: give another --checkpoint")
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
@@ -257,6 +259,7 @@ def train(args: argparse.Namespace, device: torch.device):
     loader.generator = torch.Generator()  # or each start of the loader moves the saved draws
     held_out_loader = DataLoader(held_out, batch_size=500)
 
+    torch.backends.cudnn.deterministic = True  # else a GPU sums in another order in each run
     torch.manual_seed(args.seed)  # the same first weights in every run
     model = build_model().to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
@@ -351,8 +354,9 @@ def main(args: argparse.Namespace):
     try:
         train(args, device)
         dist.barrier()  # leave together: a rank that goes first can make others abort
-    finally:
-        dist.destroy_process_group()
+    finally:  # after an error NCCL would wait in there for the others: then the process just ends
+        if backend == "gloo" or sys.exc_info()[0] is None:
+            dist.destroy_process_group()
 
 
 def spawned(local_rank: int, args: argparse.Namespace):

@@ -185,11 +185,11 @@ def main(local_rank: int, args: argparse.Namespace):
     gpus = torch.cuda.device_count()
     backend = "nccl" if gpus >= args.world_size else "gloo"
     dist.init_process_group(backend, args.dist_url, world_size=args.world_size, rank=local_rank)
-    try:
-        train(args, device)
-        dist.barrier()  # leave together: a rank that goes first can make others abort
-    finally:
-        dist.destroy_process_group()
+
+    train(args, device)
+    # NEW
+    dist.barrier()  # leave together: a rank that goes first can make others abort
+    dist.destroy_process_group()
 
 
 # NEW

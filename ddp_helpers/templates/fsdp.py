@@ -36,7 +36,8 @@ from urllib.parse import urlsplit
 
 FILES = [f"{s}-{k}-ubyte.gz" for s in ("train", "t10k") for k in ("images-idx3", "labels-idx1")]
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # sent by torchrun and Slurm, as a warning
-ASK_EVERY = 10  # steps after which the ranks ask each other if one got such a signal
+# Steps after which the ranks ask each other if one got such a signal. They and a save must fit
+ASK_EVERY = 10  # into the time that the launcher gives: torchrun 30 s, slurm.sbatch 120 s.
 stop_asked = []  # those that this rank has got
 EXACT = ("seed", "batch_size_per_rank", "lr", "limit")  # a run that goes on needs the same
 EXACT += ("accumulate", "clip", "bf16", "warmup")
@@ -168,7 +169,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed import checkpoint as dcp  # NEW
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint import state_dict as sd
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.data import DataLoader, DistributedSampler, Subset, TensorDataset
@@ -310,6 +311,8 @@ def random_state(device: torch.device) -> dict:
 def set_random_state(state: dict, device: torch.device):
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda":
+        if "cuda" not in state:
+            fail("this checkpoint is of a run on the CPU: give another --checkpoint")
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
@@ -342,12 +345,13 @@ def train(args: argparse.Namespace, device: torch.device):
     loader.generator = torch.Generator()  # or each start of the loader moves the saved draws
     held_out_loader = DataLoader(held_out, batch_size=500)
 
+    torch.backends.cudnn.deterministic = True  # else a GPU sums in another order in each run
     torch.manual_seed(args.seed)  # the same first weights in every run
     model = build_model().to(device)
     mesh = init_device_mesh(device.type, (world_size,))
     dtype = torch.bfloat16 if args.bf16 else None
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    for layer in model:  # each of them is gathered by itself, so only one is ever whole
+    for layer in model:  # gathered one by one: at most two are whole at a time
         if list(layer.parameters()):
             fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)  # before the optimizer, which sees the shares
@@ -362,21 +366,17 @@ def train(args: argparse.Namespace, device: torch.device):
     same = {name: vars(args)[name] for name in EXACT} | {"world_size": world_size}
     limit = timedelta(minutes=10)  # a new group does not take that of the first
     control = dist.new_group(backend="gloo", timeout=limit)  # for what is no work for a GPU
-    found = [load_checkpoint(args.checkpoint) if rank == 0 else None]
+    found = [load_checkpoint(args.checkpoint) if rank == 0 else {}]
     dist.broadcast_object_list(found, src=0, group=control)  # only rank 0 needs the disk
     saved = found[0]
     if saved:
         check_same(saved["same"], same)
         # NEW
-        shares = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
+        shares = dict(zip(("model", "optimizer"), sd.get_state_dict(model, optimizer), strict=True))
         dcp.load(shares, checkpoint_id=saved["folder"], process_group=control)
 
-        set_state_dict(
-            model,
-            optimizer,
-            model_state_dict=shares["model"],  # NEW
-            optim_state_dict=shares["optimizer"],  # NEW
-        )
+        sd.set_model_state_dict(model, shares["model"])  # NEW
+        sd.set_optimizer_state_dict(model, optimizer, shares["optimizer"])  # NEW
         schedule.load_state_dict(saved["schedule"])
 
     step, done_epochs = saved.get("step", 0), saved.get("epoch", 0)
@@ -400,7 +400,7 @@ def train(args: argparse.Namespace, device: torch.device):
         ranks = [None] * world_size if rank == 0 else None
         dist.gather_object(mine, ranks, group=control)
         # NEW
-        shares = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
+        shares = dict(zip(("model", "optimizer"), sd.get_state_dict(model, optimizer), strict=True))
 
         content = {"epoch": epoch, "step": step, "ranks": ranks, "same": same}
         content |= {"done": sampler.done, "history": history}
@@ -423,6 +423,7 @@ def train(args: argparse.Namespace, device: torch.device):
             x = x.roll(torch.randint(-2, 3, (2,)).tolist(), dims=(2, 3))  # up to two pixels away
             in_step = min(samples_per_step, sampler.num_samples - sampler.done)
             full = number % args.accumulate == 0 or number == batches
+            # without the exchange each rank keeps whole gradients: costs memory, saves time
             model.set_requires_gradient_sync(full)
             loss = nn.functional.cross_entropy(forward(x).float(), y, reduction="sum")
             (loss / in_step).backward()  # the last step of an epoch may have fewer samples
@@ -493,8 +494,9 @@ def main(args: argparse.Namespace):
     try:
         train(args, device)
         dist.barrier()  # leave together: a rank that goes first can make others abort
-    finally:
-        dist.destroy_process_group()
+    finally:  # after an error NCCL would wait in there for the others: then the process just ends
+        if backend == "gloo" or sys.exc_info()[0] is None:
+            dist.destroy_process_group()
 
 
 def spawned(local_rank: int, args: argparse.Namespace):

@@ -33,7 +33,8 @@ from urllib.parse import urlsplit
 
 CONTEXT = 64  # so many letters the model sees at most
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # sent by torchrun and Slurm, as a warning
-ASK_EVERY = 10  # steps after which the ranks ask each other if one got such a signal
+# Steps after which the ranks ask each other if one got such a signal. They and a save must fit
+ASK_EVERY = 10  # into the time that the launcher gives: torchrun 30 s, slurm.sbatch 120 s.
 stop_asked = []  # those that this rank has got
 EXACT = ("seed", "batch_size_per_rank", "lr", "limit")  # a run that goes on needs the same
 EXACT += ("accumulate", "clip", "bf16", "warmup")
@@ -297,6 +298,8 @@ def random_state(device: torch.device) -> dict:
 def set_random_state(state: dict, device: torch.device):
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda":
+        if "cuda" not in state:
+            fail("this checkpoint is of a run on the CPU: give another --checkpoint")
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
@@ -470,8 +473,9 @@ def main(args: argparse.Namespace):
     try:
         train(args, device)
         dist.barrier()  # leave together: a rank that goes first can make others abort
-    finally:
-        dist.destroy_process_group()
+    finally:  # after an error NCCL would wait in there for the others: then the process just ends
+        if backend == "gloo" or sys.exc_info()[0] is None:
+            dist.destroy_process_group()
 
 
 def spawned(local_rank: int, args: argparse.Namespace):

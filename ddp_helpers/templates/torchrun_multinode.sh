@@ -127,6 +127,7 @@ export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 export TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
 
 exec torchrun --nnodes="$machines" --nproc_per_node="$ranks" --max_restarts="${MAX_RESTARTS:-0}" \
+  --shutdown_timeout="${SHUTDOWN_SECONDS:-120}" \
   --rdzv_backend=c10d --rdzv_endpoint="$address:$port" --rdzv_id="${RUN_ID:-train}" \
   --rdzv_conf="is_host=$is_host,join_timeout=${JOIN_SECONDS:-300}" --local_addr="$own" \
   "$script" "$@"

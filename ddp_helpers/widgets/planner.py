@@ -56,7 +56,7 @@ class Measured:
 
 
 def run(batch: int, **_: object) -> Measured:
-    """Measure links, compute and real steps here, on 1, 2 and 4 ranks of the CPU."""
+    """Measure links, compute and real steps here, on 1, 2 and 4 ranks."""
     from ddp_helpers.machine_costs import (
         make_probe_batch,
         measure_machine,
@@ -181,8 +181,9 @@ def _measured_table(found: Measured) -> str:
         ]
         rows += "<tr>" + "".join(f'<td style="text-align:right">{c}</td>' for c in cells) + "</tr>"
     link = found.machine.link
+    device = "CPU" if found.machine.cores else "GPUs"
     return (
-        "<p style='margin:6px 0'>Measured on this machine's CPU, SmallCNN, batches of "
+        f"<p style='margin:6px 0'>Measured on this machine's {device}, SmallCNN, batches of "
         f"{found.batch}: latency {1e6 * link.latency:.0f} µs, bandwidth "
         f"{link.bandwidth / 1e9:.2f} GB/s.</p><table><tr><th>ranks</th><th>predicted step (ms)"
         f"</th><th>measured (ms)</th></tr>{rows}</table>"
