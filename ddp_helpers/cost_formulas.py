@@ -75,9 +75,8 @@ def hierarchical(
 
     The first and last part together cost what a ring inside the node costs. Between nodes, each
     local rank reduces its own share with its peers, all at once through the node's network, so
-    the whole message crosses it once as if a node were one rank. Source: X. Jia et al., "Highly
-    scalable deep learning training system with mixed-precision", arXiv:1807.11205 (2018), and
-    H. Mikami et al., "Massively distributed SGD", arXiv:1811.05233 (2018).
+    the whole message crosses it once as if a node were one rank. Source: H. Mikami et al.,
+    "Massively distributed SGD", arXiv:1811.05233 (2018).
 
     Args:
         inside, between: (latency in s, bandwidth in bytes/s); between: of a whole node.
@@ -95,7 +94,7 @@ def buckets(
 
     Buckets are taken as filled to their cap, and no more of them than parameter tensors. Source:
     S. Li et al., "PyTorch Distributed: experiences on accelerating data parallel training", VLDB
-    13 (2020), section 3.2.3; in torch 2.13 a cap given by the user holds for the first one, too.
+    13 (2020), section 3.2; in torch 2.13 a cap given by the user holds for the first one, too.
     """
     cap = np.asarray(DEFAULT_CAP_MB if cap_mb is None else cap_mb, dtype=float) * MIB
     first = np.minimum(DEFAULT_FIRST_MB * MIB if cap_mb is None else cap, size)
@@ -134,8 +133,8 @@ def communication_end(
 def expected_slowest(ranks: np.ndarray) -> np.ndarray:
     """Expected maximum of n standard normal values: how far the slowest of n ranks is behind.
 
-    Blom's approximation, the quantile at (n - 0.375)/(n + 0.25): 0 for one rank, 0.56 for 2, 3.85
-    for 10,000. Source: G. Blom, "Statistical estimates and transformed beta-variables" (1958);
+    Blom's approximation, the quantile at (n - 0.375)/(n + 0.25): 0 for one rank, 0.59 for 2, 3.84
+    for 10,000 (exact: 0.56 and 3.85). Source: G. Blom, "Statistical estimates and transformed beta-variables" (1958);
     H. A. David and H. N. Nagaraja, "Order statistics" (2003), section 4.5.
     """
     import torch
