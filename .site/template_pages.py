@@ -1,0 +1,132 @@
+"""A page for each template: its docstring, how to get it, what is new in it, and the file."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+from difflib import SequenceMatcher
+from pathlib import Path
+
+from ddp_helpers.cli import template_files
+from ddp_helpers.widgets.ladder import RUNGS
+
+FENCE = "`" * 6
+ORDER = ("single_process", *(after for _, after in RUNGS))
+
+
+def write_templates(root: Path, pages: Path) -> None:
+    """Write templates/index.md and a page for each file that `new` can copy.
+
+    Raises:
+        ValueError: a template says of no other one that it follows it, so it has no place.
+    """
+    folder = pages / "templates"
+    folder.mkdir(parents=True, exist_ok=True)
+    files = template_files()
+    lost = [name for name, path in files.items() if path.suffix == ".py" and name not in ORDER]
+    if lost:
+        raise ValueError(
+            f"templates without a place: {', '.join(lost)}; expected in each docstring: "
+            "`# NEW` marks what differs from the step before, NAME.py"
+        )
+    names = [*ORDER, *(name for name in files if name not in ORDER)]
+    for name in names:
+        text = _page(name, files[name], os.path.relpath(files[name], folder))
+        (folder / f"{name}.md").write_text(text, encoding="utf-8")
+    (folder / "index.md").write_text(_index(names, files), encoding="utf-8")
+
+
+def docstring(path: Path) -> str:
+    """The first words of a template: a Python docstring, or a shell script's first comment."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        return ast.get_docstring(ast.parse(text)) or ""
+    lines = []
+    for line in text.splitlines()[1:]:
+        if not line.startswith("#") or line.startswith("#SBATCH"):
+            break
+        lines.append(line.removeprefix("#").removeprefix(" "))
+    return "\n".join(lines).strip()
+
+
+def _page(name: str, path: Path, relative: str) -> str:
+    words = docstring(path)
+    links = sorted(set(re.findall(r"\b(\w+)\.py\b", words)) & set(ORDER) - {name}, key=len)
+    for other in reversed(links):
+        words = re.sub(
+            rf"^((?!    ).*)\b{other}\.py\b", rf"\1[{other}.py]({other}.md)", words, flags=re.M
+        )
+    kind = "python" if path.suffix == ".py" else "bash"
+    target = "train.py" if path.suffix == ".py" else path.name
+    return "\n".join(
+        [
+            f"# {path.name}\n",
+            f"{words}\n",
+            "## Get it\n",
+            f"{FENCE}bash\npython -m ddp_helpers new {target} --template {name}\n{FENCE}\n",
+            f"Or {{download}}`save the file <{relative}>`, or copy it from below.\n",
+            *_changes(name),
+            "## The whole file\n",
+            f"{FENCE}{{literalinclude}} {relative}",
+            f":language: {kind}\n:class: whole-file\n{FENCE}\n",
+        ]
+    )
+
+
+def _changes(name: str) -> list[str]:
+    """What differs from the template before, as a diff; nothing for the first one."""
+    before = next((old for old, new in RUNGS if new == name), None)
+    if before is None:
+        return []
+    files = template_files()
+    lines = diff(files[before].read_text(encoding="utf-8"), files[name].read_text(encoding="utf-8"))
+    new, gone = (sum(line.startswith(sign) for line in lines) for sign in "+-")
+    return [
+        "## What is new\n",
+        f"Against [{before}.py]({before}.md), {new} lines are new and {gone} are gone; the "
+        "docstring and marks of the step before are left out.\n",
+        f"{FENCE}{{code-block}} diff\n:class: changes\n\n" + "\n".join(lines) + f"\n{FENCE}\n",
+    ]
+
+
+def diff(before: str, after: str) -> list[str]:
+    """Changed code with three lines around it; a line that has only lost its mark is the same."""
+    old, new = (_below_docstring(text) for text in (before, after))
+    matcher = SequenceMatcher(None, *([_unmarked(line) for line in side] for side in (old, new)))
+    found = []
+    for group in matcher.get_grouped_opcodes(3):
+        first = group[0]
+        where = next((line for line in reversed(new[: first[3] + 1]) if line[:1].isalpha()), "")
+        found.append(f"@@ {where}".rstrip())
+        for kind, i, i_end, j, j_end in group:
+            if kind == "equal":
+                found += [f" {line}" for line in new[j:j_end]]
+            else:
+                found += [f"-{line}" for line in old[i:i_end] if _unmarked(line).strip()]
+                found += [f"+{line}" for line in new[j:j_end] if line.strip()]
+    return found
+
+
+def _below_docstring(text: str) -> list[str]:
+    return text.splitlines()[ast.parse(text).body[0].end_lineno :]
+
+
+def _unmarked(line: str) -> str:
+    """The line without its mark; a word why, after the mark, stays."""
+    return re.sub(r"\s*# NEW\s*$", "", re.sub(r"# NEW\s+(?=\S)", "# ", line))
+
+
+def _index(names: list[str], files: dict[str, Path]) -> str:
+    rows = ["| template | what it is | follows |", "| --- | --- | --- |"]
+    for name in names:
+        before = next((f"[{old}.py]({old}.md)" for old, new in RUNGS if new == name), "")
+        first = docstring(files[name]).split("\n\n")[0].replace("\n", " ")
+        rows.append(f"| [{files[name].name}]({name}.md) | {first} | {before} |")
+    table = "\n".join(rows)
+    contents = "\n".join(names)
+    return (
+        "# Templates\n\nOne file each, to copy and own. Each is a small marked step from the one "
+        "it follows; its page shows that step.\n\n"
+        f"{table}\n\n```{{toctree}}\n:hidden:\n:titlesonly:\n\n{contents}\n```\n"
+    )
