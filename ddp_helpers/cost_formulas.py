@@ -135,7 +135,8 @@ def expected_slowest(ranks: np.ndarray) -> np.ndarray:
 
     Blom's approximation, the quantile at (n - 0.375)/(n + 0.25): 0 for one rank, 0.59 for 2, 3.84
     for 10,000 (exact: 0.56 and 3.85). Source: G. Blom, "Statistical estimates and
-    transformed beta-variables" (1958); H. A. David and H. N. Nagaraja, "Order statistics" (2003), section 4.5.
+    transformed beta-variables" (1958); H. A. David and H. N. Nagaraja,
+    "Order statistics" (2003), section 4.5.
     """
     import torch
 
