@@ -142,12 +142,12 @@ def test_a_crash_while_saving_leaves_the_old_checkpoint(step, tmp_path, monkeypa
     assert torch.load(path)["epoch"] == 1
 
 
-@pytest.mark.parametrize("step", [step for step in STEPS if step != "ddp_safe"])
+@pytest.mark.parametrize("step", ["single_process", "data_parallel", "ddp_minimal", "ddp_slurm"])
 def test_a_copy_alone_in_an_empty_folder_runs(runner: Runner, step: str) -> None:
     folder = runner.root / "alone"
     folder.mkdir(parents=True)
     (folder / f"{step}.py").write_text((TEMPLATES / f"{step}.py").read_text())
-    starter = torchrun(2) if step in ("ddp_torchrun", "ddp_slurm") else []
+    starter = torchrun(2) if step == "ddp_slurm" else []
     run = runner.run(*starter, f"{step}.py", "--epochs", 1, "--limit", 640, folder=folder)
     assert run.code == 0, run.err
     assert run.out.count("note: no data/mnist_5k here") == 1
