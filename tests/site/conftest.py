@@ -26,7 +26,9 @@ LOOK = """() => ({
   broken_images: [...document.images]
     .filter((each) => !each.complete || each.naturalWidth === 0)
     .map((each) => each.src),
-  too_wide: document.documentElement.scrollWidth > innerWidth,
+  wide_images: [...document.images]
+    .filter((each) => each.getBoundingClientRect().width > innerWidth)
+    .map((each) => each.src),
 })"""
 
 
@@ -39,8 +41,8 @@ class Seen:
     links: list[str] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
     broken_images: list[str] = field(default_factory=list)
-    too_wide: bool = False
-    """A phone would have to scroll the page sideways."""
+    wide_images: list[str] = field(default_factory=list)
+    """Pictures that do not fit the screen of a phone."""
 
 
 @pytest.fixture(scope="session")
@@ -129,6 +131,7 @@ def screen(chrome, address) -> Iterator:
     """One page on a large screen, which may read and write the clipboard."""
     context = chrome.new_context(viewport={"width": 1400, "height": 1000}, color_scheme="light")
     context.grant_permissions(["clipboard-read", "clipboard-write"], origin=address)
+    context.set_default_timeout(90_000)  # a busy machine is slow, and that is no fault
     yield context.new_page()
     context.close()
 
