@@ -2,7 +2,7 @@
 # make demo       set up and train on two real ranks, without a browser
 # make test       set up and run every test
 # make site       the course as web pages, in build/site
-# make notebooks  execute all notebooks and write their outputs
+# make notebooks  execute all notebooks, write their outputs and the Chinese copies
 # make bench      timings, beside the alternatives, in one run
 # make soak       random kills, interrupts and hangs; many launches; many kernels at once
 # make gallery    screenshots of the explorables, for the README
@@ -33,6 +33,7 @@ site: $(SITE)
 
 notebooks: $(READY)
 	$(BIN)/python tests/notebooks/build.py $(ARGS)
+	$(BIN)/python tests/notebooks/translate.py
 
 bench: $(READY)
 	$(BIN)/python tests/benchmarks/bench_launch.py $(ARGS)
