@@ -83,10 +83,15 @@ def soak(options: argparse.Namespace) -> int:
     hosts: list[KernelHost] = []
 
     def seat(number: int) -> Learner:
-        host = KernelHost(patience=options.limit)
-        hosts.append(host)
-        # a learner's own folder and progress file
-        host.run(f"os.environ['DDP_HELPERS_PROGRESS'] = {str(host.folder / 'progress.json')!r}")
+        try:
+            host = KernelHost(patience=options.limit)
+            hosts.append(host)
+            # a learner's own folder and progress file
+            file = host.folder / "progress.json"
+            host.run(f"os.environ['DDP_HELPERS_PROGRESS'] = {str(file)!r}")
+        except BaseException:
+            together.abort()  # nobody waits for one who does not come
+            raise
         together.wait(options.limit)
         return learn(host, number, cells, options.limit)
 

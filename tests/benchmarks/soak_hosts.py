@@ -280,6 +280,8 @@ class KernelHost(Host):
         self.manager = KernelManager(
             connection_file=str(self.folder / "runtime" / "kernel.json"),
             kernel_name="python3",
+            transport="ipc",  # of many kernels that start at once, two may pick the same port
+            ip=str(self.folder / "runtime" / "kernel"),
         )
         # this interpreter's kernel, wherever a kernel spec of that name points
         argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
