@@ -31,6 +31,8 @@ def solution():
 
 
 def on_rank(answer):
+    # as on a machine that is one of several: there a rank has two numbers
+    os.environ |= {"LOCAL_RANK": "7", "LOCAL_WORLD_SIZE": "8"}
     return answer()
 
 
@@ -42,6 +44,11 @@ def check(ranks):
                 raise NotYet(f"rank {rank} returned {value!r}: expected two numbers")
             if any(isinstance(part, str) for part in value):
                 raise NotYet(f"rank {rank} returned {value!r}: these are texts, not numbers")
+            if tuple(value) == (7, 8):
+                raise NotYet(
+                    f"rank {rank} gives its number on its own machine, and how many are there; "
+                    "expected those among the ranks of all machines"
+                )
             if value[1] != nprocs:
                 raise NotYet(f"with {nprocs} ranks, rank {rank} says there are {value[1]}")
             if value[0] != rank:
@@ -66,7 +73,11 @@ def first_only():
 
 def with_get():
     here = dict(os.environ)
-    return [int(here.get(name, "0")) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE")]
+    return [int(here.get(name, "0")) for name in ("RANK", "WORLD_SIZE")]
+
+
+def of_this_machine():
+    return int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
 
 
 WRONG = (
@@ -74,6 +85,7 @@ WRONG = (
     Wrong(counts_from_one, "believes to be rank 1"),
     Wrong(swapped, "says there are 0"),
     Wrong(first_only, "expected two numbers"),
+    Wrong(of_this_machine, "its number on its own machine"),
 )
 ALSO_RIGHT = (with_get,)
 STARTER_SAYS = "rank 0 says there are 1"

@@ -4,13 +4,15 @@ import torch
 import torch.distributed as dist
 
 from ddp_helpers.exercises._core import Exercise, NotYet, Wrong
-from ddp_helpers.exercises._ranks import by_rank, expect, only, watched
+from ddp_helpers.exercises._ranks import by_rank, expect, only
+from ddp_helpers.sent_calls import watched
 
 EXERCISE = Exercise(
     title="Ring all-reduce in chunks",
     name="my_all_reduce",
-    task="Sum `tensor` (one dimension) over all ranks, in place, with send and recv (isend and "
-    "irecv are fine). Cut it into world_size chunks. Talk to your two neighbours only: send to "
+    task="Sum `tensor` (one dimension) over all ranks, in place, with send and recv. If all "
+    "ranks send first, nobody receives: isend and irecv return at once, and their result has a "
+    "wait(). Cut it into world_size chunks. Talk to your two neighbours only: send to "
     "rank + 1, receive from rank - 1. No rank may send more than about twice its tensor, however "
     "many ranks there are. The length need not be divisible by the number of ranks.",
     hints=(
@@ -18,9 +20,10 @@ EXERCISE = Exercise(
         "second, finished chunks are passed on and replace what is there.",
         "tensor.tensor_split(world_size) gives views: what you add to them arrives in `tensor`. "
         "Each round has world_size - 1 steps.",
+        "If all ranks send first, large messages block: isend, then recv, then wait. You pass on "
+        "what you have just added to. Which chunk is that in step 0, and in step 1?",
         "In step s of the first round rank r sends chunk r - s and adds what comes to chunk "
-        "r - s - 1 (modulo world_size). In the second it sends r + 1 - s. If all ranks send "
-        "first, large messages block: use isend, then recv, then wait.",
+        "r - s - 1 (modulo world_size). In the second it sends r + 1 - s.",
     ),
     lesson="Each rank sends 2 (n - 1) / n of its tensor: nearly the same for 2 ranks and for 1000.",
     minutes=30,

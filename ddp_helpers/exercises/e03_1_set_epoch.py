@@ -12,7 +12,7 @@ EXERCISE = Exercise(
     "order. Each epoch should have another order, and within an epoch no sample may be seen by two "
     "ranks. One line is missing.",
     hints=(
-        "Print what the function returns. What is the same that should not be?",
+        "The sampler shuffles by itself: torch.manual_seed does not reach it. Notebook 03, part 2.",
         "The sampler shuffles with its seed plus a number that somebody has to raise.",
         "sampler.set_epoch(epoch), before the loader is walked.",
     ),

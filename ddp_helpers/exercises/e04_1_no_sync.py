@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_helpers.exercises._core import Exercise, NotYet, Wrong
-from ddp_helpers.exercises._ranks import expect, watched
+from ddp_helpers.exercises._ranks import expect
+from ddp_helpers.sent_calls import watched
 
 EXERCISE = Exercise(
     title="Accumulate, and send once",

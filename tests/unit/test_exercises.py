@@ -61,7 +61,7 @@ def test_each_hint_tells_more_and_is_counted(capsys, file):
     hints = _core.load("01.3").EXERCISE.hints
     for which in (1, 2, 3, 3):
         hint("01.3")
-        assert capsys.readouterr().out == f"01.3, hint {which} of 3: {hints[which - 1]}\n"
+        assert capsys.readouterr().out == f"01.3, hint {which} of {len(hints)}: {hints[which - 1]}\n"
     assert read(file)["exercises"]["01.3"]["hints"] == 3
     hint("01.3", 1)
     assert hints[0] in capsys.readouterr().out
