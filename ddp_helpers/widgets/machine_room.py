@@ -89,6 +89,8 @@ def draw(
         f"This machine: {report.summary}. {ranks} {'ranks want' if ranks > 1 else 'rank wants'} "
         f"{'; '.join(map(str, found))}. "
         + (f"Too much: {', '.join(crowded)}." if crowded else "All of it fits.")
+        + f" CPU threads of each rank: {found[0].wanted // ranks - workers} to compute, {workers} "
+        "for loader workers."
     )
     table = EnvironmentReport(tuple(shown))._repr_html_() if shown else "<p>All rows pass.</p>"
     return Picture(_scene(found), words, table)

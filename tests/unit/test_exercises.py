@@ -59,14 +59,14 @@ def test_its_solution_is_shown_under_the_learners_name(number, capsys, file):
 
 def test_each_hint_tells_more_and_is_counted(capsys, file):
     hints = _core.load("01.3").EXERCISE.hints
-    for which in (1, 2, 3, 3):
+    for which in (1, 2, 3, 4, 4):
         hint("01.3")
-        assert capsys.readouterr().out == f"01.3, hint {which} of {len(hints)}: {hints[which - 1]}\n"
-    assert read(file)["exercises"]["01.3"]["hints"] == 3
+        assert capsys.readouterr().out == f"01.3, hint {which} of 4: {hints[which - 1]}\n"
+    assert read(file)["exercises"]["01.3"]["hints"] == 4
     hint("01.3", 1)
     assert hints[0] in capsys.readouterr().out
-    with pytest.raises(ValueError, match="hint 4 of 01.3: expected 1 to 3"):
-        hint("01.3", 4)
+    with pytest.raises(ValueError, match="hint 5 of 01.3: expected 1 to 4"):
+        hint("01.3", 5)
 
 
 @pytest.mark.parametrize("call", [task, hint, solution, lambda n: exercises.check(n, print)])
