@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from conftest import FLAGS, NAMES, ROOT, serve
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
-from test_widgets import Reader
+from test_widgets_in_jupyterlab import Reader
 
 from ddp_helpers import widgets
 

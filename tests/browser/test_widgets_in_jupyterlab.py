@@ -2,6 +2,9 @@
 
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import nbformat
@@ -342,3 +345,10 @@ def test_a_notebook_that_has_not_run_shows_the_static_pictures(lab, page, name):
         below = picture.locator("xpath=..").locator("p").first.inner_text()
         assert " ".join(below.split()) == " ".join(alt.split())
     assert "Error displaying widget" not in page.locator(".jp-NotebookPanel").inner_text()
+
+
+def test_the_gallery_can_be_made():
+    """`make gallery` uses this file's Reader."""
+    script = Path(__file__).with_name("gallery.py")
+    run = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
