@@ -26,7 +26,7 @@ demo: $(READY)
 	$(BIN)/python -m ddp_helpers train $(ARGS)
 
 test: $(READY) $(SITE)
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 site: $(SITE)
 	$(BIN)/python .site/build.py $(ARGS)

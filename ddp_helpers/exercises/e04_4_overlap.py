@@ -1,6 +1,5 @@
 """Make it faster, measured: work while a message is on its way."""
 
-import statistics
 import time
 
 import torch
@@ -62,11 +61,11 @@ def one_round(function):
 
 
 def on_rank(answer):
-    ratios = []
+    slow, fast = [], []
     for _ in range(ROUNDS):
-        slow, fast = one_round(starter), one_round(answer)
-        ratios.append(fast / slow)
-    return statistics.median(ratios)
+        slow.append(one_round(starter))
+        fast.append(one_round(answer))
+    return min(fast) / min(slow)  # other programs only make a round longer
 
 
 def check(ranks):

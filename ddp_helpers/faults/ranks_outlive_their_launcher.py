@@ -50,7 +50,7 @@ def two_runs(kill):
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     script = TWO_RUNS.replace("PORT", str(port)).replace("KILL", kill)
-    return terminal(["bash", "-c", script], files={"train.py": TRAIN}, limit=20)
+    return terminal(["bash", "-c", script], files={"train.py": TRAIN}, limit=60)
 
 
 def faulty():

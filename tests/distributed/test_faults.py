@@ -67,7 +67,8 @@ LOUD = [name for name in FILES if RECORDS[name].says != "nothing"]
 @pytest.mark.parametrize("name", [name for name in LOUD if not RECORDS[name].in_terminal])
 def test_torch_says_what_the_record_says(name):
     skip_where_it_works(name)
-    assert RECORDS[name].says in faults.torch_says(name)
+    # where several ranks fail it is chance whose error mp.spawn prints: now and then a later one's
+    assert any(RECORDS[name].says in faults.torch_says(name) for _ in range(3))
 
 
 @pytest.mark.parametrize("name", FILES)
