@@ -170,7 +170,7 @@ def test_each_notebook_lists_its_exercises(notebook):
     path = next((Path(__file__).resolve().parents[2] / "notebooks").glob(f"{notebook}_*.ipynb"))
     cells = json.loads(path.read_text())["cells"]
     text = next(t for t in ("".join(c["source"]) for c in cells) if "## Exercises\n" in t)
-    assert "from ddp_helpers.exercises import check, hint, solution, task" in text
+    assert "from ddp_helpers.exercises import check, hint, progress, solution, task" in text
     for number in names(notebook):
         exercise = _core.load(number).EXERCISE
         assert f"| {number} | {exercise.title} | {exercise.minutes} |" in text
