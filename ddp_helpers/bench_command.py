@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ddp_helpers.bench_records import Change, Job, Measured
-from ddp_helpers.environment import gpu_count, usable_cpu_count
+from ddp_helpers.environment import usable_cpu_count
 from ddp_helpers.launch import launch
+from ddp_helpers.process_group import choose_backend
 from ddp_helpers.timeline_records import COMPUTE, DATA, EXPOSED, OPTIMIZER, OTHER, mean_shares
 from ddp_helpers.verdict import judge
 
@@ -52,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     _check(options)
     sys.argv = [options.target.rpartition(":")[0], *options.arguments]
     runs = _scaling(options)
-    print(_table(runs, _threads(options)), _devices(runs), sep="\n", flush=True)
+    print(*filter(None, (_table(runs, _threads(options)), _devices(runs))), sep="\n", flush=True)
     _save_figure(options, runs)
     most = max(runs)
     verdict = judge([one.timeline for one in runs[most][0]], usable_cpu_count())
@@ -69,7 +70,7 @@ def _threads(options: argparse.Namespace) -> int:
 
 def _backend(options: argparse.Namespace) -> str:
     """The same for all numbers of ranks, too: a GPU's step says nothing of a CPU's."""
-    return "nccl" if gpu_count() >= max(options.nprocs) else "gloo"
+    return choose_backend(None, max(options.nprocs))
 
 
 def _devices(runs: Runs) -> str:
@@ -78,7 +79,7 @@ def _devices(runs: Runs) -> str:
     if len(set(kinds.values())) < 2:
         return ""
     where = ", ".join(f"{n} on {kind}" for n, kind in kinds.items())
-    return f"note: the ranks ran on other devices ({where}), so the speed-up says nothing: give -n"
+    return f"note: the devices differ ({where}), so the speed-up says nothing: choose others by -n"
 
 
 Runs = dict[int, list[list[Measured]]]
@@ -104,8 +105,13 @@ def _measure(
     from ddp_helpers.step_meter import measure_on_this_rank  # loads torch: only when it is needed
 
     job = Job(
-        *(options.target, options.model, options.batch_size, _backend(options), options.steps),
-        *(profile, change),
+        options.target,
+        options.model,
+        options.batch_size,
+        _backend(options),
+        options.steps,
+        profile,
+        change,
     )
     threads = change.threads_per_rank or _threads(options)
     return launch(

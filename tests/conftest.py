@@ -6,6 +6,7 @@ import time
 import hypothesis
 import psutil
 import pytest
+from chromium import find_chromium
 
 # a busy machine is no fault of the code
 hypothesis.settings.register_profile("any machine", deadline=None)
@@ -25,6 +26,15 @@ def our_processes() -> dict[int, psutil.Process]:
         except psutil.NoSuchProcess:
             continue
     return found
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    path = find_chromium()
+    if path is None and not os.environ.get("CI"):
+        pytest.skip("no Chromium here: apt install chromium")
+    assert path, "CI must install Chromium"
+    return path
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """One collective on real ranks: what each rank has before and after, and the bytes it sent.
 
 The bytes are those that the kernel counts on the rank's own TCP connections (TCP_INFO,
-linux/tcp.h) during the call and the barrier after it, so
-gloo's own few bytes a message are in them.
+linux/tcp.h) during the call and the barrier after it, so gloo's own few
+bytes a message are in them.
 """
 
 from __future__ import annotations

@@ -56,12 +56,17 @@ def look() -> tuple[EnvironmentReport, Room]:
     return check_environment(), Room(usable_cpu_count(), free / GIB, shm / GIB)
 
 
+def threads_of_a_rank(room: Room, ranks: int, threads: int) -> int:
+    """What it computes with: `threads`, or with 0 its share of the cores."""
+    return threads or max(1, room.cores // ranks)
+
+
 def needs(room: Room, ranks: int, threads: int, workers: int, batch_mib: int) -> list[Need]:
     """What `ranks` ranks ask for; with `threads` 0 each rank takes its share of the cores.
 
     Loader workers hand each batch over in /dev/shm, and work two batches ahead.
     """
-    each = threads or max(1, room.cores // ranks)
+    each = threads_of_a_rank(room, ranks, threads)
     waiting = ranks * workers * BATCHES_AHEAD * batch_mib / 1024
     return [
         Need("CPU threads", ranks * (each + workers), room.cores, "cores"),
@@ -89,8 +94,8 @@ def draw(
         f"This machine: {report.summary}. {ranks} {'ranks want' if ranks > 1 else 'rank wants'} "
         f"{'; '.join(map(str, found))}. "
         + (f"Too much: {', '.join(crowded)}." if crowded else "All of it fits.")
-        + f" CPU threads of each rank: {found[0].wanted // ranks - workers} to compute, {workers} "
-        "for loader workers."
+        + f" CPU threads of each rank: {threads_of_a_rank(room, ranks, threads)} to "
+        f"compute, {workers} for loader workers."
     )
     table = EnvironmentReport(tuple(shown))._repr_html_() if shown else "<p>All rows pass.</p>"
     return Picture(_scene(found), words, table)

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -24,15 +23,6 @@ FLAGS = [
     "--disable-sync",
     "--no-first-run",
 ]
-
-
-@pytest.fixture(scope="session")
-def chromium() -> str:
-    path = next(filter(None, map(shutil.which, NAMES)), None)
-    if path is None and not os.environ.get("CI"):
-        pytest.skip("no Chromium here: apt install chromium")
-    assert path, "CI must install Chromium"
-    return path
 
 
 @pytest.fixture(scope="session")

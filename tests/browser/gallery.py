@@ -10,18 +10,20 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import shutil
 import sys
 import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from conftest import FLAGS, NAMES, ROOT, serve
+from conftest import FLAGS, ROOT, serve
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 from test_widgets_in_jupyterlab import Reader
 
 from ddp_helpers import widgets
+
+sys.path.insert(0, str(ROOT / "tests"))
+from chromium import find_chromium
 
 FOLDER = ROOT / "notebooks" / "images"
 MOST_BYTES = 100_000
@@ -74,7 +76,7 @@ def main() -> int:
     parser.add_argument("--to", type=Path, default=FOLDER)
     options = parser.parse_args()
     options.to.mkdir(parents=True, exist_ok=True)
-    chromium = next(filter(None, map(shutil.which, NAMES)), None)
+    chromium = find_chromium()
     if chromium is None:
         sys.exit("no Chromium here: apt install chromium")
     large = []

@@ -111,3 +111,10 @@ def test_cleaning_removes_what_tells_about_a_machine():
     assert build.anonymous(dirty) == (
         "x.py ../data my-machine ~/x <obj at 0x...> <cell> [127.0.0.1]:PORT"
     )
+
+
+def test_a_picture_is_left_as_it_is():
+    name = socket.gethostname()
+    html = f'<img src="data:image/png;base64,ab/{name}/cd+{name}"><p>{name}</p>'
+    kept = html.replace(f"<p>{name}", "<p>my-machine")
+    assert build.anonymous(html) == kept

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -16,7 +15,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ("chromium", "chromium-browser", "google-chrome")
 # nobody listens at that port, and only this machine is reached without the proxy
 FLAGS = ["--no-sandbox", "--disable-gpu", "--proxy-server=http://127.0.0.1:9"]
 PHONE = {"width": 400, "height": 900}
@@ -75,16 +73,12 @@ def address(site) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def chrome() -> Iterator:
+def chrome(chromium) -> Iterator:
     """A Chromium that finds no other machine; closed before the next file starts its own."""
-    path = next(filter(None, map(shutil.which, NAMES)), None)
-    if path is None and not os.environ.get("CI"):
-        pytest.skip("no Chromium here: apt install chromium")
-    assert path, "CI must install Chromium"
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         yield browser
         browser.close()
 

@@ -90,7 +90,7 @@ ARROWS = {
     "bench_plots": {"figures", "timeline_plots", "timeline_records"},
     "bench_command": {
         *{"bench_plots", "bench_records", "environment", "figures", "launch", "step_meter"},
-        *{"timeline_records", "verdict"},
+        *{"process_group", "timeline_records", "verdict"},
     },
     "__init__": {"environment", "launch", "process_group", "progress", "sanitizer"},
     "cluster": set(),
