@@ -27,6 +27,7 @@ NOTEBOOKS = ROOT / "notebooks"
 SECONDS = 120  # limit of one cell
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 KEPT_CELL_METADATA = ("tags",)
+PICTURE = r";base64,[^\"]*"  # in HTML: letters, and no words
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
@@ -107,7 +108,7 @@ def anonymous(text: str) -> str:
     if user not in ("root",):  # a word in its own right
         rules.append((rf"\b{re.escape(user)}\b", "learner"))
     for pattern, replacement in rules:  # in a picture such letters are no names
-        text = re.sub(rf"(;base64,[^\"]*)|{pattern}", lambda m: m[1] or replacement, text)  # noqa: B023
+        text = re.sub(rf"({PICTURE})|{pattern}", lambda m: m[1] or replacement, text)  # noqa: B023
     return text
 
 

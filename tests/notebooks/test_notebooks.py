@@ -32,7 +32,7 @@ def text_outputs(notebook) -> str:
             texts += [output.get("text", ""), output.get("evalue", "")]
             texts += output.get("traceback", [])
             texts += [v for k, v in output.get("data", {}).items() if k.startswith("text/")]
-    return "\n".join(texts)
+    return re.sub(build.PICTURE, "", "\n".join(texts))
 
 
 def test_they_are_all_here_in_order():
