@@ -13,15 +13,9 @@ import os
 import sys
 from collections.abc import Callable
 
+from ddp_helpers.collective_methods import INPUTS, POINT_TO_POINT
 from ddp_helpers.frames import is_user_file
 
-# every function of torch.distributed ends in one of these methods of ProcessGroup
-METHODS = (
-    "allreduce allreduce_coalesced broadcast reduce allgather all_gather_single _allgather_base "
-    "allgather_coalesced gather scatter reduce_scatter reduce_scatter_single "
-    "_reduce_scatter_base alltoall alltoall_base all_to_all_single barrier monitored_barrier "
-    "send recv recv_anysource"
-).split()
 SIZE = 1024  # bytes of the record; the rest of a longer one is lost
 
 
@@ -34,7 +28,7 @@ def keep_last_call(file: int) -> None:
     import torch.distributed as dist
 
     numbers = itertools.count(1)
-    for name in METHODS:
+    for name in (*INPUTS, *POINT_TO_POINT):
         original = getattr(dist.ProcessGroup, name, None)
         if original is not None:
             setattr(dist.ProcessGroup, name, _kept(original, file, numbers))

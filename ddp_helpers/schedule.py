@@ -38,7 +38,7 @@ def warm_up(
 
     Step s (from 0) of the warm-up uses start_factor + (1 - start_factor) * (s + 1) / warmup_steps
     of the optimizer's rate. For Goyal's gradual warm-up (section 2.2) start_factor is
-    base_batch_size / global_batch_size: it begins with the rate of the small batch.
+    base_batch_size / global_batch_size: its first rate is one step above the small batch's.
 
     Args:
         warmup_steps: optimizer steps, not epochs; 0 for none.

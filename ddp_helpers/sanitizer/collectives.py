@@ -10,37 +10,12 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
+from ddp_helpers.collective_methods import INPUTS
 from ddp_helpers.records import Finding, name_ranks
 from ddp_helpers.sanitizer.callsite import CLEAN_UP, as_places, crossed, places, user_frames
 from ddp_helpers.sanitizer.sequence import CallSequence, Compare, Pending, describe
 from ddp_helpers.sanitizer.session import SanitizerError, Session
 
-# the method of ProcessGroup, and which of its arguments holds what must agree between ranks;
-# every function of torch.distributed ends in one of them, however it was imported
-METHODS: dict[str, int | None] = {
-    "allreduce": 0,
-    "allreduce_coalesced": 0,
-    "broadcast": 0,
-    "reduce": 0,
-    "allgather": 1,
-    "all_gather_single": 1,
-    "_allgather_base": 1,
-    "allgather_coalesced": 1,
-    "allgather_into_tensor_coalesced": 1,
-    "all_gather_single_coalesced": 1,
-    "gather": 1,
-    "scatter": 0,
-    "reduce_scatter": 0,
-    "reduce_scatter_single": 0,
-    "_reduce_scatter_base": 0,
-    "reduce_scatter_tensor_coalesced": 0,
-    "reduce_scatter_single_coalesced": 0,
-    "alltoall": None,
-    "alltoall_base": None,
-    "all_to_all_single": None,
-    "barrier": None,
-    "monitored_barrier": None,
-}
 SAME_ORDER = (
     "let every rank make the same calls in the same order: look for one under an "
     "`if rank == ...`, in a loop of another length, or after an early end"
@@ -92,7 +67,7 @@ class CollectiveChecker:
         """True within `with Join(...)`, where ranks call unalike on purpose."""
         self._inside = threading.local()
         self._announce = session.guarded("collectives", self._safely)
-        for name in METHODS:
+        for name in INPUTS:
             session.patches.put(dist.ProcessGroup, name, self._watched(name))
         session.patches.put(dist.Work, "wait", self._waiting)
         for module in (dist, dist.distributed_c10d):
@@ -147,7 +122,7 @@ class CollectiveChecker:
     def _record(
         self, name: str, called: str, args: tuple, options: object, frames: Sequence[FrameType]
     ) -> dict:
-        position = METHODS[name]
+        position = INPUTS[name]
         tensors = list(tensors_in(args[position])) if position is not None else []
         reduce_op = getattr(options, "reduceOp", None)
         return {

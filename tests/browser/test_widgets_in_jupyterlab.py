@@ -256,14 +256,16 @@ def test_ladder(lab, reader):
 def test_monitor(lab, reader):
     reader.open(lab, "monitor")
     reader.until("Not started. Predict")
-    reader.slide("epochs", 2, "Not started", same=True)
-    reader.press("Train on real ranks", r"rank 0 trains, step \d+ of 128, [\d,]+ digits/s, loss")
+    reader.slide("epochs", 8, "Not started", same=True)
+    reader.pick("batch size per rank", "16", "Not started", same=True)
+    reader.slide("rank 1 sleeps", 5, "Not started", same=True)  # takes a minute
+    reader.press("Train on real ranks", r"rank 0 trains, step \d+ of 1250, [\d,]+ digits/s, loss")
     reader.until(r"rank 0 trains, step .*rank 1 trains, step")
-    reader.press("Stop", r"^Stopped\. rank 0 ended, step \d+ of 128.*rank 1 ended")
+    reader.press("Stop", r"^Stopped\. rank 0 ended, step \d+ of 1250.*rank 1 ended")
     reader.slide("ranks", 1, "Not started")
     reader.pick("batch size per rank", "128", "Not started", same=True)
-    reader.slide("rank 1 sleeps", 2, "Not started", same=True)
-    reader.slide("epochs", -3, "Not started", same=True)
+    reader.slide("rank 1 sleeps", -3, "Not started", same=True)
+    reader.slide("epochs", -9, "Not started", same=True)
     reader.press("Train on real ranks", r"rank 2 done, step 11 of 11, .*Rank 1 sleeps 20 ms")
     reader.is_clean()
 

@@ -57,6 +57,17 @@ class Started:
             time.sleep(0.1)
         assert not left, f"left running: {[process.pid for process in left]}"
 
+    def end_within(self, seconds: float) -> int:
+        """Its exit code; what it printed and the stack of each process, if that does not come."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            texts = [(self.folder / name).read_text() for name in ("out.txt", "err.txt")]
+            stacks = [stack_of(process.pid) for process in self.left()]
+            command = " ".join(self.process.args)
+            words = [f"no end after {seconds} s, of {os.getloadavg()} load: {command}"]
+            raise AssertionError("\n".join([*words, *texts, *stacks])) from None
+
     def wait_for(self, text: str, seconds: float = 60) -> str:
         """What it printed so far, once that holds `text`."""
         limit = time.monotonic() + seconds
@@ -108,7 +119,7 @@ class Runner:
 
     def finish(self, started: Started, seconds: float = 100) -> Finished:
         """Wait for its end, and for the end of all its processes."""
-        code = started.process.wait(seconds)
+        code = started.end_within(seconds)
         took = time.monotonic() - started.begin
         started.wait_until_none_left(3)
         texts = [(started.folder / name).read_text() for name in ("out.txt", "err.txt")]
@@ -123,6 +134,14 @@ class Runner:
         for started in self.runs:
             for process in started.left():
                 process.send_signal(signal.SIGKILL)
+
+
+def stack_of(pid: int) -> str:
+    """Where each thread of a process is, as py-spy sees it."""
+    command = ["py-spy", "dump", "--native", "--pid", str(pid)]
+    command[0] = str(Path(sys.executable).with_name("py-spy"))
+    run = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    return run.stdout + run.stderr
 
 
 def load_template(step: str):
