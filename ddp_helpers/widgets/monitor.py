@@ -126,12 +126,17 @@ def draw(ranks: int, epochs: int, batch_size: int, slow_ms: int, result: Watch |
     for rank, one in enumerate(told):
         _progress(scene, 30 + 52 * rank, rank, one, batch_size)
     _losses(scene, told)
+    if result is None:
+        words = (
+            f"Not started. ranks: {ranks}, epochs: {epochs}, batches of {batch_size}, "
+            f"rank 1 sleeps {slow_ms} ms a step. "
+            "Predict: if rank 1 is slow in each step, how fast is rank 0?"
+        )
+        return Picture(scene, words)
     return Picture(scene, _in_words(told, batch_size, slow_ms, result))
 
 
-def _in_words(told: list[OfRank], batch_size: int, slow_ms: int, result: Watch | None) -> str:
-    if result is None:
-        return "Not started. Predict: if rank 1 is slow in each step, how fast is rank 0?"
+def _in_words(told: list[OfRank], batch_size: int, slow_ms: int, result: Watch) -> str:
     if result.failed:
         return result.failed
     ranks = [

@@ -71,11 +71,13 @@ def draw(
     _legend(scene)
     size = gradients_mib(layers, width)
     given = (
-        f"{layers} layers of {width}, {size:.3g} MiB of gradients, buckets of {bucket_mib:g} MiB"
+        f"{layers} layers of {width}, {size:.3g} MiB of gradients, batches of {batch}, "
+        f"buckets of {bucket_mib:g} MiB"
     )
     if result is None:
         scene.text(LEFT, 66, "not measured yet", anchor="start", size=14, color=GREY)
-        words = f"{given}. How many all-reduces, and how much of them is hidden? Predict, then run."
+        question = "How many all-reduces, and how much of them is hidden? Predict, then run."
+        words = f"{given}, ranks: {ranks}. {question}"
         return Picture(scene, words)
     steps = [timeline.steps[-1] for timeline in result]
     origin = min(step.start_ns for step in steps)

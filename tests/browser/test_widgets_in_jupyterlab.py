@@ -255,17 +255,17 @@ def test_ladder(lab, reader):
 
 def test_monitor(lab, reader):
     reader.open(lab, "monitor")
-    reader.until("Not started. Predict")
-    reader.slide("epochs", 8, "Not started", same=True)
-    reader.pick("batch size per rank", "16", "Not started", same=True)
-    reader.slide("rank 1 sleeps", 5, "Not started", same=True)  # takes a minute
+    reader.until("Not started. ranks: 2, epochs: 2, batches of 64, rank 1 sleeps 0 ms a step. Pre")
+    reader.slide("epochs", 8, "epochs: 10, batches of 64", same=True)
+    reader.pick("batch size per rank", "16", "batches of 16, rank 1 sleeps 0", same=True)
+    reader.slide("rank 1 sleeps", 5, "sleeps 50 ms", same=True)  # the run takes a minute
     reader.press("Train on real ranks", r"rank 0 trains, step \d+ of 1250, [\d,]+ digits/s, loss")
     reader.until(r"rank 0 trains, step .*rank 1 trains, step")
     reader.press("Stop", r"^Stopped\. rank 0 ended, step \d+ of 1250.*rank 1 ended")
-    reader.slide("ranks", 1, "Not started")
-    reader.pick("batch size per rank", "128", "Not started", same=True)
-    reader.slide("rank 1 sleeps", -3, "Not started", same=True)
-    reader.slide("epochs", -9, "Not started", same=True)
+    reader.slide("ranks", 1, "Not started. ranks: 3, epochs: 10")
+    reader.pick("batch size per rank", "128", "batches of 128, rank 1 sleeps 50", same=True)
+    reader.slide("rank 1 sleeps", -3, "sleeps 20 ms", same=True)
+    reader.slide("epochs", -9, "epochs: 1, batches of 128", same=True)
     reader.press("Train on real ranks", r"rank 2 done, step 11 of 11, .*Rank 1 sleeps 20 ms")
     reader.is_clean()
 
@@ -293,15 +293,15 @@ def test_fault_lab(lab, reader):
 
 def test_overlap(lab, reader):
     reader.open(lab, "overlap")
-    reader.until("6 layers of 512, 6.01 MiB of gradients, buckets of 1 MiB. How many")
+    reader.until("6 layers of 512, 6.01 MiB of gradients, .* buckets of 1 MiB, ranks: 2. How many")
     reader.slide("layers", -3, "3 layers of 512, 3.01 MiB", same=True)
     reader.pick("width", "256", "3 layers of 256, 0.753 MiB", same=True)
-    reader.pick("batch per rank", "16", "3 layers of 256", same=True)
-    reader.slide("bucket_cap_mb", -2, "buckets of 0.05 MiB. How many", same=True)
+    reader.pick("batch per rank", "16", "batches of 16, buckets", same=True)
+    reader.slide("bucket_cap_mb", -2, "buckets of 0.05 MiB, ranks: 2", same=True)
     measured = r"Measured on {} ranks .cpu.: {} all-reduces in a step, \d+% of their time hidden"
     reader.press("Measure on real ranks", measured.format(2, 3))  # a bucket for each layer
-    reader.slide("bucket_cap_mb", 3, "buckets of 25 MiB. How many")
-    reader.slide("ranks", 1, "buckets of 25 MiB. How many", same=True)
+    reader.slide("bucket_cap_mb", 3, "buckets of 25 MiB, ranks: 2. How many")
+    reader.slide("ranks", 1, "buckets of 25 MiB, ranks: 3", same=True)
     reader.press("Measure on real ranks", measured.format(3, 1))
     reader.is_clean()
 

@@ -1,5 +1,6 @@
 """fsdp.py: started each way, equal to DDP, and taken up again from a whole folder."""
 
+import os
 import re
 import signal
 from pathlib import Path
@@ -8,17 +9,23 @@ import pytest
 import torch
 from template_runner import (
     PLAIN,
-    STARTERS,
     STOP_ITSELF,
     TEMPLATES,
     Finished,
     Runner,
     copy,
     load_template,
+    torchrun,
 )
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 pytestmark = pytest.mark.timeout(300)
+
+
+def stop(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Have rank 1 of the next run ask itself to stop at a step, -1 for never."""
+    monkeypatch.setenv("STOP_AT", str(step))
+    monkeypatch.setenv("STOP_BY", str(int(signal.SIGTERM)))
 
 
 def newest(folder: Path) -> Path:
@@ -35,25 +42,27 @@ def test_it_trains_however_it_is_started_and_evaluates_uneven_shares(runner: Run
     """65 held-out images in batches of 32: rank 0 has one batch more than rank 1."""
     folder = copy(runner, "fsdp", ("batch_size=500", "batch_size=32"))
     size = ("--epochs", 1, "--limit", 65)
-    runs = {}
-    for number, (way, starter) in enumerate(STARTERS.items()):
-        flags = (*size, "--checkpoint", f"way{number}")
-        runs[way] = runner.run(*starter(folder / "mine.py"), *flags, folder=folder)
+    script = folder / "mine.py"
+    runs = {
+        "spawn": runner.run(script, "--world-size", 2, *size),
+        "agent 1": runner.under_agent(1, script, *size),
+        "agent 2": runner.under_agent(2, script, *size),
+    }
+    for way in runs:
         assert runs[way].code == 0, runs[way].err
         assert "of 65)" in runs[way].out.splitlines()[-1]
         assert "Traceback" not in runs[way].err
-    accuracies = {re.search("accuracy (.*?) ", runs[way].out)[1] for way in ("spawn", "torchrun 2")}
+    accuracies = {re.search("accuracy (.*?) ", runs[way].out)[1] for way in ("spawn", "agent 2")}
     assert len(accuracies) == 1
 
 
 def test_its_weights_are_those_of_ddp(runner: Runner) -> None:
-    size = ("--world-size", 2, "--epochs", 1, "--limit", 316, "--lr", 0.05, "--accumulate", 3)
+    size = ("--epochs", 1, "--limit", 316, "--lr", 0.05, "--accumulate", 3)
     size = (*size, "--batch-size-per-rank", 8, "--clip", 1.0)
     runs = []
     for step in ("ddp_full", "fsdp_whole", "fsdp"):
         folder = copy(runner, step, *PLAIN)
-        runs.append(runner.run(folder / "mine.py", *size, folder=folder))
-        assert runs[-1].code == 0, runs[-1].err
+        runs.append(runner.on_ranks(2, folder / "mine.py", *size, folder=folder))
     ddp, whole = (torch.load(newest_file(run.folder))["model"] for run in runs[:2])
     for found in (whole, weights(runs[2])):
         assert ddp.keys() == found.keys()
@@ -68,24 +77,19 @@ def test_stopped_and_damaged_it_ends_with_the_same_weights(
     runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = ("--epochs", 2, "--limit", 150, "--save-every", 2, "--batch-size-per-rank", 16)
-    undisturbed = runner.run(TEMPLATES / "fsdp.py", "--world-size", 2, *size)
-    assert undisturbed.code == 0, undisturbed.err
+    undisturbed = runner.on_ranks(2, TEMPLATES / "fsdp.py", *size)
     folder = copy(runner, "fsdp", *STOP_ITSELF)
 
-    def run(stop_at: int, stop_by: int, way: str) -> Finished:
-        monkeypatch.setenv("STOP_AT", str(stop_at))
-        monkeypatch.setenv("STOP_BY", str(int(stop_by)))
-        return runner.run(*STARTERS[way](folder / "mine.py"), *size, folder=folder)
-
-    warned = run(3, signal.SIGTERM, "torchrun 2")
+    stop(monkeypatch, 3)
+    warned = runner.run(*torchrun(2), folder / "mine.py", *size, folder=folder)
     assert "stopped and saved" in warned.out
     assert newest(folder).name == "checkpoint-00000003"
     share = newest(folder) / "__1_0.distcp"
     raw = bytearray(share.read_bytes())
     raw[len(raw) // 2] ^= 1
     share.write_bytes(raw)
-    done = run(-1, 0, "spawn")
-    assert done.code == 0, done.err
+    stop(monkeypatch, -1)
+    done = runner.on_ranks(2, folder / "mine.py", *size, folder=folder)
     assert "checkpoint-00000003 is damaged (wrong checksum of a share)" in done.out
     assert "goes on from checkpoint-00000002" in done.out
     ours, theirs = weights(done), weights(undisturbed)
@@ -99,14 +103,13 @@ def test_with_whole_checkpoints_it_is_stopped_and_ends_with_the_same_weights(
     runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = ("--epochs", 1, "--limit", 150, "--batch-size-per-rank", 16)
-    undisturbed = runner.run(TEMPLATES / "fsdp_whole.py", "--world-size", 2, *size)
-    assert undisturbed.code == 0, undisturbed.err
+    undisturbed = runner.on_ranks(2, TEMPLATES / "fsdp_whole.py", *size)
     folder = copy(runner, "fsdp_whole", *STOP_ITSELF)
-    for stop_at, way in ((3, "torchrun 2"), (-1, "spawn")):
-        monkeypatch.setenv("STOP_AT", str(stop_at))
-        monkeypatch.setenv("STOP_BY", str(int(signal.SIGTERM)))
-        run = runner.run(*STARTERS[way](folder / "mine.py"), *size, folder=folder)
-    assert run.code == 0, run.err
+    stop(monkeypatch, 3)
+    warned = runner.run(folder / "mine.py", "--world-size", 2, *size, folder=folder)
+    assert warned.code == os.EX_TEMPFAIL, warned.err
+    stop(monkeypatch, -1)
+    run = runner.on_ranks(2, folder / "mine.py", *size, folder=folder)
     assert "goes on from checkpoint-00000003.pt" in run.out
     ours, theirs = (torch.load(newest_file(one.folder)) for one in (run, undisturbed))
     assert all(torch.equal(ours["model"][name], theirs["model"][name]) for name in ours["model"])

@@ -1,7 +1,6 @@
 """The language models: their data, that they look back only, and that they learn and go on."""
 
 import hashlib
-import os
 import re
 import signal
 from pathlib import Path
@@ -9,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from template_runner import (
-    STARTERS,
     STOP_ITSELF,
     TEMPLATES,
     Finished,
@@ -17,6 +15,7 @@ from template_runner import (
     alone,
     copy,
     load_template,
+    torchrun,
 )
 
 DATA = TEMPLATES.parents[1] / "data"
@@ -66,8 +65,11 @@ def test_no_letter_sees_a_later_one(step: str) -> None:
 def test_it_learns_however_it_is_started(runner: Runner, step: str) -> None:
     size = ("--epochs", 2, "--limit", 65, "--batch-size-per-rank", 4, "--warmup", 1, "--lr", 0.01)
     script = TEMPLATES / f"{step}.py"
-    started = {way: runner.start(*start(script), *size) for way, start in STARTERS.items()}
-    runs = {way: runner.finish(run) for way, run in started.items()}
+    runs = {
+        "spawn": runner.run(script, "--world-size", 2, *size),
+        "agent 1": runner.under_agent(1, script, *size),
+        "agent 2": runner.under_agent(2, script, *size),
+    }
     for run in runs.values():
         assert run.code == 0, run.err
         losses = [float(loss) for loss in re.findall(r"loss (\S+)", run.out)]
@@ -78,7 +80,7 @@ def test_it_learns_however_it_is_started(runner: Runner, step: str) -> None:
     if step == "lm":
         written = runs["spawn"].out.split("ranks 2\n")[1]
         assert len(written.rstrip("\n")) >= 250
-    results = [newest(runs[way]) for way in ("spawn", "torchrun 2")]
+    results = [newest(runs[way]) for way in ("spawn", "agent 2")]
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
@@ -90,16 +92,15 @@ def test_stopped_it_ends_with_the_weights_of_an_undisturbed_run(
     runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = ("--epochs", 1, "--limit", 65, "--batch-size-per-rank", 8)
-    undisturbed = runner.run(*STARTERS["torchrun 2"](TEMPLATES / "lm.py"), *size)
+    undisturbed = runner.on_ranks(2, TEMPLATES / "lm.py", *size)
     folder = copy(runner, "lm", *STOP_ITSELF)
     (folder / "data" / "austen").symlink_to(TEXT.parent)
-    codes = []
-    for stop_at in (3, -1):
-        monkeypatch.setenv("STOP_AT", str(stop_at))
-        monkeypatch.setenv("STOP_BY", str(int(signal.SIGTERM)))
-        done = runner.run(*STARTERS["spawn"](folder / "mine.py"), *size, folder=folder)
-        codes.append(done.code)
-    assert codes == [os.EX_TEMPFAIL, 0], done.err
+    monkeypatch.setenv("STOP_AT", "3")
+    monkeypatch.setenv("STOP_BY", str(int(signal.SIGTERM)))
+    warned = runner.run(*torchrun(2), folder / "mine.py", *size, folder=folder)
+    assert "stopped and saved" in warned.out, warned.err
+    monkeypatch.setenv("STOP_AT", "-1")
+    done = runner.on_ranks(2, folder / "mine.py", *size, folder=folder)
     ours, theirs = newest(done), newest(undisturbed)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -107,15 +108,12 @@ def test_stopped_it_ends_with_the_weights_of_an_undisturbed_run(
 def test_another_text_is_refused_in_a_run_that_goes_on(runner: Runner) -> None:
     folder = copy(runner, "lm_bigram")
 
-    def run(text: Path, epochs: int) -> Finished:
-        flags = ("--limit", 65, "--epochs", epochs, "--data", text)
-        return runner.run(*alone(runner, folder / "mine.py"), *flags, folder=folder)
-
-    first = run(TEXT, 1)
-    assert first.code == 0, first.err
+    size = ("--limit", 65, "--epochs")
+    runner.on_ranks(1, folder / "mine.py", *size, 1, "--data", TEXT, folder=folder)
     other = folder / "other.txt"
     other.write_text(TEXT.read_text().replace("Bennet", "Bonnet"))
-    again = run(other, 2)
+    command = alone(runner, folder / "mine.py")
+    again = runner.run(*command, *size, 2, "--data", other, folder=folder)
     assert again.code == 1
     assert again.err.startswith("error: --data is ")
 

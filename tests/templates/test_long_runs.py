@@ -12,7 +12,6 @@ import torch
 from template_runner import (
     LONG_STEPS,
     PLAIN,
-    STARTERS,
     STOP_ITSELF,
     TEMPLATES,
     Finished,
@@ -40,8 +39,11 @@ def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool
 @pytest.mark.parametrize("step", LONG_STEPS)
 def test_it_trains_however_it_is_started(runner: Runner, step: str) -> None:
     script = TEMPLATES / f"{step}.py"
-    started = {way: runner.start(*start(script), *TINY) for way, start in STARTERS.items()}
-    runs = {way: runner.finish(run) for way, run in started.items()}
+    runs = {
+        "spawn": runner.run(script, "--world-size", 2, *TINY),
+        "agent 1": runner.under_agent(1, script, *TINY),
+        "agent 2": runner.under_agent(2, script, *TINY),
+    }
     for way, run in runs.items():
         assert run.code == 0, run.err
         _, _, seen, ranks = LAST.fullmatch(run.out.splitlines()[-1]).groups()
@@ -49,7 +51,7 @@ def test_it_trains_however_it_is_started(runner: Runner, step: str) -> None:
         assert "Traceback" not in run.err
         assert not list(run.folder.glob("*.tmp"))
     load_template(step).build_model().load_state_dict(newest(runs["spawn"])["model"])
-    assert same(newest(runs["spawn"])["model"], newest(runs["torchrun 2"])["model"])
+    assert same(newest(runs["spawn"])["model"], newest(runs["agent 2"])["model"])
 
 
 # --- going on after the last epoch ---
@@ -60,7 +62,7 @@ def test_it_goes_on_after_the_last_epoch(runner: Runner) -> None:
 
     def run(epochs: int) -> Finished:
         flags = ("--limit", 65, "--epochs", epochs)
-        return runner.run(*alone(runner, folder / "mine.py"), *flags, folder=folder)
+        return runner.on_ranks(1, folder / "mine.py", *flags, folder=folder)
 
     first = run(1)
     assert first.code == 0, first.err
@@ -76,16 +78,15 @@ def test_it_goes_on_after_the_last_epoch(runner: Runner) -> None:
 
 
 def test_it_goes_on_as_if_it_had_never_stopped(runner: Runner) -> None:
-    size = ("--world-size", 2, "--limit", 65)
+    size = ("--limit", 65)
     folder = copy(runner, "ddp_exact")
-    undisturbed = runner.run(TEMPLATES / "ddp_exact.py", *size, "--epochs", 2)
-    assert undisturbed.code == 0, undisturbed.err
+    undisturbed = runner.on_ranks(2, TEMPLATES / "ddp_exact.py", *size, "--epochs", 2)
     for epochs in (1, 2):
-        run = runner.run(folder / "mine.py", *size, "--epochs", epochs, folder=folder)
-        assert run.code == 0, run.err
+        run = runner.on_ranks(2, folder / "mine.py", *size, "--epochs", epochs, folder=folder)
     assert "goes on from checkpoint.pt" in run.out
     assert same(newest(run)["model"], newest(undisturbed)["model"])
-    other = runner.run(folder / "mine.py", *size, "--epochs", 3, "--lr", 0.5, folder=folder)
+    size = (*size, "--world-size", 2, "--lr", 0.5)
+    other = runner.run(folder / "mine.py", *size, "--epochs", 3, folder=folder)
     assert other.code == 1
     assert "error: --lr is 0.5, the checkpoint has 0.002" in other.err
 
@@ -116,14 +117,17 @@ RESUMED = [("ddp_resume", ()), ("ddp_full", ("--accumulate", 2, "--bf16"))]
 def test_stopped_and_killed_it_ends_with_the_weights_of_an_undisturbed_run(
     runner: Runner, monkeypatch: pytest.MonkeyPatch, step: str, flags: tuple
 ) -> None:
-    undisturbed = runner.run(TEMPLATES / f"{step}.py", "--world-size", 2, *SIZE, *flags)
-    assert undisturbed.code == 0, undisturbed.err
+    undisturbed = runner.on_ranks(2, TEMPLATES / f"{step}.py", *SIZE, *flags)
     folder = copy(runner, step, *STOP_ITSELF)
 
     def run(stop_at: int, stop_by: int, way: str) -> Finished:
         monkeypatch.setenv("STOP_AT", str(stop_at))
         monkeypatch.setenv("STOP_BY", str(int(stop_by)))
-        return runner.run(*STARTERS[way](folder / "mine.py"), *SIZE, *flags, folder=folder)
+        script, given = folder / "mine.py", (*SIZE, *flags)
+        if way == "ranks":
+            return runner.on_ranks(2, script, *given, folder=folder)
+        command = [*torchrun(2), script] if way == "torchrun" else [script, "--world-size", 2]
+        return runner.run(*command, *given, folder=folder)
 
     warned = run(3, signal.SIGUSR1, "spawn")  # one rank hears it, all stop
     assert warned.code == os.EX_TEMPFAIL, warned.err
@@ -131,13 +135,12 @@ def test_stopped_and_killed_it_ends_with_the_weights_of_an_undisturbed_run(
     assert newest(warned)["step"] == 3
     stopped_at = 3
     if step == "ddp_full":  # nothing can be saved: it goes on from what was saved before
-        killed = run(8, signal.SIGKILL, "torchrun 2")
+        killed = run(8, signal.SIGKILL, "torchrun")
         assert killed.code not in (0, os.EX_TEMPFAIL)
         assert "goes on from checkpoint-00000003.pt" in killed.out
         stopped_at = newest(killed)["step"]
         assert stopped_at == 6
-    done = run(-1, 0, "spawn")
-    assert done.code == 0, done.err
+    done = run(-1, 0, "ranks")
     assert f"goes on from checkpoint-{stopped_at:08}.pt" in done.out
 
     ours, theirs = newest(done), newest(undisturbed)
@@ -173,13 +176,14 @@ def test_a_run_that_is_done_says_so_and_other_settings_are_refused(runner: Runne
     folder = copy(runner, "ddp_full")
 
     def run(*flags: object) -> Finished:
-        return runner.run(*alone(runner, folder / "mine.py"), "--limit", 65, *flags, folder=folder)
+        return runner.on_ranks(1, folder / "mine.py", "--limit", 65, *flags, folder=folder)
 
     before = newest(run("--epochs", 1))
     again = run("--epochs", 1)
     assert again.code == 0, again.err
     assert "note: that was all" in again.out
-    other = run("--epochs", 2, "--seed", 5)
+    command = alone(runner, folder / "mine.py")
+    other = runner.run(*command, "--limit", 65, "--epochs", 2, "--seed", 5, folder=folder)
     assert other.code == 1
     error = "error: --seed is 5, the checkpoint has 0: give that, or another --checkpoint"
     assert other.err.splitlines() == [error]
@@ -191,8 +195,7 @@ def test_a_run_that_is_done_says_so_and_other_settings_are_refused(runner: Runne
 
 def test_other_ranks_than_the_checkpoint_has_are_refused_once(runner: Runner) -> None:
     folder = copy(runner, "ddp_full")
-    first = runner.run(*alone(runner, folder / "mine.py"), *TINY, folder=folder)
-    assert first.code == 0, first.err
+    runner.on_ranks(1, folder / "mine.py", *TINY, folder=folder)
     two = runner.run(folder / "mine.py", "--world-size", 2, *TINY, "--epochs", 2, folder=folder)
     assert two.code == 1
     assert [line for line in two.err.splitlines() if "error: " in line] == [
@@ -267,9 +270,8 @@ def test_accumulated_batches_are_the_large_batch(runner: Runner) -> None:
     """316 samples: the last step of the epoch has 2 * (8 + 6) of them instead of 48."""
     folder = copy(runner, "ddp_full", *PLAIN)
     flags = ("--batch-size-per-rank", 8, "--accumulate", 3, "--lr", 0.05, "--clip", "inf")
-    size = ("--world-size", 2, "--epochs", 1, "--limit", 316)
-    run = runner.run(folder / "mine.py", *flags, *size, folder=folder)
-    assert run.code == 0, run.err
+    size = ("--epochs", 1, "--limit", 316)
+    run = runner.on_ranks(2, folder / "mine.py", *flags, *size, folder=folder)
     ours = newest(run)["model"]
 
     template = load_template("ddp_full")
@@ -295,8 +297,7 @@ def test_accumulated_batches_are_the_large_batch(runner: Runner) -> None:
 def test_no_step_moves_the_weights_further_than_the_clipped_gradient(runner: Runner) -> None:
     folder = copy(runner, "ddp_full", *PLAIN)
     flags = ("--warmup", 1, "--lr", 1, "--clip", 0.001, "--batch-size-per-rank", 65)
-    run = runner.run(*alone(runner, folder / "mine.py"), *TINY, *flags, folder=folder)
-    assert run.code == 0, run.err
+    run = runner.on_ranks(1, folder / "mine.py", *TINY, *flags, folder=folder)
     torch.manual_seed(0)
     before, after = load_template("ddp_full").build_model().state_dict(), newest(run)["model"]
     length = sum((after[n] - before[n]).square().sum() for n in before).sqrt().item()
@@ -306,8 +307,7 @@ def test_no_step_moves_the_weights_further_than_the_clipped_gradient(runner: Run
 def test_it_ends_when_the_accuracy_no_longer_rises(runner: Runner) -> None:
     folder = copy(runner, "ddp_full")
     flags = ("--lr", 1e-12, "--patience", 2, "--limit", 65, "--epochs", 50)
-    run = runner.run(folder / "mine.py", *flags, "--world-size", 2, folder=folder)
-    assert run.code == 0, run.err
+    run = runner.on_ranks(2, folder / "mine.py", *flags, folder=folder)
     assert [line for line in run.out.splitlines() if "epoch" in line][-1].startswith("epoch 3 ")
     assert LAST.fullmatch(run.out.splitlines()[-1])
 
@@ -341,14 +341,10 @@ def test_when_it_is_no_better(history: list[int], patience: int | None, expected
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on a CPU needs g++")
 def test_compiled_it_learns_the_same(runner: Runner) -> None:
     size = ("--limit", 64, "--epochs", 1, "--accumulate", 2)
-    compiled, plain = (
-        runner.run(*alone(runner, folder / "mine.py"), *size, *flags, folder=folder)
-        for folder, flags in (
-            (copy(runner, "ddp_full", *PLAIN), ["--compile"]),
-            (copy(runner, "ddp_full", *PLAIN), []),
-        )
-    )
+    script = copy(runner, "ddp_full", *PLAIN) / "mine.py"
+    compiled = runner.run(*alone(runner, script), *size, "--compile")
     assert compiled.code == 0, compiled.err
+    plain = runner.on_ranks(1, script, *size)
     ours, theirs = newest(compiled)["model"], newest(plain)["model"]
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in theirs)
 

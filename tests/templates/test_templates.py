@@ -108,8 +108,7 @@ def test_ranks_start_equal_draw_differently_and_share_each_epoch_anew(runner: Ru
     folder.mkdir(parents=True)
     source = (TEMPLATES / "ddp_spawn.py").read_text()
     (folder / "probe.py").write_text(source.replace("        model.train()\n", PROBE))
-    run = runner.run("probe.py", "--limit", 20, "--epochs", 2, "--world-size", 2, folder=folder)
-    assert run.code == 0, run.err
+    runner.on_ranks(2, folder / "probe.py", "--limit", 20, "--epochs", 2, folder=folder)
     pattern = re.compile(r"rank (\d) seed (\d+) weights (\S+) order \[(.*)\]")
     seen = {
         (rank, epoch): pattern.fullmatch((folder / f"probe-{rank}-{epoch}.txt").read_text())
