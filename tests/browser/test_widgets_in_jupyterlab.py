@@ -115,8 +115,7 @@ def put_notebook(lab, page, name, cells):
     book = nbformat.v4.new_notebook()
     book.cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
     book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3 (ipykernel)"}
-    page.goto(f"{lab}?reset")
-    page.locator("#jp-top-panel").wait_for(timeout=60_000)
+    page.request.get(lab)  # the cookie that writing asks for comes with any page
     cookies = {cookie["name"]: cookie["value"] for cookie in page.context.cookies()}
     parts = urlsplit(lab)
     answer = page.request.put(
