@@ -142,9 +142,9 @@ class Runner:
         """
 
         def start(*args: object) -> list[int]:
-            return launch(_play, ranks, args=args, echo=False, timeout=100).values
+            return launch(_run_script, ranks, args=args, echo=False, timeout=150).values
 
-        return self._play(start, script, flags, folder)
+        return self._collect(start, script, flags, folder)
 
     def under_agent(
         self, ranks: int, script: Path, *flags: object, folder: Path | None = None
@@ -165,11 +165,13 @@ class Runner:
         )
 
         def start(*args: object) -> list[int]:
-            return list(elastic_launch(config, _play)(*args).values())
+            return list(elastic_launch(config, _run_script)(*args).values())
 
-        return self._play(start, script, flags, folder)
+        return self._collect(start, script, flags, folder)
 
-    def _play(self, start: Callable, script: Path, flags: tuple, folder: Path | None) -> Finished:
+    def _collect(
+        self, start: Callable, script: Path, flags: tuple, folder: Path | None
+    ) -> Finished:
         folder = folder or self.root / uuid.uuid4().hex
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("out.txt", "err.txt"):
@@ -187,7 +189,7 @@ class Runner:
                 process.send_signal(signal.SIGKILL)
 
 
-def _play(words: list[str], folder: str) -> int:
+def _run_script(words: list[str], folder: str) -> int:
     """A script on this rank; its exit code, if all ranks are to end with that."""
     os.chdir(folder)
     for name, descriptor in (("out.txt", 1), ("err.txt", 2)):
