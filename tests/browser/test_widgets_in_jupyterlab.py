@@ -9,11 +9,11 @@ from urllib.parse import urlsplit
 
 import nbformat
 import pytest
-from conftest import ROOT
 
 from ddp_helpers import faults
 from ddp_helpers.widgets import fault_lab, ladder
 
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
 
