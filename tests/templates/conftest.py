@@ -8,7 +8,7 @@ from template_runner import Runner
 
 
 @pytest.fixture
-def runner(tmp_path: Path) -> Iterator[Runner]:
+def runner(tmp_path: Path, no_process_left: None) -> Iterator[Runner]:
     runner = Runner(tmp_path / "runs")
     yield runner
     runner.end()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+import pytest
 
 from ddp_helpers import fork_server, launch
 
@@ -138,11 +139,12 @@ class Runner:
     ) -> Finished:
         """The same on ranks forked from a process that has torch already, as torchrun's would be.
 
-        It takes a tenth of the time. For what a template does, not for how it starts.
+        It takes a tenth of the time. For what a template does, not for how it starts. An exit
+        code other than 0 raises.
         """
 
-        def start(*args: object) -> list[int]:
-            return launch(_run_script, ranks, args=args, echo=False, timeout=150).values
+        def start(*args: object) -> None:
+            launch(_run_script, ranks, args=args, echo=False, timeout=150)
 
         return self._collect(start, script, flags, folder)
 
@@ -163,11 +165,15 @@ class Runner:
             start_method="forkserver",
             max_restarts=0,
         )
+        return self._collect(elastic_launch(config, _run_script), script, flags, folder)
 
-        def start(*args: object) -> list[int]:
-            return list(elastic_launch(config, _run_script)(*args).values())
-
-        return self._collect(start, script, flags, folder)
+    def however_started(self, script: Path, *flags: object) -> dict[str, Finished]:
+        """By mp.spawn on two ranks, and under torchrun's agent on one and two."""
+        return {
+            "spawn": self.run(script, "--world-size", 2, *flags),
+            "agent 1": self.under_agent(1, script, *flags),
+            "agent 2": self.under_agent(2, script, *flags),
+        }
 
     def _collect(
         self, start: Callable, script: Path, flags: tuple, folder: Path | None
@@ -177,10 +183,10 @@ class Runner:
         for name in ("out.txt", "err.txt"):
             (folder / name).write_text("")
         begin = time.monotonic()
-        codes = start([str(script), *map(str, flags)], str(folder))
+        start([str(script), *map(str, flags)], str(folder))
         took = time.monotonic() - begin
         texts = [(folder / name).read_text() for name in ("out.txt", "err.txt")]
-        return Finished(max(codes), *texts, seconds=took, folder=folder)
+        return Finished(0, *texts, seconds=took, folder=folder)
 
     def end(self) -> None:
         """Kill what a failed test left."""
@@ -189,27 +195,21 @@ class Runner:
                 process.send_signal(signal.SIGKILL)
 
 
-def _run_script(words: list[str], folder: str) -> int:
-    """A script on this rank; its exit code, if all ranks are to end with that."""
+def _run_script(words: list[str], folder: str) -> None:
+    """On a rank: a script as a program, with its output in the files of its run."""
     os.chdir(folder)
     for name, descriptor in (("out.txt", 1), ("err.txt", 2)):
         file = os.open(name, os.O_WRONLY | os.O_APPEND)
         os.dup2(file, descriptor)
         os.close(file)
     sys.argv = words
-    try:
-        runpy.run_path(words[0], run_name="__main__")
-    except SystemExit as end:
-        if end.code != os.EX_TEMPFAIL:
-            raise
-        return end.code
-    return 0
+    runpy.run_path(words[0], run_name="__main__")
 
 
 def stack_of(pid: int) -> str:
     """Where each thread of a process is, as py-spy sees it."""
-    command = ["py-spy", "dump", "--native", "--pid", str(pid)]
-    command[0] = str(Path(sys.executable).with_name("py-spy"))
+    py_spy = Path(sys.executable).with_name("py-spy")
+    command = [py_spy, "dump", "--native", "--pid", str(pid)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=30)
     return run.stdout + run.stderr
 
@@ -251,6 +251,12 @@ PLAIN = (
     ("x = x.roll(", "_ = x.roll("),
     ("torch.optim.Adam(", "torch.optim.SGD("),
 )
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, by: int = signal.SIGTERM) -> None:
+    """Have rank 1 of the next run, of a copy with STOP_ITSELF, get a signal; at step -1 never."""
+    monkeypatch.setenv("STOP_AT", str(step))
+    monkeypatch.setenv("STOP_BY", str(int(by)))
 
 
 def alone(runner: Runner, script: Path) -> list[object]:

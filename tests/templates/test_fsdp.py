@@ -2,7 +2,6 @@
 
 import os
 import re
-import signal
 from pathlib import Path
 
 import pytest
@@ -15,17 +14,12 @@ from template_runner import (
     Runner,
     copy,
     load_template,
+    stop_at,
     torchrun,
 )
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 pytestmark = pytest.mark.timeout(300)
-
-
-def stop(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Have rank 1 of the next run ask itself to stop at a step, -1 for never."""
-    monkeypatch.setenv("STOP_AT", str(step))
-    monkeypatch.setenv("STOP_BY", str(int(signal.SIGTERM)))
 
 
 def newest(folder: Path) -> Path:
@@ -43,11 +37,7 @@ def test_it_trains_however_it_is_started_and_evaluates_uneven_shares(runner: Run
     folder = copy(runner, "fsdp", ("batch_size=500", "batch_size=32"))
     size = ("--epochs", 1, "--limit", 65)
     script = folder / "mine.py"
-    runs = {
-        "spawn": runner.run(script, "--world-size", 2, *size),
-        "agent 1": runner.under_agent(1, script, *size),
-        "agent 2": runner.under_agent(2, script, *size),
-    }
+    runs = runner.however_started(script, *size)
     for way in runs:
         assert runs[way].code == 0, runs[way].err
         assert "of 65)" in runs[way].out.splitlines()[-1]
@@ -80,7 +70,7 @@ def test_stopped_and_damaged_it_ends_with_the_same_weights(
     undisturbed = runner.on_ranks(2, TEMPLATES / "fsdp.py", *size)
     folder = copy(runner, "fsdp", *STOP_ITSELF)
 
-    stop(monkeypatch, 3)
+    stop_at(monkeypatch, 3)
     warned = runner.run(*torchrun(2), folder / "mine.py", *size, folder=folder)
     assert "stopped and saved" in warned.out
     assert newest(folder).name == "checkpoint-00000003"
@@ -88,7 +78,7 @@ def test_stopped_and_damaged_it_ends_with_the_same_weights(
     raw = bytearray(share.read_bytes())
     raw[len(raw) // 2] ^= 1
     share.write_bytes(raw)
-    stop(monkeypatch, -1)
+    stop_at(monkeypatch, -1)
     done = runner.on_ranks(2, folder / "mine.py", *size, folder=folder)
     assert "checkpoint-00000003 is damaged (wrong checksum of a share)" in done.out
     assert "goes on from checkpoint-00000002" in done.out
@@ -105,10 +95,10 @@ def test_with_whole_checkpoints_it_is_stopped_and_ends_with_the_same_weights(
     size = ("--epochs", 1, "--limit", 150, "--batch-size-per-rank", 16)
     undisturbed = runner.on_ranks(2, TEMPLATES / "fsdp_whole.py", *size)
     folder = copy(runner, "fsdp_whole", *STOP_ITSELF)
-    stop(monkeypatch, 3)
+    stop_at(monkeypatch, 3)
     warned = runner.run(folder / "mine.py", "--world-size", 2, *size, folder=folder)
     assert warned.code == os.EX_TEMPFAIL, warned.err
-    stop(monkeypatch, -1)
+    stop_at(monkeypatch, -1)
     run = runner.on_ranks(2, folder / "mine.py", *size, folder=folder)
     assert "goes on from checkpoint-00000003.pt" in run.out
     ours, theirs = (torch.load(newest_file(one.folder)) for one in (run, undisturbed))

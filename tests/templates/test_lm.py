@@ -1,8 +1,8 @@
 """The language models: their data, that they look back only, and that they learn and go on."""
 
 import hashlib
+import os
 import re
-import signal
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from template_runner import (
     alone,
     copy,
     load_template,
-    torchrun,
+    stop_at,
 )
 
 DATA = TEMPLATES.parents[1] / "data"
@@ -65,11 +65,7 @@ def test_no_letter_sees_a_later_one(step: str) -> None:
 def test_it_learns_however_it_is_started(runner: Runner, step: str) -> None:
     size = ("--epochs", 2, "--limit", 65, "--batch-size-per-rank", 4, "--warmup", 1, "--lr", 0.01)
     script = TEMPLATES / f"{step}.py"
-    runs = {
-        "spawn": runner.run(script, "--world-size", 2, *size),
-        "agent 1": runner.under_agent(1, script, *size),
-        "agent 2": runner.under_agent(2, script, *size),
-    }
+    runs = runner.however_started(script, *size)
     for run in runs.values():
         assert run.code == 0, run.err
         losses = [float(loss) for loss in re.findall(r"loss (\S+)", run.out)]
@@ -95,11 +91,10 @@ def test_stopped_it_ends_with_the_weights_of_an_undisturbed_run(
     undisturbed = runner.on_ranks(2, TEMPLATES / "lm.py", *size)
     folder = copy(runner, "lm", *STOP_ITSELF)
     (folder / "data" / "austen").symlink_to(TEXT.parent)
-    monkeypatch.setenv("STOP_AT", "3")
-    monkeypatch.setenv("STOP_BY", str(int(signal.SIGTERM)))
-    warned = runner.run(*torchrun(2), folder / "mine.py", *size, folder=folder)
-    assert "stopped and saved" in warned.out, warned.err
-    monkeypatch.setenv("STOP_AT", "-1")
+    stop_at(monkeypatch, 3)
+    warned = runner.run(folder / "mine.py", "--world-size", 2, *size, folder=folder)
+    assert warned.code == os.EX_TEMPFAIL, warned.err
+    stop_at(monkeypatch, -1)
     done = runner.on_ranks(2, folder / "mine.py", *size, folder=folder)
     ours, theirs = newest(done), newest(undisturbed)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

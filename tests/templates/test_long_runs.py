@@ -19,6 +19,7 @@ from template_runner import (
     alone,
     copy,
     load_template,
+    stop_at,
     torchrun,
 )
 
@@ -39,11 +40,7 @@ def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool
 @pytest.mark.parametrize("step", LONG_STEPS)
 def test_it_trains_however_it_is_started(runner: Runner, step: str) -> None:
     script = TEMPLATES / f"{step}.py"
-    runs = {
-        "spawn": runner.run(script, "--world-size", 2, *TINY),
-        "agent 1": runner.under_agent(1, script, *TINY),
-        "agent 2": runner.under_agent(2, script, *TINY),
-    }
+    runs = runner.however_started(script, *TINY)
     for way, run in runs.items():
         assert run.code == 0, run.err
         _, _, seen, ranks = LAST.fullmatch(run.out.splitlines()[-1]).groups()
@@ -120,9 +117,8 @@ def test_stopped_and_killed_it_ends_with_the_weights_of_an_undisturbed_run(
     undisturbed = runner.on_ranks(2, TEMPLATES / f"{step}.py", *SIZE, *flags)
     folder = copy(runner, step, *STOP_ITSELF)
 
-    def run(stop_at: int, stop_by: int, way: str) -> Finished:
-        monkeypatch.setenv("STOP_AT", str(stop_at))
-        monkeypatch.setenv("STOP_BY", str(int(stop_by)))
+    def run(at: int, by: int, way: str) -> Finished:
+        stop_at(monkeypatch, at, by)
         script, given = folder / "mine.py", (*SIZE, *flags)
         if way == "ranks":
             return runner.on_ranks(2, script, *given, folder=folder)
