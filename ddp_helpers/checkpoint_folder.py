@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from ddp_helpers.arguments import check_whole
 from ddp_helpers.checkpoint import CheckpointError, load_checkpoint, write_on_rank_0
-from ddp_helpers.checks import check_whole
 
 _NAME = re.compile(r"checkpoint-(\d{6,})-([0-9a-f]{16})\.pt(\.damaged)?")
 

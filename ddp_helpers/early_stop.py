@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ddp_helpers.checks import check_whole
+from ddp_helpers.arguments import check_whole
 
 
 class EarlyStop:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import Sampler
 
-from ddp_helpers.checks import check_ranks, check_whole
+from ddp_helpers.arguments import check_ranks, check_whole
 
 _SAME_DATA = ("samples", "global_batch_size", "seed", "shuffle", "drop_last")
 

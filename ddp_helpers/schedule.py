@@ -7,7 +7,7 @@ import math
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from ddp_helpers.checks import check_whole
+from ddp_helpers.arguments import check_whole
 
 
 def linear_scaled_lr(base_lr: float, global_batch_size: int, base_batch_size: int = 256) -> float:

@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 
 from ddp_helpers import worker
 from ddp_helpers.diagnosis import waiting_in
+from ddp_helpers.evidence.frames import make_frame
+from ddp_helpers.evidence.records import Frame, LastCall, RankError, RankResult
 from ddp_helpers.fork_server import ENDED
-from ddp_helpers.frames import make_frame
 from ddp_helpers.interrupts import HeldInterrupts, interrupts_blocked
-from ddp_helpers.records import Frame, LastCall, RankError, RankResult
 from ddp_helpers.view import PER_SECOND, View
 
 GRACE_AFTER_FAILURE = 0.15  # seconds in which other ranks may still tell what became of them

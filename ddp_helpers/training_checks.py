@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ddp_helpers.arguments import check_whole
 from ddp_helpers.checkpoint import unwrap
 from ddp_helpers.checkpoint_folder import CheckpointFolder
-from ddp_helpers.checks import check_whole
 from ddp_helpers.process_group import get_world_size
 
 

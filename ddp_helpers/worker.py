@@ -31,9 +31,9 @@ from pathlib import Path
 from types import TracebackType
 
 from ddp_helpers import progress
-from ddp_helpers.frames import make_frame
-from ddp_helpers.last_call import keep_last_call
-from ddp_helpers.records import Finding, Frame, RankError
+from ddp_helpers.evidence.frames import make_frame
+from ddp_helpers.evidence.last_call import keep_last_call
+from ddp_helpers.evidence.records import Finding, Frame, RankError
 from ddp_helpers.torch_mends import mend_destroy_process_group, mend_rendezvous
 
 STACK_SIGNAL = signal.SIGRTMIN + 5  # rarely used by others; USR1 and USR2 often are

@@ -16,11 +16,11 @@ from collections.abc import Callable, Collection
 import torch
 import torch.distributed as dist
 
+from ddp_helpers.evidence.records import LaunchResult, name_ranks
+from ddp_helpers.evidence.sent_calls import Call
 from ddp_helpers.exercises._core import NotYet
 from ddp_helpers.launch import LaunchError, LaunchTimeoutError, launch
 from ddp_helpers.process_group import process_group
-from ddp_helpers.records import LaunchResult, name_ranks
-from ddp_helpers.sent_calls import Call
 
 GRACE = 1.0  # seconds between the verdicts of two ranks
 RECORDED = "20000"  # calls that torch's flight recorder keeps

@@ -3,9 +3,9 @@
 import torch
 import torch.distributed as dist
 
+from ddp_helpers.evidence.sent_calls import watched
 from ddp_helpers.exercises._core import Exercise, NotYet, Wrong
 from ddp_helpers.exercises._ranks import by_rank, expect, only
-from ddp_helpers.sent_calls import watched
 
 EXERCISE = Exercise(
     title="One message for many tensors",

@@ -4,9 +4,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from ddp_helpers.evidence.sent_calls import watched
 from ddp_helpers.exercises._core import Exercise, NotYet, Wrong
 from ddp_helpers.exercises._ranks import expect, only
-from ddp_helpers.sent_calls import watched
 
 EXERCISE = Exercise(
     title="Average in buckets",

@@ -5,9 +5,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ddp_helpers.evidence.sent_calls import watched
 from ddp_helpers.exercises._core import Exercise, NotYet, Wrong
 from ddp_helpers.exercises._ranks import expect
-from ddp_helpers.sent_calls import watched
 
 EXERCISE = Exercise(
     title="Half the bytes",

@@ -20,9 +20,9 @@ from pathlib import Path
 from types import ModuleType
 
 from ddp_helpers.diagnosis import Diagnosis, diagnose, diagnose_text
+from ddp_helpers.evidence.records import LaunchResult
 from ddp_helpers.faults._terminal import Ended, terminal
 from ddp_helpers.launch import LaunchError, LaunchTimeoutError, launch
-from ddp_helpers.records import LaunchResult
 
 GROUPS = ("hangs", "start-up", "silently wrong", "slow", "after the end", "many machines")
 FOLDER = Path(__file__).parent

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from ddp_helpers.frames import is_user_file
+from ddp_helpers.evidence.frames import is_user_file
 
 Place = tuple[str, int, str]  # file, line, function
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ddp_helpers.records import Finding, name_ranks
+from ddp_helpers.evidence.records import Finding, name_ranks
 from ddp_helpers.sanitizer.fingerprint import first_difference, first_setting, odd_ranks
 from ddp_helpers.sanitizer.session import Session
 

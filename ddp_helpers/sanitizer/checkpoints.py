@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 import torch
 
-from ddp_helpers.records import Finding, name_ranks
+from ddp_helpers.evidence.records import Finding, name_ranks
 from ddp_helpers.sanitizer.callsite import Place, places, user_frames
 from ddp_helpers.sanitizer.order import Moment, Order, is_before
 from ddp_helpers.sanitizer.session import Session

@@ -10,8 +10,8 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-from ddp_helpers.collective_methods import INPUTS
-from ddp_helpers.records import Finding, name_ranks
+from ddp_helpers.evidence.collective_methods import INPUTS
+from ddp_helpers.evidence.records import Finding, name_ranks
 from ddp_helpers.sanitizer.callsite import CLEAN_UP, as_places, crossed, places, user_frames
 from ddp_helpers.sanitizer.sequence import CallSequence, Compare, Pending, describe
 from ddp_helpers.sanitizer.session import SanitizerError, Session

@@ -14,7 +14,7 @@ from torch.utils.data import (
     SubsetRandomSampler,
 )
 
-from ddp_helpers.records import Finding
+from ddp_helpers.evidence.records import Finding
 from ddp_helpers.sanitizer.exchange import Exchange
 from ddp_helpers.sanitizer.passes import (
     Pass,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 
-from ddp_helpers.records import Finding, name_ranks
+from ddp_helpers.evidence.records import Finding, name_ranks
 from ddp_helpers.sanitizer.callsite import CLEAN_UP, as_places, asks_for_rank, left_loop
 from ddp_helpers.sanitizer.ddp_calls import BACKWARD, BUFFERS, WRAP
 from ddp_helpers.sanitizer.fingerprint import odd_ranks

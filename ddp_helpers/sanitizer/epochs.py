@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch.optim import Optimizer
 
-from ddp_helpers.records import Finding
+from ddp_helpers.evidence.records import Finding
 from ddp_helpers.sanitizer.passes import Pass, PassRecorder, shuffles
 from ddp_helpers.sanitizer.session import Session
 from ddp_helpers.sanitizer.shares import FEW

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DistributedSampler
 
-from ddp_helpers.records import Finding
+from ddp_helpers.evidence.records import Finding
 from ddp_helpers.sanitizer.passes import Pass, PassRecorder
 from ddp_helpers.sanitizer.session import Session
 

@@ -8,7 +8,7 @@ from types import FrameType
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from ddp_helpers.records import Finding
+from ddp_helpers.evidence.records import Finding
 from ddp_helpers.sanitizer.callsite import places, user_frames
 from ddp_helpers.sanitizer.data_checks import Peers, about_sampler
 from ddp_helpers.sanitizer.exchange import Exchange

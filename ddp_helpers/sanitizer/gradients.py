@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch.optim.optimizer import Optimizer
 
-from ddp_helpers.records import Finding, name_ranks
+from ddp_helpers.evidence.records import Finding, name_ranks
 from ddp_helpers.sanitizer.graph import leaves
 from ddp_helpers.sanitizer.session import Session
 from ddp_helpers.sanitizer.training_events import TrainingEvents

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch.optim.optimizer import Optimizer
 
-from ddp_helpers.records import Finding
+from ddp_helpers.evidence.records import Finding
 from ddp_helpers.sanitizer.callsite import Place, places, user_frames
 from ddp_helpers.sanitizer.collectives import tensors_in
 from ddp_helpers.sanitizer.graph import number_of, reached

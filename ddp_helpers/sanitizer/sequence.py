@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
-from ddp_helpers.records import Finding, name_ranks
+from ddp_helpers.evidence.records import Finding, name_ranks
 from ddp_helpers.sanitizer.channel import Gone
 from ddp_helpers.sanitizer.session import FAILED, LEFT, Session
 

@@ -10,11 +10,11 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ddp_helpers.frames import make_frame
-from ddp_helpers.records import Finding, Frame
+from ddp_helpers.evidence.frames import make_frame
+from ddp_helpers.evidence.patches import Patches
+from ddp_helpers.evidence.records import Finding, Frame
 from ddp_helpers.sanitizer.callsite import Place, places, user_frames
 from ddp_helpers.sanitizer.channel import Channel, Gone, open_channel
-from ddp_helpers.sanitizer.patches import Patches
 
 PATIENCE_AT_END = 2.0  # seconds to wait for the other ranks' last records
 LEFT, FAILED = "left", "failed"

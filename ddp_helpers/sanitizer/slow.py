@@ -11,7 +11,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from ddp_helpers.records import Finding
+from ddp_helpers.evidence.records import Finding
 from ddp_helpers.sanitizer.channel import Gone
 from ddp_helpers.sanitizer.passes import Pass, PassRecorder
 from ddp_helpers.sanitizer.session import PATIENCE_AT_END, Session

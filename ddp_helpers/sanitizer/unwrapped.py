@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.optim.optimizer import Optimizer
 
-from ddp_helpers.records import Finding
+from ddp_helpers.evidence.records import Finding
 from ddp_helpers.sanitizer.callsite import Place, places, user_frames
 from ddp_helpers.sanitizer.collectives import tensors_in
 from ddp_helpers.sanitizer.fingerprint import fingerprint, first_difference

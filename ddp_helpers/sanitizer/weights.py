@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from torch.optim.optimizer import Optimizer
 
-from ddp_helpers.records import Finding
+from ddp_helpers.evidence.records import Finding
 from ddp_helpers.sanitizer.callsite import places, user_frames
 from ddp_helpers.sanitizer.causes import Causes
 from ddp_helpers.sanitizer.fingerprint import fingerprint, first_difference, settings

@@ -14,8 +14,8 @@ from ddp_helpers.figures import BLUE, GREEN, GREY, ORANGE, VERMILLION
 from ddp_helpers.widgets._scene import Scene
 
 if TYPE_CHECKING:
+    from ddp_helpers.evidence.records import RankResult
     from ddp_helpers.faults import Seen
-    from ddp_helpers.records import RankResult
     from ddp_helpers.widgets._base import Explorable, Picture
 
 VERSIONS = ("faulty", "mended")

@@ -13,8 +13,8 @@ import os
 import sys
 from collections.abc import Callable
 
-from ddp_helpers.collective_methods import INPUTS, POINT_TO_POINT
-from ddp_helpers.frames import is_user_file
+from ddp_helpers.evidence.collective_methods import INPUTS, POINT_TO_POINT
+from ddp_helpers.evidence.frames import is_user_file
 
 SIZE = 1024  # bytes of the record; the rest of a longer one is lost
 

@@ -7,7 +7,7 @@ import os
 import sysconfig
 from pathlib import Path
 
-from ddp_helpers.records import Frame
+from ddp_helpers.evidence.records import Frame
 
 LIBRARY_FOLDERS = tuple(
     str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "purelib", "platlib")

@@ -1,0 +1,1 @@
+"""What a run leaves: records, stack lines, the calls that a rank made. It uses no other wing."""
