@@ -5,20 +5,20 @@ In a notebook it also starts the process that will start ranks, which loads torc
 """
 
 from ddp_helpers.environment import check_environment
-from ddp_helpers.launch import (
-    LaunchError,
-    LaunchStopped,
-    LaunchTimeoutError,
-    launch,
-    warm_up_in_a_kernel,
-)
-from ddp_helpers.process_group import (
+from ddp_helpers.group.lifetime import (
     cleanup_distributed,
     get_rank,
     get_world_size,
     init_distributed_mode,
     is_main_process,
     process_group,
+)
+from ddp_helpers.launch import (
+    LaunchError,
+    LaunchStopped,
+    LaunchTimeoutError,
+    launch,
+    warm_up_in_a_kernel,
 )
 from ddp_helpers.progress import report
 from ddp_helpers.sanitizer import sanitize

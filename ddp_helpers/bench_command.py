@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ddp_helpers.bench_records import Change, Job, Measured
 from ddp_helpers.environment import usable_cpu_count
+from ddp_helpers.group.lifetime import choose_backend
 from ddp_helpers.launch import launch
-from ddp_helpers.process_group import choose_backend
 from ddp_helpers.timeline_records import COMPUTE, DATA, EXPOSED, OPTIMIZER, OTHER, mean_shares
 from ddp_helpers.verdict import judge
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ddp_helpers.process_group import choose_backend, process_group
+from ddp_helpers.group.lifetime import choose_backend, process_group
 
 MOST_RANKS = 4  # that the course compares; with fewer GPUs all of them use the CPU
 

@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 
 from ddp_helpers.checkpoint import unwrap
 from ddp_helpers.checkpoint_folder import CheckpointFolder
+from ddp_helpers.group.lifetime import get_rank, get_world_size
 from ddp_helpers.losses import Loss
 from ddp_helpers.precision import MixedPrecision
-from ddp_helpers.process_group import get_rank, get_world_size
 from ddp_helpers.random_state import (
     capture_random_state,
     random_state_kept,

@@ -110,7 +110,7 @@ def _hold(folder: str) -> None:
     import torch
     import torch.distributed as dist
 
-    from ddp_helpers.process_group import process_group
+    from ddp_helpers.group.lifetime import process_group
 
     with process_group("gloo") as pg:
         dist.all_reduce(torch.ones(1000))

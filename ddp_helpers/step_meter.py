@@ -22,7 +22,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import DataLoader, DistributedSampler
 
 from ddp_helpers.bench_records import Job, Measured
-from ddp_helpers.process_group import process_group
+from ddp_helpers.group.lifetime import process_group
 from ddp_helpers.timeline import record_timeline
 from ddp_helpers.trial_changes import applied
 from ddp_helpers.worker import load_function

@@ -23,11 +23,11 @@ from ddp_helpers.checkpoint_folder import CheckpointFolder
 from ddp_helpers.data import load_mnist_5k
 from ddp_helpers.early_stop import EarlyStop
 from ddp_helpers.evaluation import evaluate
+from ddp_helpers.group.lifetime import get_rank, get_world_size
 from ddp_helpers.loaders import make_eval_loader, make_resumable_loader
 from ddp_helpers.losses import CrossEntropy, Loss
 from ddp_helpers.model import SmallCNN
 from ddp_helpers.precision import MixedPrecision, as_precision
-from ddp_helpers.process_group import get_rank, get_world_size
 from ddp_helpers.resume import ResumableRun, settle_buckets
 from ddp_helpers.steps import (
     EpochTotals,

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 from ddp_helpers.arguments import check_whole
 from ddp_helpers.checkpoint import unwrap
 from ddp_helpers.checkpoint_folder import CheckpointFolder
-from ddp_helpers.process_group import get_world_size
+from ddp_helpers.group.lifetime import get_world_size
 
 
 def check_shares(global_batch_size: int, world_size: int) -> None:

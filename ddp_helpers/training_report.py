@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ddp_helpers.arguments import check_whole
-from ddp_helpers.process_group import get_rank
+from ddp_helpers.group.lifetime import get_rank
 from ddp_helpers.training_records import EpochRecord
 
 

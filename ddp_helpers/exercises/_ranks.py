@@ -19,8 +19,8 @@ import torch.distributed as dist
 from ddp_helpers.evidence.records import LaunchResult, name_ranks
 from ddp_helpers.evidence.sent_calls import Call
 from ddp_helpers.exercises._core import NotYet
+from ddp_helpers.group.lifetime import process_group
 from ddp_helpers.launch import LaunchError, LaunchTimeoutError, launch
-from ddp_helpers.process_group import process_group
 
 GRACE = 1.0  # seconds between the verdicts of two ranks
 RECORDED = "20000"  # calls that torch's flight recorder keeps

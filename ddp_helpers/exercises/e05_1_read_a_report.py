@@ -6,8 +6,8 @@ import torch
 import torch.distributed as dist
 
 from ddp_helpers.exercises._core import Exercise, NotYet, Wrong
+from ddp_helpers.group.lifetime import process_group
 from ddp_helpers.launch import LaunchError, launch
-from ddp_helpers.process_group import process_group
 
 EXERCISE = Exercise(
     title="Read a failure report",

@@ -37,7 +37,7 @@ def count_on_a_rank(steps: int, accumulate: int, way: str) -> list[bool]:
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
     from torch.nn.parallel import DistributedDataParallel
 
-    from ddp_helpers.process_group import process_group
+    from ddp_helpers.group.lifetime import process_group
 
     def note(state, bucket):
         asked.append(True)

@@ -53,7 +53,7 @@ def on_a_rank(op: str, count: int, kib: int) -> Moved:
     import torch
     import torch.distributed as dist
 
-    from ddp_helpers.process_group import process_group
+    from ddp_helpers.group.lifetime import process_group
 
     with process_group("gloo") as pg:
         mine = numbers(op, pg.rank, pg.world_size, count)

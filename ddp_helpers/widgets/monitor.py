@@ -90,8 +90,8 @@ def train(epochs: int, batch_size: int, slow_ms: int) -> float:
     import torch
 
     from ddp_helpers.data import load_mnist_5k, make_train_loader
+    from ddp_helpers.group.lifetime import process_group
     from ddp_helpers.model import SmallCNN
-    from ddp_helpers.process_group import process_group
     from ddp_helpers.progress import report
 
     with process_group() as pg:

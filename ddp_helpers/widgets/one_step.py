@@ -132,7 +132,7 @@ def measure_on_a_rank(name: str, batch: int) -> list[list[list]]:
     import torch.distributed as dist
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-    from ddp_helpers.process_group import process_group
+    from ddp_helpers.group.lifetime import process_group
 
     def timed(state, bucket):
         averages.append([time.perf_counter(), 0.0])

@@ -24,7 +24,7 @@ def record_on_a_rank(layers: int, width: int, batch: int, bucket_mib: float) -> 
     import torch
     from torch import nn
 
-    from ddp_helpers.process_group import process_group
+    from ddp_helpers.group.lifetime import process_group
     from ddp_helpers.timeline import record_timeline
 
     with process_group() as pg:

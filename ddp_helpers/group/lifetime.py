@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from ddp_helpers.rendezvous import check_init_method, default_init_method
-from ddp_helpers.torch_mends import hold_ended_group, mend_rendezvous, release_ended_groups
+from ddp_helpers.group.rendezvous import check_init_method, default_init_method
+from ddp_helpers.group.torch_mends import hold_ended_group, mend_rendezvous, release_ended_groups
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ import itertools
 import os
 from collections.abc import Iterator
 
-from ddp_helpers.rendezvous import AGENT_STORE, hosted_by_launcher, is_launchers_port
+from ddp_helpers.group.rendezvous import AGENT_STORE, hosted_by_launcher, is_launchers_port
 
 _ended_groups: list[object] = []
 atexit.register(_ended_groups.clear)
