@@ -4,7 +4,7 @@ Importing this package loads neither torch nor matplotlib; each function loads w
 In a notebook it also starts the process that will start ranks, which loads torch meanwhile.
 """
 
-from ddp_helpers.environment import check_environment
+from ddp_helpers.environment.check import check_environment
 from ddp_helpers.group.lifetime import (
     cleanup_distributed,
     get_rank,

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddp_helpers import machine
-from ddp_helpers.environment import usable_cpu_count
-from ddp_helpers.environment_report import Check, EnvironmentReport
+from ddp_helpers.environment import facts as machine
+from ddp_helpers.environment.check import usable_cpu_count
+from ddp_helpers.environment.report import Check, EnvironmentReport
 from ddp_helpers.exercises import _progress, names, short_title
 from ddp_helpers.seats import RANKS, SeatCost, measure
 

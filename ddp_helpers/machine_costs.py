@@ -20,7 +20,7 @@ from torch import nn
 
 from ddp_helpers.cost_fits import fit_link, robust_fit, spread
 from ddp_helpers.cost_records import Machine, Setup, Work, plain
-from ddp_helpers.environment import usable_cpu_count
+from ddp_helpers.environment.check import usable_cpu_count
 from ddp_helpers.rank_probes import backend, time_all_reduce, time_steps
 from ddp_helpers.scaling import predict
 from ddp_helpers.work_costs import (

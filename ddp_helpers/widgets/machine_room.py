@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ddp_helpers import machine
-from ddp_helpers.environment import check_environment, usable_cpu_count
-from ddp_helpers.environment_report import EnvironmentReport
+from ddp_helpers.environment import facts as machine
+from ddp_helpers.environment.check import check_environment, usable_cpu_count
+from ddp_helpers.environment.report import EnvironmentReport
 from ddp_helpers.figures import BLUE, GREY, VERMILLION
 from ddp_helpers.widgets._scene import Scene
 

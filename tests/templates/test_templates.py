@@ -10,7 +10,7 @@ import pytest
 import torch
 from template_runner import STEPS, TEMPLATES, Finished, Runner, load_template, torchrun
 
-from ddp_helpers.machine import free_port
+from ddp_helpers.environment.facts import free_port
 
 SIZE = ("--epochs", 2, "--limit", 999)  # 999 on 2 ranks: a padded evaluation would count 1,000
 WAYS = {

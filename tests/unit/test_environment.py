@@ -18,10 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddp_helpers import environment as env
-from ddp_helpers import machine as facts
-from ddp_helpers import nvidia
-from ddp_helpers.environment import Check, EnvironmentReport, check_environment
-from ddp_helpers.environment_report import _MARKS
+from ddp_helpers.environment import Check, EnvironmentReport, check_environment, facts, nvidia
+from ddp_helpers.environment.report import _MARKS
 
 GIB = 1024**3
 # fmt: off

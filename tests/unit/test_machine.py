@@ -5,8 +5,8 @@ from collections import namedtuple
 
 import pytest
 
-from ddp_helpers import machine
-from ddp_helpers.nvidia import _gpu_links
+from ddp_helpers.environment import facts as machine
+from ddp_helpers.environment.nvidia import _gpu_links
 
 
 @pytest.mark.parametrize(

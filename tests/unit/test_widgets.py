@@ -16,7 +16,7 @@ from torch.utils.data import DistributedSampler
 
 from ddp_helpers import faults, widgets
 from ddp_helpers.cost_records import Link, Machine, Work
-from ddp_helpers.environment_report import Check, EnvironmentReport
+from ddp_helpers.environment.report import Check, EnvironmentReport
 from ddp_helpers.evidence.records import LaunchResult, RankResult
 from ddp_helpers.widgets import (
     accumulation,

@@ -17,8 +17,9 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from ddp_helpers import machine, nvidia
-from ddp_helpers.environment_report import Check, EnvironmentReport, Status
+from ddp_helpers.environment import facts as machine
+from ddp_helpers.environment import nvidia
+from ddp_helpers.environment.report import Check, EnvironmentReport, Status
 
 __all__ = [
     "Check",
