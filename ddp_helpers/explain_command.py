@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from ddp_helpers import faults
-from ddp_helpers.diagnosis import diagnose_text
+from ddp_helpers.diagnosis.causes import diagnose_text
 from ddp_helpers.similar_texts import find_nearest
 from ddp_helpers.troubleshooting import Trouble, page, troubles
 

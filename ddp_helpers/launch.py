@@ -22,9 +22,9 @@ from datetime import timedelta
 from pathlib import Path
 
 from ddp_helpers import fork_server
+from ddp_helpers.diagnosis.failure_report import failure_report
 from ddp_helpers.environment.check import default_nprocs, usable_cpu_count
 from ddp_helpers.evidence.records import LaunchResult
-from ddp_helpers.failure_report import failure_report
 from ddp_helpers.supervisor import Supervisor
 from ddp_helpers.view import PanelView, TextView, View
 from ddp_helpers.worker import Job

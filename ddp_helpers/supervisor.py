@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ddp_helpers import worker
-from ddp_helpers.diagnosis import waiting_in
+from ddp_helpers.diagnosis.hang_causes import waiting_in
 from ddp_helpers.evidence.frames import make_frame
 from ddp_helpers.evidence.records import Frame, LastCall, RankError, RankResult
 from ddp_helpers.fork_server import ENDED

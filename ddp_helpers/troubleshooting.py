@@ -12,7 +12,8 @@ from itertools import groupby
 from urllib.parse import quote
 
 from ddp_helpers import faults
-from ddp_helpers.diagnosis import PEER_IS_GONE, diagnose_text
+from ddp_helpers.diagnosis.causes import diagnose_text
+from ddp_helpers.diagnosis.error_texts import PEER_IS_GONE
 from ddp_helpers.error_examples import Example, read_examples
 
 COMMAND = "python -m ddp_helpers explain --all > notebooks/TROUBLESHOOTING.md"

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from ddp_helpers import LaunchError, LaunchTimeoutError, launch, process_group, report
-from ddp_helpers.failure_report import MOST_LINES
+from ddp_helpers.diagnosis.failure_report import MOST_LINES
 from ddp_helpers.group import torch_mends
 
 pytestmark = pytest.mark.usefixtures("no_process_left")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ddp_helpers.known_errors import CUDA, NCCL, KnownError
+from ddp_helpers.diagnosis.rules import CUDA, NCCL, KnownError
 
 GPU_AND_DISK: tuple[KnownError, ...] = (
     # ---- GPUs and NCCL

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ddp_helpers.diagnosis.rules import Diagnosis
 from ddp_helpers.evidence.records import Frame, RankResult, name_ranks
-from ddp_helpers.known_errors import Diagnosis
 
 WAITING_FUNCTIONS = (
     "all_reduce all_gather all_gather_into_tensor all_gather_object all_to_all all_to_all_single "

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ddp_helpers.error_texts_gpu import GPU_AND_DISK
-from ddp_helpers.known_errors import DIST, NCCL, KnownError
+from ddp_helpers.diagnosis.error_texts_gpu import GPU_AND_DISK
+from ddp_helpers.diagnosis.rules import DIST, NCCL, KnownError
 
 KNOWN_ERRORS: tuple[KnownError, ...] = (
     # ---- ranks that try to meet

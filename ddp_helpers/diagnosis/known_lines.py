@@ -6,7 +6,7 @@ import re
 import signal
 from collections.abc import Mapping
 
-from ddp_helpers.known_errors import Diagnosis
+from ddp_helpers.diagnosis.rules import Diagnosis
 
 KILLED = Diagnosis(
     "killed",

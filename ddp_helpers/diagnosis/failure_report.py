@@ -6,8 +6,15 @@ import signal
 from collections.abc import Sequence
 
 from ddp_helpers import worker
-from ddp_helpers.diagnosis import diagnose, is_consequence, name_ranks, waiting_in
-from ddp_helpers.evidence.records import Frame, LaunchResult, RankResult, innermost_user_frame
+from ddp_helpers.diagnosis.causes import diagnose, is_consequence
+from ddp_helpers.diagnosis.hang_causes import waiting_in
+from ddp_helpers.evidence.records import (
+    Frame,
+    LaunchResult,
+    RankResult,
+    innermost_user_frame,
+    name_ranks,
+)
 
 MOST_LINES = 20
 MOST_RANKS = 4  # of a group that gets a line each

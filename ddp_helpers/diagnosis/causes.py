@@ -11,12 +11,12 @@ import re
 import signal
 from collections.abc import Iterable, Sequence
 
-from ddp_helpers.error_texts import CONSEQUENCES, KNOWN_ERRORS, PEER_IS_GONE
+from ddp_helpers.diagnosis.error_texts import CONSEQUENCES, KNOWN_ERRORS, PEER_IS_GONE
+from ddp_helpers.diagnosis.hang_causes import find_hang_cause, waiting_in
+from ddp_helpers.diagnosis.known_lines import OUT_OF_MEMORY, recognise_exit_code, recognise_lines
+from ddp_helpers.diagnosis.log_text import find_errors, plain_text
+from ddp_helpers.diagnosis.rules import Diagnosis, recognise
 from ddp_helpers.evidence.records import RankError, RankResult, name_ranks
-from ddp_helpers.hang_causes import find_hang_cause, waiting_in
-from ddp_helpers.known_errors import Diagnosis, recognise
-from ddp_helpers.known_lines import OUT_OF_MEMORY, recognise_exit_code, recognise_lines
-from ddp_helpers.log_text import find_errors, plain_text
 
 __all__ = [
     "PEER_IS_GONE",
