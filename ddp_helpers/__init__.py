@@ -13,14 +13,14 @@ from ddp_helpers.group.lifetime import (
     is_main_process,
     process_group,
 )
-from ddp_helpers.launch import (
+from ddp_helpers.ranks.launcher import (
     LaunchError,
     LaunchStopped,
     LaunchTimeoutError,
     launch,
     warm_up_in_a_kernel,
 )
-from ddp_helpers.progress import report
+from ddp_helpers.ranks.progress import report
 from ddp_helpers.sanitizer import sanitize
 
 __all__ = [

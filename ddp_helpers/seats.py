@@ -101,7 +101,7 @@ def sit(folder: str) -> None:
     import ipykernel.kernelapp  # noqa: F401
     import matplotlib.figure  # noqa: F401
 
-    from ddp_helpers.launch import launch
+    from ddp_helpers.ranks.launcher import launch
 
     launch(_hold, RANKS, args=(folder,), echo=False, timeout=2 * PATIENCE)
 

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ddp_helpers.host import Host
-from ddp_helpers.interrupts import HeldInterrupts
 from ddp_helpers.namespaces import CARD, NoNamespaces, joined
+from ddp_helpers.ranks.interrupts import HeldInterrupts
 
 KIND = "DDP_HELPERS_TWO_HOSTS"  # "loopback" makes no namespaces; "namespaces" takes nothing else
 NAMES = ("first", "second")

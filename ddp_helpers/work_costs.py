@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from ddp_helpers.cost_fits import fit_batches
 from ddp_helpers.cost_records import Setup, Work
-from ddp_helpers.launch import launch
 from ddp_helpers.rank_probes import (
     LossFunction,
     MakeBatch,
@@ -25,6 +24,7 @@ from ddp_helpers.rank_probes import (
     time_loading,
     time_steps,
 )
+from ddp_helpers.ranks.launcher import launch
 
 SMALL_BATCHES = (8, 32)
 SECONDS = 60.0  # limit of each launch

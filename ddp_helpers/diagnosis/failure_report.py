@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 
-from ddp_helpers import worker
 from ddp_helpers.diagnosis.causes import diagnose, is_consequence
 from ddp_helpers.diagnosis.hang_causes import waiting_in
 from ddp_helpers.evidence.records import (
@@ -15,6 +14,7 @@ from ddp_helpers.evidence.records import (
     innermost_user_frame,
     name_ranks,
 )
+from ddp_helpers.ranks import worker
 
 MOST_LINES = 20
 MOST_RANKS = 4  # of a group that gets a line each

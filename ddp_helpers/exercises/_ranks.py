@@ -20,7 +20,7 @@ from ddp_helpers.evidence.records import LaunchResult, name_ranks
 from ddp_helpers.evidence.sent_calls import Call
 from ddp_helpers.exercises._core import NotYet
 from ddp_helpers.group.lifetime import process_group
-from ddp_helpers.launch import LaunchError, LaunchTimeoutError, launch
+from ddp_helpers.ranks.launcher import LaunchError, LaunchTimeoutError, launch
 
 GRACE = 1.0  # seconds between the verdicts of two ranks
 RECORDED = "20000"  # calls that torch's flight recorder keeps

@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from ddp_helpers.exercises._core import Exercise, NotYet, Wrong
 from ddp_helpers.group.lifetime import process_group
-from ddp_helpers.launch import LaunchError, launch
+from ddp_helpers.ranks.launcher import LaunchError, launch
 
 EXERCISE = Exercise(
     title="Read a failure report",

@@ -23,7 +23,7 @@ from ddp_helpers.diagnosis.causes import diagnose, diagnose_text
 from ddp_helpers.diagnosis.rules import Diagnosis
 from ddp_helpers.evidence.records import LaunchResult
 from ddp_helpers.faults._terminal import Ended, terminal
-from ddp_helpers.launch import LaunchError, LaunchTimeoutError, launch
+from ddp_helpers.ranks.launcher import LaunchError, LaunchTimeoutError, launch
 
 GROUPS = ("hangs", "start-up", "silently wrong", "slow", "after the end", "many machines")
 FOLDER = Path(__file__).parent

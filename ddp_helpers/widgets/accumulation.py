@@ -10,7 +10,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from ddp_helpers.figures import BLUE, GREY, ORANGE, SKY, VERMILLION
-from ddp_helpers.launch import launch
+from ddp_helpers.ranks.launcher import launch
 from ddp_helpers.widgets._scene import Scene
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ddp_helpers.figures import FILLS, GREY
-from ddp_helpers.launch import launch
+from ddp_helpers.ranks.launcher import launch
 from ddp_helpers.widgets._scene import Scene
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ddp_helpers.figures import FILLS, GREY, LINES
-from ddp_helpers.launch import LaunchStopped, launch
+from ddp_helpers.ranks.launcher import LaunchStopped, launch
 from ddp_helpers.widgets._base import Explorable
 from ddp_helpers.widgets._scene import Scene
 
@@ -92,7 +92,7 @@ def train(epochs: int, batch_size: int, slow_ms: int) -> float:
     from ddp_helpers.data import load_mnist_5k, make_train_loader
     from ddp_helpers.group.lifetime import process_group
     from ddp_helpers.model import SmallCNN
-    from ddp_helpers.progress import report
+    from ddp_helpers.ranks.progress import report
 
     with process_group() as pg:
         torch.manual_seed(0)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ddp_helpers.figures import BLUE, GREEN, GREY, PURPLE, SKY, VERMILLION
 from ddp_helpers.intervals import difference, intersection
-from ddp_helpers.launch import launch
+from ddp_helpers.ranks.launcher import launch
 from ddp_helpers.timeline_records import BACKWARD, FORWARD, OPTIMIZER, RankTimeline, overlap
 from ddp_helpers.widgets._scene import Scene
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ddp_helpers import fork_server, launch
+from ddp_helpers import launch
+from ddp_helpers.ranks import fork_server
 
 TEMPLATES = Path(__file__).parents[2] / "ddp_helpers" / "templates"
 STEPS = (

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from ddp_helpers.interrupts import HeldInterrupts, interrupts_blocked
+from ddp_helpers.ranks.interrupts import HeldInterrupts, interrupts_blocked
 
 
 def press() -> None:

@@ -30,11 +30,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-from ddp_helpers import progress
 from ddp_helpers.evidence.frames import make_frame
 from ddp_helpers.evidence.last_call import keep_last_call
 from ddp_helpers.evidence.records import Finding, Frame, RankError
 from ddp_helpers.group.torch_mends import mend_destroy_process_group, mend_rendezvous
+from ddp_helpers.ranks import progress
 
 STACK_SIGNAL = signal.SIGRTMIN + 5  # rarely used by others; USR1 and USR2 often are
 

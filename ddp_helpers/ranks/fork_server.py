@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from ddp_helpers.interrupts import interrupts_blocked
+from ddp_helpers.ranks.interrupts import interrupts_blocked
 
 READY = "DDP_HELPERS_READY"
 # a fork copies an entry for each page in memory: of 2 MiB there are fewer than of 4 KiB, and the

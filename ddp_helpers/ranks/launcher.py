@@ -21,13 +21,13 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 
-from ddp_helpers import fork_server
 from ddp_helpers.diagnosis.failure_report import failure_report
 from ddp_helpers.environment.check import default_nprocs, usable_cpu_count
 from ddp_helpers.evidence.records import LaunchResult
-from ddp_helpers.supervisor import Supervisor
-from ddp_helpers.view import PanelView, TextView, View
-from ddp_helpers.worker import Job
+from ddp_helpers.ranks import fork_server
+from ddp_helpers.ranks.supervisor import Supervisor
+from ddp_helpers.ranks.view import PanelView, TextView, View
+from ddp_helpers.ranks.worker import Job
 
 START_METHODS = ("forkserver", "spawn")
 INSIDE_A_RANK = "DDP_HELPERS_INSIDE_A_RANK"

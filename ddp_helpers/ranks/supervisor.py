@@ -18,13 +18,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ddp_helpers import worker
 from ddp_helpers.diagnosis.hang_causes import waiting_in
 from ddp_helpers.evidence.frames import make_frame
 from ddp_helpers.evidence.records import Frame, LastCall, RankError, RankResult
-from ddp_helpers.fork_server import ENDED
-from ddp_helpers.interrupts import HeldInterrupts, interrupts_blocked
-from ddp_helpers.view import PER_SECOND, View
+from ddp_helpers.ranks import worker
+from ddp_helpers.ranks.fork_server import ENDED
+from ddp_helpers.ranks.interrupts import HeldInterrupts, interrupts_blocked
+from ddp_helpers.ranks.view import PER_SECOND, View
 
 GRACE_AFTER_FAILURE = 0.15  # seconds in which other ranks may still tell what became of them
 GRACE_AFTER_OUTCOME = 10.0  # seconds that a rank may take to end once its function has returned
