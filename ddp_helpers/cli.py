@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ddp_helpers import LaunchError, bench_command, cluster, explain_command, launch, process_group
-from ddp_helpers.data_folder import data_root
+from ddp_helpers.data.folder import data_root
 from ddp_helpers.diagnosis.causes import diagnose_text
 from ddp_helpers.environment import check as environment
 

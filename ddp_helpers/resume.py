@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from ddp_helpers.checkpoint import unwrap
 from ddp_helpers.checkpoint_folder import CheckpointFolder
+from ddp_helpers.data.sampler import GlobalBatchSampler
 from ddp_helpers.group.lifetime import get_rank, get_world_size
 from ddp_helpers.losses import Loss
 from ddp_helpers.precision import MixedPrecision
@@ -22,7 +23,6 @@ from ddp_helpers.random_state import (
     restore_random_state,
     seed_everything,
 )
-from ddp_helpers.sampler import GlobalBatchSampler
 from ddp_helpers.steps import EpochTotals
 from ddp_helpers.training_records import EpochRecord
 

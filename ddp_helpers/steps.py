@@ -13,10 +13,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
+from ddp_helpers.data.loaders import empty_like
+from ddp_helpers.data.sampler import GlobalBatchSampler
 from ddp_helpers.group.lifetime import get_world_size
-from ddp_helpers.loaders import empty_like
 from ddp_helpers.losses import Loss
-from ddp_helpers.sampler import GlobalBatchSampler
 
 Batch = tuple[Tensor, Tensor]
 

@@ -20,11 +20,11 @@ from torch.utils.data import DataLoader
 
 from ddp_helpers.checkpoint import load_checkpoint, save_checkpoint
 from ddp_helpers.checkpoint_folder import CheckpointFolder
-from ddp_helpers.data import load_mnist_5k
+from ddp_helpers.data.digits import load_mnist_5k
+from ddp_helpers.data.loaders import make_eval_loader, make_resumable_loader
 from ddp_helpers.early_stop import EarlyStop
 from ddp_helpers.evaluation import evaluate
 from ddp_helpers.group.lifetime import get_rank, get_world_size
-from ddp_helpers.loaders import make_eval_loader, make_resumable_loader
 from ddp_helpers.losses import CrossEntropy, Loss
 from ddp_helpers.model import SmallCNN
 from ddp_helpers.precision import MixedPrecision, as_precision

@@ -89,7 +89,8 @@ def train(epochs: int, batch_size: int, slow_ms: int) -> float:
     """Train on the digits; rank 1 sleeps `slow_ms` in each step. Returns the last loss."""
     import torch
 
-    from ddp_helpers.data import load_mnist_5k, make_train_loader
+    from ddp_helpers.data.digits import load_mnist_5k
+    from ddp_helpers.data.loaders import make_train_loader
     from ddp_helpers.group.lifetime import process_group
     from ddp_helpers.model import SmallCNN
     from ddp_helpers.ranks.progress import report

@@ -12,8 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from ddp_helpers import launch, process_group
+from ddp_helpers.data.loaders import make_eval_loader, make_resumable_loader, make_train_loader
 from ddp_helpers.evaluation import evaluate
-from ddp_helpers.loaders import make_eval_loader, make_resumable_loader, make_train_loader
 from ddp_helpers.losses import CrossEntropy
 from ddp_helpers.model import MLP
 from ddp_helpers.schedule import warm_up

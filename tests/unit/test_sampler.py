@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import TensorDataset
 
-from ddp_helpers.loaders import make_resumable_loader, make_train_loader
-from ddp_helpers.sampler import GlobalBatchSampler
+from ddp_helpers.data.loaders import make_resumable_loader, make_train_loader
+from ddp_helpers.data.sampler import GlobalBatchSampler
 
 
 @st.composite

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from ddp_helpers import training
 from ddp_helpers.checkpoint_folder import CheckpointFolder
 from ddp_helpers.data import load_mnist_5k
+from ddp_helpers.data.loaders import make_eval_loader, make_resumable_loader, make_train_loader
 from ddp_helpers.early_stop import EarlyStop
-from ddp_helpers.loaders import make_eval_loader, make_resumable_loader, make_train_loader
 from ddp_helpers.losses import CrossEntropy
 from ddp_helpers.model import MLP
 from ddp_helpers.precision import MixedPrecision

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from ddp_helpers.data_folder import data_root
-from ddp_helpers.loaders import (
+from ddp_helpers.data.folder import data_root
+from ddp_helpers.data.loaders import (
     empty_like,
     exact_split,
     make_eval_loader,
     make_resumable_loader,
     make_train_loader,
 )
-from ddp_helpers.sampler import GlobalBatchSampler
+from ddp_helpers.data.sampler import GlobalBatchSampler
 
 __all__ = [
     "MNIST_MEAN",

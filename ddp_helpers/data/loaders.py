@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset, default_collate
 
 from ddp_helpers.arguments import check_ranks, check_whole
-from ddp_helpers.sampler import GlobalBatchSampler
+from ddp_helpers.data.sampler import GlobalBatchSampler
 
 _LOADER_TIMEOUT_S = 120
 
