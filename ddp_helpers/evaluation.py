@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ddp_helpers.checkpoint import unwrap
+from ddp_helpers.checkpoints.file import unwrap
 from ddp_helpers.group.lifetime import get_world_size
 from ddp_helpers.losses import CrossEntropy, Loss
 from ddp_helpers.precision import MixedPrecision, as_precision

@@ -11,18 +11,18 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from ddp_helpers.checkpoint import unwrap
-from ddp_helpers.checkpoint_folder import CheckpointFolder
-from ddp_helpers.data.sampler import GlobalBatchSampler
-from ddp_helpers.group.lifetime import get_rank, get_world_size
-from ddp_helpers.losses import Loss
-from ddp_helpers.precision import MixedPrecision
-from ddp_helpers.random_state import (
+from ddp_helpers.checkpoints.file import unwrap
+from ddp_helpers.checkpoints.folder import CheckpointFolder
+from ddp_helpers.checkpoints.random_state import (
     capture_random_state,
     random_state_kept,
     restore_random_state,
     seed_everything,
 )
+from ddp_helpers.data.sampler import GlobalBatchSampler
+from ddp_helpers.group.lifetime import get_rank, get_world_size
+from ddp_helpers.losses import Loss
+from ddp_helpers.precision import MixedPrecision
 from ddp_helpers.steps import EpochTotals
 from ddp_helpers.training_records import EpochRecord
 

@@ -18,8 +18,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
-from ddp_helpers.checkpoint import load_checkpoint, save_checkpoint
-from ddp_helpers.checkpoint_folder import CheckpointFolder
+from ddp_helpers.checkpoints.file import load_checkpoint, save_checkpoint
+from ddp_helpers.checkpoints.folder import CheckpointFolder
 from ddp_helpers.data.digits import load_mnist_5k
 from ddp_helpers.data.loaders import make_eval_loader, make_resumable_loader
 from ddp_helpers.early_stop import EarlyStop

@@ -6,8 +6,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ddp_helpers.arguments import check_whole
-from ddp_helpers.checkpoint import unwrap
-from ddp_helpers.checkpoint_folder import CheckpointFolder
+from ddp_helpers.checkpoints.file import unwrap
+from ddp_helpers.checkpoints.folder import CheckpointFolder
 from ddp_helpers.group.lifetime import get_world_size
 
 

@@ -19,11 +19,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 
 from ddp_helpers import LaunchError, launch, process_group
-from ddp_helpers.checkpoint import CheckpointError
-from ddp_helpers.checkpoint_folder import CheckpointFolder
+from ddp_helpers.checkpoints.file import CheckpointError
+from ddp_helpers.checkpoints.folder import CheckpointFolder
+from ddp_helpers.checkpoints.random_state import SeededSamples
 from ddp_helpers.data.loaders import make_eval_loader, make_resumable_loader
 from ddp_helpers.early_stop import EarlyStop
-from ddp_helpers.random_state import SeededSamples
 from ddp_helpers.schedule import warm_up
 from ddp_helpers.training import fit
 

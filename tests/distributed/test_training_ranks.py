@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import TensorDataset
 
-from ddp_helpers.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from ddp_helpers.checkpoints.file import CheckpointError, load_checkpoint, save_checkpoint
 from ddp_helpers.data import make_eval_loader, make_train_loader
 from ddp_helpers.model import MLP
 from ddp_helpers.training import evaluate, fit, train_mnist_5k, train_one_epoch

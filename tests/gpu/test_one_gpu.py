@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import TensorDataset
 
 from ddp_helpers import LaunchError, launch, process_group
-from ddp_helpers.checkpoint_folder import CheckpointFolder
+from ddp_helpers.checkpoints.folder import CheckpointFolder
 from ddp_helpers.data.loaders import make_eval_loader, make_resumable_loader
 from ddp_helpers.environment import check_environment
 from ddp_helpers.model import MLP

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DataParallel
 
-from ddp_helpers.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, unwrap
+from ddp_helpers.checkpoints.file import CheckpointError, load_checkpoint, save_checkpoint, unwrap
 
 
 @dataclass

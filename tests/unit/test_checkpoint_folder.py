@@ -7,9 +7,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ddp_helpers import checkpoint
-from ddp_helpers.checkpoint import CheckpointError
-from ddp_helpers.checkpoint_folder import CheckpointFolder, damage
+from ddp_helpers.checkpoints import file as checkpoint
+from ddp_helpers.checkpoints.file import CheckpointError
+from ddp_helpers.checkpoints.folder import CheckpointFolder, damage
 
 
 def filled(folder, saves=4, keep=3):

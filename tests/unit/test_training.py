@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ddp_helpers import training
-from ddp_helpers.checkpoint import load_checkpoint
+from ddp_helpers.checkpoints.file import load_checkpoint
 from ddp_helpers.data import load_mnist_5k, make_eval_loader, make_train_loader
 from ddp_helpers.model import MLP
 from ddp_helpers.training import EpochRecord, evaluate, fit, train_mnist_5k, train_one_epoch

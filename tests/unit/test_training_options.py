@@ -16,20 +16,20 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from ddp_helpers import training
-from ddp_helpers.checkpoint_folder import CheckpointFolder
-from ddp_helpers.data import load_mnist_5k
-from ddp_helpers.data.loaders import make_eval_loader, make_resumable_loader, make_train_loader
-from ddp_helpers.early_stop import EarlyStop
-from ddp_helpers.losses import CrossEntropy
-from ddp_helpers.model import MLP
-from ddp_helpers.precision import MixedPrecision
-from ddp_helpers.random_state import (
+from ddp_helpers.checkpoints.folder import CheckpointFolder
+from ddp_helpers.checkpoints.random_state import (
     SeededSamples,
     capture_random_state,
     random_state_kept,
     restore_random_state,
     seed_everything,
 )
+from ddp_helpers.data import load_mnist_5k
+from ddp_helpers.data.loaders import make_eval_loader, make_resumable_loader, make_train_loader
+from ddp_helpers.early_stop import EarlyStop
+from ddp_helpers.losses import CrossEntropy
+from ddp_helpers.model import MLP
+from ddp_helpers.precision import MixedPrecision
 from ddp_helpers.resume import settle_buckets
 from ddp_helpers.schedule import linear_scaled_lr, warm_up
 from ddp_helpers.training import evaluate, fit, train_mnist_5k, train_one_epoch

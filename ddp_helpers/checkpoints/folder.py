@@ -10,7 +10,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from ddp_helpers.arguments import check_whole
-from ddp_helpers.checkpoint import CheckpointError, load_checkpoint, write_on_rank_0
+from ddp_helpers.checkpoints.file import CheckpointError, load_checkpoint, write_on_rank_0
 
 _NAME = re.compile(r"checkpoint-(\d{6,})-([0-9a-f]{16})\.pt(\.damaged)?")
 
