@@ -67,7 +67,7 @@ def train(options: argparse.Namespace) -> int:
 
 
 def _train_on_this_rank(**settings: object) -> list:
-    from ddp_helpers.training import train_mnist_5k
+    from ddp_helpers.training.loop import train_mnist_5k
 
     with process_group() as pg:
         return train_mnist_5k(device=pg.device, **settings)

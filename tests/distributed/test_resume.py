@@ -23,9 +23,9 @@ from ddp_helpers.checkpoints.file import CheckpointError
 from ddp_helpers.checkpoints.folder import CheckpointFolder
 from ddp_helpers.checkpoints.random_state import SeededSamples
 from ddp_helpers.data.loaders import make_eval_loader, make_resumable_loader
-from ddp_helpers.early_stop import EarlyStop
-from ddp_helpers.schedule import warm_up
 from ddp_helpers.training import fit
+from ddp_helpers.training.early_stop import EarlyStop
+from ddp_helpers.training.schedule import warm_up
 
 pytestmark = pytest.mark.usefixtures("no_process_left")
 SAMPLES, GLOBAL_BATCH, EPOCHS, SAVE_EVERY = 33, 8, 4, 2  # a last batch of one sample

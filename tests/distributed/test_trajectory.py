@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from ddp_helpers import launch, process_group
 from ddp_helpers.data.loaders import make_eval_loader, make_resumable_loader, make_train_loader
-from ddp_helpers.evaluation import evaluate
-from ddp_helpers.losses import CrossEntropy
 from ddp_helpers.model import MLP
-from ddp_helpers.schedule import warm_up
 from ddp_helpers.training import fit, train_one_epoch
+from ddp_helpers.training.evaluation import evaluate
+from ddp_helpers.training.losses import CrossEntropy
+from ddp_helpers.training.schedule import warm_up
 
 pytestmark = pytest.mark.usefixtures("no_process_left", "one_thread")
 STEPS = 20

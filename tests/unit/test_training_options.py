@@ -26,14 +26,14 @@ from ddp_helpers.checkpoints.random_state import (
 )
 from ddp_helpers.data import load_mnist_5k
 from ddp_helpers.data.loaders import make_eval_loader, make_resumable_loader, make_train_loader
-from ddp_helpers.early_stop import EarlyStop
-from ddp_helpers.losses import CrossEntropy
 from ddp_helpers.model import MLP
-from ddp_helpers.precision import MixedPrecision
-from ddp_helpers.resume import settle_buckets
-from ddp_helpers.schedule import linear_scaled_lr, warm_up
 from ddp_helpers.training import evaluate, fit, train_mnist_5k, train_one_epoch
-from ddp_helpers.training_report import print_progress
+from ddp_helpers.training.early_stop import EarlyStop
+from ddp_helpers.training.losses import CrossEntropy
+from ddp_helpers.training.precision import MixedPrecision
+from ddp_helpers.training.report import print_progress
+from ddp_helpers.training.resume import settle_buckets
+from ddp_helpers.training.schedule import linear_scaled_lr, warm_up
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

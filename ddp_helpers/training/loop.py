@@ -22,14 +22,17 @@ from ddp_helpers.checkpoints.file import load_checkpoint, save_checkpoint
 from ddp_helpers.checkpoints.folder import CheckpointFolder
 from ddp_helpers.data.digits import load_mnist_5k
 from ddp_helpers.data.loaders import make_eval_loader, make_resumable_loader
-from ddp_helpers.early_stop import EarlyStop
-from ddp_helpers.evaluation import evaluate
 from ddp_helpers.group.lifetime import get_rank, get_world_size
-from ddp_helpers.losses import CrossEntropy, Loss
 from ddp_helpers.model import SmallCNN
-from ddp_helpers.precision import MixedPrecision, as_precision
-from ddp_helpers.resume import ResumableRun, settle_buckets
-from ddp_helpers.steps import (
+from ddp_helpers.training.checks import check_epochs, check_loader, check_shares, check_wrapped
+from ddp_helpers.training.early_stop import EarlyStop
+from ddp_helpers.training.evaluation import evaluate
+from ddp_helpers.training.losses import CrossEntropy, Loss
+from ddp_helpers.training.precision import MixedPrecision, as_precision
+from ddp_helpers.training.records import EpochRecord, EvalMetrics, TrainMetrics
+from ddp_helpers.training.report import print_epoch
+from ddp_helpers.training.resume import ResumableRun, settle_buckets
+from ddp_helpers.training.steps import (
     EpochTotals,
     any_rank,
     micro_batches,
@@ -38,9 +41,6 @@ from ddp_helpers.steps import (
     terms_on_all_ranks,
     until_all_are_done,
 )
-from ddp_helpers.training_checks import check_epochs, check_loader, check_shares, check_wrapped
-from ddp_helpers.training_records import EpochRecord, EvalMetrics, TrainMetrics
-from ddp_helpers.training_report import print_epoch
 
 __all__ = [
     "EpochRecord",

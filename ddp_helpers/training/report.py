@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ddp_helpers.arguments import check_whole
 from ddp_helpers.group.lifetime import get_rank
-from ddp_helpers.training_records import EpochRecord
+from ddp_helpers.training.records import EpochRecord
 
 
 def print_epoch(record: EpochRecord, epochs: int) -> None:

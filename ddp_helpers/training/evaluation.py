@@ -9,9 +9,9 @@ from torch.utils.data import DataLoader
 
 from ddp_helpers.checkpoints.file import unwrap
 from ddp_helpers.group.lifetime import get_world_size
-from ddp_helpers.losses import CrossEntropy, Loss
-from ddp_helpers.precision import MixedPrecision, as_precision
-from ddp_helpers.training_records import EvalMetrics
+from ddp_helpers.training.losses import CrossEntropy, Loss
+from ddp_helpers.training.precision import MixedPrecision, as_precision
+from ddp_helpers.training.records import EvalMetrics
 
 
 @torch.no_grad()

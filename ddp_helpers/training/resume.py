@@ -21,10 +21,10 @@ from ddp_helpers.checkpoints.random_state import (
 )
 from ddp_helpers.data.sampler import GlobalBatchSampler
 from ddp_helpers.group.lifetime import get_rank, get_world_size
-from ddp_helpers.losses import Loss
-from ddp_helpers.precision import MixedPrecision
-from ddp_helpers.steps import EpochTotals
-from ddp_helpers.training_records import EpochRecord
+from ddp_helpers.training.losses import Loss
+from ddp_helpers.training.precision import MixedPrecision
+from ddp_helpers.training.records import EpochRecord
+from ddp_helpers.training.steps import EpochTotals
 
 
 class ResumableRun:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from ddp_helpers.data.loaders import empty_like
 from ddp_helpers.data.sampler import GlobalBatchSampler
 from ddp_helpers.group.lifetime import get_world_size
-from ddp_helpers.losses import Loss
+from ddp_helpers.training.losses import Loss
 
 Batch = tuple[Tensor, Tensor]
 
