@@ -192,7 +192,7 @@ def _best(before: list[float], after: dict[Change, list[float]]) -> str:
 
 def _save_figure(options: argparse.Namespace, runs: Runs) -> None:
     from ddp_helpers.bench_plots import describe_bench, plot_bench
-    from ddp_helpers.figures import save
+    from ddp_helpers.plots.style import save
 
     rates = {n: [speed(ranks) for ranks in rounds] for n, rounds in runs.items()}
     shares = {n: mean_shares([one.timeline for one in rounds[0]]) for n, rounds in runs.items()}

@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from ddp_helpers.figures import BLUE, GREY, STYLE, new_figure, settle
+from ddp_helpers.plots.style import BLUE, GREY, STYLE, new_figure, settle
 from ddp_helpers.timeline_plots import LOOKS
 from ddp_helpers.timeline_records import KINDS
 

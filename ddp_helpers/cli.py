@@ -43,7 +43,7 @@ def check(options: argparse.Namespace) -> int:
 
 def train(options: argparse.Namespace) -> int:
     """Train the course's small CNN on the shipped digits, with real ranks."""
-    from ddp_helpers import plots
+    from ddp_helpers.plots import runs as plots
 
     folder = Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)

@@ -188,7 +188,7 @@ def _setup(options: argparse.Namespace) -> Setup:
 
 
 def _save_figure(prediction: Prediction, machine: Machine, work: Work, path: str) -> None:
-    from ddp_helpers.figures import save
+    from ddp_helpers.plots.style import save
     from ddp_helpers.scaling_plots import plot_prediction
 
     ranks = prediction.setup.ranks

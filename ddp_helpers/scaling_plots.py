@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from ddp_helpers.cost_records import Prediction
-from ddp_helpers.figures import GREY, LINES, MARKERS, STYLE, new_figure, settle
+from ddp_helpers.plots.style import GREY, LINES, MARKERS, STYLE, new_figure, settle
 
 
 @matplotlib.rc_context(STYLE)

@@ -12,7 +12,8 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FixedLocator, NullLocator
 from matplotlib.transforms import blended_transform_factory
 
-from ddp_helpers.figures import (
+from ddp_helpers.intervals import Interval, difference, intersection
+from ddp_helpers.plots.style import (
     BLUE,
     FILLS,
     GREEN,
@@ -23,7 +24,6 @@ from ddp_helpers.figures import (
     new_figure,
     settle,
 )
-from ddp_helpers.intervals import Interval, difference, intersection
 from ddp_helpers.timeline_records import (
     BACKWARD,
     DATA,

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from ddp_helpers.figures import png_bytes
+from ddp_helpers.plots.style import png_bytes
 from ddp_helpers.widgets._scene import Scene
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"

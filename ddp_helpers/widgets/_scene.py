@@ -12,7 +12,7 @@ import itertools
 import math
 from dataclasses import dataclass, field
 
-from ddp_helpers.figures import GREY
+from ddp_helpers.plots.style import GREY
 
 CONTENT = "currentColor"  # the page's own text colour: it suits light and dark themes
 _numbers = itertools.count()
@@ -101,7 +101,7 @@ class Scene:
         """The same picture as a matplotlib figure."""
         import matplotlib
 
-        from ddp_helpers.figures import STYLE, CourseFigure
+        from ddp_helpers.plots.style import STYLE, CourseFigure
 
         with matplotlib.rc_context(STYLE):
             fig = CourseFigure(figsize=(self.width / 100, self.height / 100))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from ddp_helpers.figures import BLUE, GREY, ORANGE, SKY, VERMILLION
+from ddp_helpers.plots.style import BLUE, GREY, ORANGE, SKY, VERMILLION
 from ddp_helpers.ranks.launcher import launch
 from ddp_helpers.widgets._scene import Scene
 

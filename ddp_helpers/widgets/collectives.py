@@ -13,7 +13,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ddp_helpers.figures import FILLS, GREY
+from ddp_helpers.plots.style import FILLS, GREY
 from ddp_helpers.ranks.launcher import launch
 from ddp_helpers.widgets._scene import Scene
 

@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING
 
 from ddp_helpers import faults
-from ddp_helpers.figures import BLUE, GREEN, GREY, ORANGE, VERMILLION
+from ddp_helpers.plots.style import BLUE, GREEN, GREY, ORANGE, VERMILLION
 from ddp_helpers.widgets._scene import Scene
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddp_helpers import templates
-from ddp_helpers.figures import GREEN, GREY, SKY, VERMILLION
+from ddp_helpers.plots.style import GREEN, GREY, SKY, VERMILLION
 from ddp_helpers.widgets._scene import Scene
 
 if TYPE_CHECKING:

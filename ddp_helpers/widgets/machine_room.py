@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ddp_helpers.environment import facts as machine
 from ddp_helpers.environment.check import check_environment, usable_cpu_count
 from ddp_helpers.environment.report import EnvironmentReport
-from ddp_helpers.figures import BLUE, GREY, VERMILLION
+from ddp_helpers.plots.style import BLUE, GREY, VERMILLION
 from ddp_helpers.widgets._scene import Scene
 
 if TYPE_CHECKING:

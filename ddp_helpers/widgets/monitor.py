@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ddp_helpers.figures import FILLS, GREY, LINES
+from ddp_helpers.plots.style import FILLS, GREY, LINES
 from ddp_helpers.ranks.launcher import LaunchStopped, launch
 from ddp_helpers.widgets._base import Explorable
 from ddp_helpers.widgets._scene import Scene

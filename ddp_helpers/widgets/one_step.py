@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ddp_helpers.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
+from ddp_helpers.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
 from ddp_helpers.ranks.launcher import launch
 from ddp_helpers.widgets._scene import Scene
 

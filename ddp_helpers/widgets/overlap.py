@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ddp_helpers.figures import BLUE, GREEN, GREY, PURPLE, SKY, VERMILLION
 from ddp_helpers.intervals import difference, intersection
+from ddp_helpers.plots.style import BLUE, GREEN, GREY, PURPLE, SKY, VERMILLION
 from ddp_helpers.ranks.launcher import launch
 from ddp_helpers.timeline_records import BACKWARD, FORWARD, OPTIMIZER, RankTimeline, overlap
 from ddp_helpers.widgets._scene import Scene

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ddp_helpers.cost_records import GRADIENT_BYTES, Link, Machine, Setup, Work
-from ddp_helpers.figures import BLUE, GREY, VERMILLION
+from ddp_helpers.plots.style import BLUE, GREY, VERMILLION
 from ddp_helpers.scaling import predict
 from ddp_helpers.widgets._scene import Scene, ticks
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ddp_helpers.figures import BLUE, FILLS, GREY, VERMILLION
+from ddp_helpers.plots.style import BLUE, FILLS, GREY, VERMILLION
 from ddp_helpers.widgets._scene import Scene
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ddp_helpers.figures import FILLS, GREY, VERMILLION
+from ddp_helpers.plots.style import FILLS, GREY, VERMILLION
 from ddp_helpers.widgets._scene import Scene
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import pytest
 from matplotlib.patches import Rectangle
 
-from ddp_helpers.collective_plots import MIXED, plot_collectives, plot_cost
+from ddp_helpers.plots.collectives import MIXED, plot_collectives, plot_cost
 
 
 def boxes(ax):

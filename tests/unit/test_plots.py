@@ -20,7 +20,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 from torch.utils.data import DistributedSampler
 
-from ddp_helpers import figures, plots
+from ddp_helpers import plots
+from ddp_helpers.plots import style as figures
 from ddp_helpers.training import EpochRecord
 
 ALT = 'Two ranks run "forward" <side by side>, 2 µs → 3 µs.'

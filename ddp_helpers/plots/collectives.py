@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import LogLocator
 
-from ddp_helpers.figures import BLUE, GREY, SKY, STYLE, look, new_figure, rank_rows
+from ddp_helpers.plots.style import BLUE, GREY, SKY, STYLE, look, new_figure, rank_rows
 
 MIXED = {"facecolor": "white", "edgecolor": GREY, "hatch": "////"}
 

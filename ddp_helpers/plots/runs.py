@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from ddp_helpers.figures import (
+from ddp_helpers.plots.style import (
     BLUE,
     FILLS,
     GREY,
