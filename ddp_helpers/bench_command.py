@@ -12,7 +12,7 @@ from ddp_helpers.bench_records import Change, Job, Measured
 from ddp_helpers.environment.check import usable_cpu_count
 from ddp_helpers.group.lifetime import choose_backend
 from ddp_helpers.ranks.launcher import launch
-from ddp_helpers.timeline_records import COMPUTE, DATA, EXPOSED, OPTIMIZER, OTHER, mean_shares
+from ddp_helpers.timeline.records import COMPUTE, DATA, EXPOSED, OPTIMIZER, OTHER, mean_shares
 from ddp_helpers.verdict import judge
 
 HELP = """\

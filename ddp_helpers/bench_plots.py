@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from ddp_helpers.plots.style import BLUE, GREY, STYLE, new_figure, settle
-from ddp_helpers.timeline_plots import LOOKS
-from ddp_helpers.timeline_records import KINDS
+from ddp_helpers.timeline.plots import LOOKS
+from ddp_helpers.timeline.records import KINDS
 
 
 @matplotlib.rc_context(STYLE)

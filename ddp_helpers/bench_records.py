@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from ddp_helpers.timeline_records import RankTimeline
+from ddp_helpers.timeline.records import RankTimeline
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ddp_helpers.bench_records import Change
-from ddp_helpers.timeline_records import (
+from ddp_helpers.timeline.records import (
     COMPUTE,
     DATA,
     EXPOSED,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ddp_helpers.intervals import difference, intersection
 from ddp_helpers.plots.style import BLUE, GREEN, GREY, PURPLE, SKY, VERMILLION
 from ddp_helpers.ranks.launcher import launch
-from ddp_helpers.timeline_records import BACKWARD, FORWARD, OPTIMIZER, RankTimeline, overlap
+from ddp_helpers.timeline.intervals import difference, intersection
+from ddp_helpers.timeline.records import BACKWARD, FORWARD, OPTIMIZER, RankTimeline, overlap
 from ddp_helpers.widgets._scene import Scene
 
 if TYPE_CHECKING:
-    from ddp_helpers.timeline_records import StepTimeline
+    from ddp_helpers.timeline.records import StepTimeline
     from ddp_helpers.widgets._base import Explorable, Picture
 
 BUCKETS = (0.05, 0.25, 1.0, 25.0)  # MiB
@@ -25,7 +25,7 @@ def record_on_a_rank(layers: int, width: int, batch: int, bucket_mib: float) -> 
     from torch import nn
 
     from ddp_helpers.group.lifetime import process_group
-    from ddp_helpers.timeline import record_timeline
+    from ddp_helpers.timeline.record import record_timeline
 
     with process_group() as pg:
         torch.manual_seed(0)

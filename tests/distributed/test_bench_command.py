@@ -9,7 +9,7 @@ import pytest
 from ddp_helpers import LaunchError, launch
 from ddp_helpers.bench_records import Change, Job
 from ddp_helpers.step_meter import measure_on_this_rank
-from ddp_helpers.timeline_records import BACKWARD, DATA, OPTIMIZER
+from ddp_helpers.timeline.records import BACKWARD, DATA, OPTIMIZER
 
 pytestmark = pytest.mark.usefixtures("no_process_left")
 

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ddp_helpers import launch, process_group
 from ddp_helpers.timeline import overlap, record_timeline
-from ddp_helpers.timeline_records import BACKWARD, DATA, EXPOSED, FORWARD, OPTIMIZER
+from ddp_helpers.timeline.records import BACKWARD, DATA, EXPOSED, FORWARD, OPTIMIZER
 
 pytestmark = pytest.mark.usefixtures("no_process_left")
 

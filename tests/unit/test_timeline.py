@@ -5,11 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddp_helpers import timeline_plots
-from ddp_helpers.intervals import difference, intersection, length, union
-from ddp_helpers.profiler_events import Event, steps_of
 from ddp_helpers.timeline import mean_shares, overlap, record_timeline, waiting_for_the_last
-from ddp_helpers.timeline_records import (
+from ddp_helpers.timeline import plots as timeline_plots
+from ddp_helpers.timeline.intervals import difference, intersection, length, union
+from ddp_helpers.timeline.profiler_events import Event, steps_of
+from ddp_helpers.timeline.records import (
     BACKWARD,
     DATA,
     EXPOSED,
@@ -211,7 +211,7 @@ def test_mistakes_are_named():
 def test_the_profilers_own_lines_are_dropped_and_others_kept(capfd):
     import os
 
-    from ddp_helpers.timeline import _without_notes_of_kineto
+    from ddp_helpers.timeline.record import _without_notes_of_kineto
 
     with _without_notes_of_kineto():
         os.write(2, b"USDT:2026 profiler_start\nout of memory\n")

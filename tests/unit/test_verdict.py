@@ -5,7 +5,7 @@ import pytest
 from ddp_helpers.bench_command import _best
 from ddp_helpers.bench_plots import describe_bench, plot_bench
 from ddp_helpers.bench_records import Change
-from ddp_helpers.timeline_records import (
+from ddp_helpers.timeline.records import (
     BACKWARD,
     DATA,
     FORWARD,

@@ -14,8 +14,8 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ddp_helpers.intervals import Interval, difference, union
-from ddp_helpers.timeline_records import (
+from ddp_helpers.timeline.intervals import Interval, difference, union
+from ddp_helpers.timeline.records import (
     BACKWARD,
     DATA,
     FORWARD,

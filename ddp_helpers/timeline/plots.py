@@ -12,7 +12,6 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FixedLocator, NullLocator
 from matplotlib.transforms import blended_transform_factory
 
-from ddp_helpers.intervals import Interval, difference, intersection
 from ddp_helpers.plots.style import (
     BLUE,
     FILLS,
@@ -24,7 +23,8 @@ from ddp_helpers.plots.style import (
     new_figure,
     settle,
 )
-from ddp_helpers.timeline_records import (
+from ddp_helpers.timeline.intervals import Interval, difference, intersection
+from ddp_helpers.timeline.records import (
     BACKWARD,
     DATA,
     EXPOSED,

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ddp_helpers.intervals import Interval, difference, intersection, length, union
+from ddp_helpers.timeline.intervals import Interval, difference, intersection, length, union
 
 BACKWARD, FORWARD, OPTIMIZER, DATA = "backward", "forward", "optimizer", "data loading"
 EXPOSED, OTHER = "exposed all-reduce", "other"

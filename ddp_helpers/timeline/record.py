@@ -22,8 +22,8 @@ import torch
 import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from ddp_helpers.profiler_events import read_events, steps_of
-from ddp_helpers.timeline_records import (
+from ddp_helpers.timeline.profiler_events import read_events, steps_of
+from ddp_helpers.timeline.records import (
     KINDS,
     Collective,
     RankTimeline,
