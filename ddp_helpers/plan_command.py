@@ -8,8 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from ddp_helpers.cost_records import ALGORITHMS, GRADIENT_BYTES, Link, Machine, Setup, Work
-from ddp_helpers.scaling import Prediction, predict
+from ddp_helpers.scaling.records import (
+    ALGORITHMS,
+    GRADIENT_BYTES,
+    Link,
+    Machine,
+    Prediction,
+    Setup,
+    Work,
+)
+from ddp_helpers.scaling.step_time import predict
 
 # (latency in s, bandwidth in bytes/s): round figures of what such links give to all-reduce
 LINKS = {
@@ -56,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command; returns its exit code."""
     if options.published:
-        from ddp_helpers.published_runs import PUBLISHED
+        from ddp_helpers.scaling.published import PUBLISHED
 
         print("\n\n".join(each.explain() for each in PUBLISHED))
         return 0
@@ -126,7 +134,7 @@ def describe_work(work: Work) -> str:
 
 def _machine(options: argparse.Namespace) -> Machine:
     if options.measure:
-        from ddp_helpers.machine_costs import measure_machine
+        from ddp_helpers.scaling.machine_costs import measure_machine
 
         machine = measure_machine(rounds=options.rounds)
         if options.profile:
@@ -154,7 +162,8 @@ def _work(options: argparse.Namespace) -> Work | None:
         "data_workers": options.workers,
     }
     if options.model:
-        from ddp_helpers import machine_costs, model
+        from ddp_helpers import model
+        from ddp_helpers.scaling import machine_costs
 
         make_model = getattr(model, options.model)
         return machine_costs.measure_work(make_model, machine_costs.make_probe_batch, **loading)
@@ -189,7 +198,7 @@ def _setup(options: argparse.Namespace) -> Setup:
 
 def _save_figure(prediction: Prediction, machine: Machine, work: Work, path: str) -> None:
     from ddp_helpers.plots.style import save
-    from ddp_helpers.scaling_plots import plot_prediction
+    from ddp_helpers.scaling.plots import plot_prediction
 
     ranks = prediction.setup.ranks
     efficiency = prediction.efficiency.value

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ddp_helpers.cost_records import GRADIENT_BYTES, Link, Machine, Setup, Work
 from ddp_helpers.plots.style import BLUE, GREY, VERMILLION
-from ddp_helpers.scaling import predict
+from ddp_helpers.scaling.records import GRADIENT_BYTES, Link, Machine, Setup, Work
+from ddp_helpers.scaling.step_time import predict
 from ddp_helpers.widgets._scene import Scene, ticks
 
 if TYPE_CHECKING:
-    from ddp_helpers.scaling import Prediction
+    from ddp_helpers.scaling.records import Prediction
     from ddp_helpers.widgets._base import Explorable, Picture
 
 _NVLINK = Link("NVLink", 1e-5, 2e11, 0.5, 0.3, source="rated")
@@ -57,14 +57,14 @@ class Measured:
 
 def run(batch: int, **_: object) -> Measured:
     """Measure links, compute and real steps here, on 1, 2 and 4 ranks."""
-    from ddp_helpers.machine_costs import (
+    from ddp_helpers.model import SmallCNN
+    from ddp_helpers.scaling.machine_costs import measure_machine
+    from ddp_helpers.scaling.work_costs import (
         make_probe_batch,
-        measure_machine,
         measure_step,
         measure_work,
         undisturbed,
     )
-    from ddp_helpers.model import SmallCNN
 
     machine = measure_machine("this machine", rounds=1)
     work = measure_work(SmallCNN, make_probe_batch, rounds=1, steps=6)

@@ -24,10 +24,10 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from ddp_helpers import machine_costs, plan_command
-from ddp_helpers.machine_costs import make_probe_batch, measure_step, measure_work
+from ddp_helpers import plan_command
 from ddp_helpers.model import SmallCNN
-from ddp_helpers.scaling import Link, Machine, Setup, Work, predict, step_seconds
+from ddp_helpers.scaling import Link, Machine, Setup, Work, machine_costs, predict, step_seconds
+from ddp_helpers.scaling.work_costs import make_probe_batch, measure_step, measure_work
 
 LIMIT = 0.20
 BUSY = 1.0  # other programs that want a core

@@ -5,16 +5,16 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from ddp_helpers import cli
-from ddp_helpers.machine_costs import (
+from ddp_helpers.model import SmallCNN, count_parameters
+from ddp_helpers.scaling import Machine, Setup, predict
+from ddp_helpers.scaling.machine_costs import measure_machine
+from ddp_helpers.scaling.work_costs import (
     make_probe,
     make_probe_batch,
     measure_loading,
-    measure_machine,
     measure_step,
     measure_work,
 )
-from ddp_helpers.model import SmallCNN, count_parameters
-from ddp_helpers.scaling import Machine, Setup, predict
 
 
 def test_a_measured_machine_and_model_give_a_prediction():

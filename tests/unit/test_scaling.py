@@ -11,8 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddp_helpers import cli, plan_command
-from ddp_helpers.cost_fits import fit_batches, fit_link, robust_fit, spread
-from ddp_helpers.cost_formulas import (
+from ddp_helpers.scaling import (
+    Link,
+    Machine,
+    Setup,
+    Work,
+    all_reduce_seconds,
+    predict,
+    step_seconds,
+)
+from ddp_helpers.scaling.fits import fit_batches, fit_link, robust_fit, spread
+from ddp_helpers.scaling.formulas import (
     MIB,
     Linear,
     buckets,
@@ -23,16 +32,7 @@ from ddp_helpers.cost_formulas import (
     ring,
     tree,
 )
-from ddp_helpers.published_runs import AI_SUMMER, JUELICH, PUBLISHED
-from ddp_helpers.scaling import (
-    Link,
-    Machine,
-    Setup,
-    Work,
-    all_reduce_seconds,
-    predict,
-    step_seconds,
-)
+from ddp_helpers.scaling.published import AI_SUMMER, JUELICH, PUBLISHED
 
 FAST = Link("fast", 1e-5, 1e11, 0.2, 0.2)
 SLOW = Link("slow", 5e-5, 1e9, 0.3, 0.3)

@@ -15,9 +15,9 @@ from nbconvert import HTMLExporter
 from torch.utils.data import DistributedSampler
 
 from ddp_helpers import faults, widgets
-from ddp_helpers.cost_records import Link, Machine, Work
 from ddp_helpers.environment.report import Check, EnvironmentReport
 from ddp_helpers.evidence.records import LaunchResult, RankResult
+from ddp_helpers.scaling.records import Link, Machine, Work
 from ddp_helpers.widgets import (
     accumulation,
     fault_lab,

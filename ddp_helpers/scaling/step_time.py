@@ -17,7 +17,7 @@ import dataclasses
 
 import numpy as np
 
-from ddp_helpers.cost_formulas import (
+from ddp_helpers.scaling.formulas import (
     ALL_REDUCE,
     Linear,
     buckets,
@@ -25,7 +25,7 @@ from ddp_helpers.cost_formulas import (
     expected_slowest,
     hierarchical,
 )
-from ddp_helpers.cost_records import (
+from ddp_helpers.scaling.records import (
     GRADIENT_BYTES,
     Link,
     Machine,

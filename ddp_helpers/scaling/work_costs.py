@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddp_helpers.cost_fits import fit_batches
-from ddp_helpers.cost_records import Setup, Work
-from ddp_helpers.rank_probes import (
+from ddp_helpers.ranks.launcher import launch
+from ddp_helpers.scaling.fits import fit_batches
+from ddp_helpers.scaling.rank_probes import (
     LossFunction,
     MakeBatch,
     MakeModel,
@@ -24,7 +24,7 @@ from ddp_helpers.rank_probes import (
     time_loading,
     time_steps,
 )
-from ddp_helpers.ranks.launcher import launch
+from ddp_helpers.scaling.records import Setup, Work
 
 SMALL_BATCHES = (8, 32)
 SECONDS = 60.0  # limit of each launch

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ddp_helpers.cost_records import Link, Machine, Setup, Work
-from ddp_helpers.scaling import predict
+from ddp_helpers.scaling.records import Link, Machine, Setup, Work
+from ddp_helpers.scaling.step_time import predict
 
 RESNET50_PARAMETERS, RESNET50_TENSORS = 25_557_032, 161  # torchvision's resnet50
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ddp_helpers.cost_formulas import ring
-from ddp_helpers.cost_records import Link
+from ddp_helpers.scaling.formulas import ring
+from ddp_helpers.scaling.records import Link
 
 RESAMPLES = 200
 

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from ddp_helpers.cost_records import Prediction
 from ddp_helpers.plots.style import GREY, LINES, MARKERS, STYLE, new_figure, settle
+from ddp_helpers.scaling.records import Prediction
 
 
 @matplotlib.rc_context(STYLE)

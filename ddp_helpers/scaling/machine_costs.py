@@ -18,12 +18,12 @@ from collections.abc import Sequence
 import numpy as np
 from torch import nn
 
-from ddp_helpers.cost_fits import fit_link, robust_fit, spread
-from ddp_helpers.cost_records import Machine, Setup, Work, plain
 from ddp_helpers.environment.check import usable_cpu_count
-from ddp_helpers.rank_probes import backend, time_all_reduce, time_steps
-from ddp_helpers.scaling import predict
-from ddp_helpers.work_costs import (
+from ddp_helpers.scaling.fits import fit_link, robust_fit, spread
+from ddp_helpers.scaling.rank_probes import backend, time_all_reduce, time_steps
+from ddp_helpers.scaling.records import Machine, Setup, Work, plain
+from ddp_helpers.scaling.step_time import predict
+from ddp_helpers.scaling.work_costs import (
     SMALL_BATCHES,
     make_probe,
     make_probe_batch,
