@@ -8,12 +8,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ddp_helpers.bench_records import Change, Job, Measured
+from ddp_helpers.bench.records import Change, Job, Measured
+from ddp_helpers.bench.verdict import judge
 from ddp_helpers.environment.check import usable_cpu_count
 from ddp_helpers.group.lifetime import choose_backend
 from ddp_helpers.ranks.launcher import launch
 from ddp_helpers.timeline.records import COMPUTE, DATA, EXPOSED, OPTIMIZER, OTHER, mean_shares
-from ddp_helpers.verdict import judge
 
 HELP = """\
 TARGET is path/script.py:function. The function trains with DDP, as it would under torchrun, and
@@ -102,7 +102,7 @@ def _scaling(options: argparse.Namespace) -> Runs:
 def _measure(
     options: argparse.Namespace, ranks: int, change: Change = _AS_IT_IS, profile: bool = False
 ) -> list[Measured]:
-    from ddp_helpers.step_meter import measure_on_this_rank  # loads torch: only when it is needed
+    from ddp_helpers.bench.step_meter import measure_on_this_rank
 
     job = Job(
         options.target,
@@ -191,7 +191,7 @@ def _best(before: list[float], after: dict[Change, list[float]]) -> str:
 
 
 def _save_figure(options: argparse.Namespace, runs: Runs) -> None:
-    from ddp_helpers.bench_plots import describe_bench, plot_bench
+    from ddp_helpers.bench.plots import describe_bench, plot_bench
     from ddp_helpers.plots.style import save
 
     rates = {n: [speed(ranks) for ranks in rounds] for n, rounds in runs.items()}

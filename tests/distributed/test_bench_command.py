@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from ddp_helpers import LaunchError, launch
-from ddp_helpers.bench_records import Change, Job
-from ddp_helpers.step_meter import measure_on_this_rank
+from ddp_helpers.bench.records import Change, Job
+from ddp_helpers.bench.step_meter import measure_on_this_rank
 from ddp_helpers.timeline.records import BACKWARD, DATA, OPTIMIZER
 
 pytestmark = pytest.mark.usefixtures("no_process_left")
@@ -125,7 +125,7 @@ def test_changes_are_gone_afterwards_and_say_if_they_had_no_occasion():
     from torch.nn.parallel import DistributedDataParallel
     from torch.utils.data import DataLoader
 
-    from ddp_helpers.trial_changes import applied
+    from ddp_helpers.bench.trial_changes import applied
 
     before = DistributedDataParallel.__init__, DataLoader.__init__
     change = Change(batch_factor=2, compress=True, threads_per_rank=1)

@@ -2,9 +2,10 @@
 
 import pytest
 
+from ddp_helpers.bench.plots import describe_bench, plot_bench
+from ddp_helpers.bench.records import Change
+from ddp_helpers.bench.verdict import judge
 from ddp_helpers.bench_command import _best
-from ddp_helpers.bench_plots import describe_bench, plot_bench
-from ddp_helpers.bench_records import Change
 from ddp_helpers.timeline.records import (
     BACKWARD,
     DATA,
@@ -14,7 +15,6 @@ from ddp_helpers.timeline.records import (
     RankTimeline,
     StepTimeline,
 )
-from ddp_helpers.verdict import judge
 
 
 def ranks(backward, data=0, exposed=0, world_size=2):

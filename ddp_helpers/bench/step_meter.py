@@ -21,11 +21,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import DataLoader, DistributedSampler
 
-from ddp_helpers.bench_records import Job, Measured
+from ddp_helpers.bench.records import Job, Measured
+from ddp_helpers.bench.trial_changes import applied
 from ddp_helpers.group.lifetime import process_group
 from ddp_helpers.ranks.worker import load_function
 from ddp_helpers.timeline.record import record_timeline
-from ddp_helpers.trial_changes import applied
 
 SKIPPED, PROFILED = 3, 3
 

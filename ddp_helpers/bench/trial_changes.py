@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import DataLoader
 
-from ddp_helpers.bench_records import Change
+from ddp_helpers.bench.records import Change
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ddp_helpers.bench_records import Change
+from ddp_helpers.bench.records import Change
 from ddp_helpers.timeline.records import (
     COMPUTE,
     DATA,
