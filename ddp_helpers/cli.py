@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ddp_helpers import LaunchError, bench_command, cluster, explain_command, launch, process_group
+from ddp_helpers import LaunchError, bench_command, explain_command, launch, process_group
+from ddp_helpers.cluster import network as cluster
 from ddp_helpers.data.folder import data_root
 from ddp_helpers.diagnosis.causes import diagnose_text
 from ddp_helpers.environment import check as environment

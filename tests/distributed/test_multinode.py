@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddp_helpers.host import Host
-from ddp_helpers.two_hosts import TwoHosts, why_no_namespaces
+from ddp_helpers.cluster.host import Host
+from ddp_helpers.cluster.two_hosts import TwoHosts, why_no_namespaces
 
 TEMPLATES = Path(__file__).parents[2] / "ddp_helpers" / "templates"
 DATA = TEMPLATES.parents[1] / "data" / "mnist_5k"

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ddp_helpers import namespaces
-from ddp_helpers.two_hosts import TwoHosts, why_no_namespaces
+from ddp_helpers.cluster import namespaces
+from ddp_helpers.cluster.two_hosts import TwoHosts, why_no_namespaces
 
 ROOT = Path(__file__).parents[2]
 KINDS = ("namespaces", "loopback")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from ddp_helpers.namespaces import Namespace, sent_bytes
+from ddp_helpers.cluster.namespaces import Namespace, sent_bytes
 from ddp_helpers.ranks.interrupts import HeldInterrupts
 
 MARK = "DDP_HELPERS_HOST"  # in the environment of every process of a host

@@ -15,8 +15,8 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
-from ddp_helpers.host import Host
-from ddp_helpers.namespaces import CARD, NoNamespaces, joined
+from ddp_helpers.cluster.host import Host
+from ddp_helpers.cluster.namespaces import CARD, NoNamespaces, joined
 from ddp_helpers.ranks.interrupts import HeldInterrupts
 
 KIND = "DDP_HELPERS_TWO_HOSTS"  # "loopback" makes no namespaces; "namespaces" takes nothing else
