@@ -157,7 +157,7 @@ def bench(options: argparse.Namespace) -> int:
 
 def classroom(options: argparse.Namespace) -> int:
     """For instructors: `check` whether this machine can seat a class, `report` its progress."""
-    from ddp_helpers import classroom
+    from ddp_helpers.classroom import room as classroom
 
     if options.job == "check":
         seating = classroom.check(options.seats)

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from ddp_helpers import classroom, cli
+from ddp_helpers.classroom.seats import SeatCost, measure
 from ddp_helpers.exercises import _progress, names
-from ddp_helpers.seats import SeatCost, measure
 
 MIB, GIB = 2**20, 2**30
 COST = SeatCost(500 * MIB, 400 * MIB, 5, 13, 7, 90, 40, 0)

@@ -13,11 +13,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ddp_helpers.classroom.seats import RANKS, SeatCost, measure
 from ddp_helpers.environment import facts as machine
 from ddp_helpers.environment.check import usable_cpu_count
 from ddp_helpers.environment.report import Check, EnvironmentReport
 from ddp_helpers.exercises import _progress, names, short_title
-from ddp_helpers.seats import RANKS, SeatCost, measure
 
 GIB = 2**30
 SHM_OF_A_SEAT = 32 * 2**20  # a few batches of loader workers; an estimate
