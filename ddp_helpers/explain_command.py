@@ -7,8 +7,8 @@ import sys
 
 from ddp_helpers import faults
 from ddp_helpers.diagnosis.causes import diagnose_text
-from ddp_helpers.similar_texts import find_nearest
-from ddp_helpers.troubleshooting import Trouble, page, troubles
+from ddp_helpers.troubleshooting.known import Trouble, page, troubles
+from ddp_helpers.troubleshooting.nearest import find_nearest
 
 LONGEST = 200  # characters of a text
 

@@ -14,8 +14,8 @@ from ddp_helpers.diagnosis.error_texts import CONSEQUENCES, KNOWN_ERRORS
 from ddp_helpers.diagnosis.known_lines import KNOWN_LINES
 from ddp_helpers.diagnosis.log_text import find_errors
 from ddp_helpers.diagnosis.rules import recognise
-from ddp_helpers.error_examples import read_examples
 from ddp_helpers.evidence.records import Frame, LastCall, RankError, RankResult
+from ddp_helpers.troubleshooting.examples import read_examples
 
 KINDS = {rule.kind for rule in KNOWN_ERRORS}
 GLOO = "[/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/"

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from ddp_helpers import cli, faults
-from ddp_helpers.error_examples import read_examples
 from ddp_helpers.explain_command import explain
-from ddp_helpers.similar_texts import find_nearest
 from ddp_helpers.troubleshooting import COMMAND, page, troubles
+from ddp_helpers.troubleshooting.examples import read_examples
+from ddp_helpers.troubleshooting.nearest import find_nearest
 
 PAGE = Path(__file__).resolve().parents[2] / "notebooks" / "TROUBLESHOOTING.md"
 

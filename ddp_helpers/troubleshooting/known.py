@@ -14,7 +14,7 @@ from urllib.parse import quote
 from ddp_helpers import faults
 from ddp_helpers.diagnosis.causes import diagnose_text
 from ddp_helpers.diagnosis.error_texts import PEER_IS_GONE
-from ddp_helpers.error_examples import Example, read_examples
+from ddp_helpers.troubleshooting.examples import Example, read_examples
 
 COMMAND = "python -m ddp_helpers explain --all > notebooks/TROUBLESHOOTING.md"
 HEAD = f"""# Troubleshooting
