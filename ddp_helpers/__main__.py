@@ -2,7 +2,7 @@
 
 import sys
 
-from ddp_helpers.cli import main
+from ddp_helpers.cli.commands import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from ddp_helpers import plan_command
+from ddp_helpers.cli import plan as plan_command
 from ddp_helpers.model import SmallCNN
 from ddp_helpers.scaling import Link, Machine, Setup, Work, machine_costs, predict, step_seconds
 from ddp_helpers.scaling.work_costs import make_probe_batch, measure_step, measure_work

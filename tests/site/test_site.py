@@ -10,7 +10,7 @@ from urllib.parse import unquote, urldefrag
 import pytest
 from conftest import ROOT, watched
 
-from ddp_helpers.cli import template_files
+from ddp_helpers.cli.commands import template_files
 from ddp_helpers.exercises import names
 from ddp_helpers.exercises._core import load, source_of
 from ddp_helpers.widgets import NAMES as EXPLORABLES

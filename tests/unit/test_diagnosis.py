@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddp_helpers import cli
+from ddp_helpers.cli import commands as cli
 from ddp_helpers.diagnosis import diagnose, diagnose_text, is_consequence, waiting_in
 from ddp_helpers.diagnosis.error_texts import CONSEQUENCES, KNOWN_ERRORS
 from ddp_helpers.diagnosis.known_lines import KNOWN_LINES

@@ -5,7 +5,7 @@ import pytest
 from ddp_helpers.bench.plots import describe_bench, plot_bench
 from ddp_helpers.bench.records import Change
 from ddp_helpers.bench.verdict import judge
-from ddp_helpers.bench_command import _best
+from ddp_helpers.cli.bench import _best
 from ddp_helpers.timeline.records import (
     BACKWARD,
     DATA,

@@ -9,7 +9,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ddp_helpers import LaunchError, bench_command, explain_command, launch, process_group
+from ddp_helpers import LaunchError, launch, process_group
+from ddp_helpers.cli import bench as bench_command
+from ddp_helpers.cli import explain as explain_command
 from ddp_helpers.cluster import network as cluster
 from ddp_helpers.data.folder import data_root
 from ddp_helpers.diagnosis.causes import diagnose_text
@@ -145,7 +147,7 @@ def explain(options: argparse.Namespace) -> int:
 
 def plan(options: argparse.Namespace) -> int:
     """Predict step time, efficiency, hours and cost for more ranks, other links or buckets."""
-    from ddp_helpers import plan_command
+    from ddp_helpers.cli import plan as plan_command
 
     return plan_command.run(options)
 
@@ -246,7 +248,7 @@ def _parser(chosen: Sequence[str]) -> argparse.ArgumentParser:
 
     sub = add(plan)
     if "plan" in chosen:  # only this command's options need numpy
-        from ddp_helpers import plan_command
+        from ddp_helpers.cli import plan as plan_command
 
         plan_command.add_arguments(sub)
     bench_command.add_arguments(add(bench))
