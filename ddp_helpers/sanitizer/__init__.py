@@ -14,7 +14,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping
 
-from ddp_helpers.sanitizer.session import FAILED, LEFT, Options, SanitizerError, Session
+from ddp_helpers.sanitizer.talk.session import FAILED, LEFT, Options, SanitizerError, Session
 
 __all__ = [
     "FAILED",
@@ -44,10 +44,10 @@ def install(options: Options | None = None, names: Mapping[str, str] | None = No
 
     if _session is not None:
         raise RuntimeError("the sanitizer already watches this process: switch it on once")
-    from ddp_helpers.sanitizer.collectives import CollectiveChecker
+    from ddp_helpers.sanitizer.checks.collectives import CollectiveChecker
     from ddp_helpers.sanitizer.data_watch import watch_data
-    from ddp_helpers.sanitizer.training_events import TrainingEvents
     from ddp_helpers.sanitizer.training_watch import watch_training
+    from ddp_helpers.sanitizer.watch.training_events import TrainingEvents
 
     session = Session(options, names)
     for module in (dist, dist.distributed_c10d):

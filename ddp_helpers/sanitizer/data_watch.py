@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from ddp_helpers.sanitizer.checkpoints import CheckpointChecker
-from ddp_helpers.sanitizer.data_checks import Peers, ShareChecker
-from ddp_helpers.sanitizer.epochs import EpochChecker
-from ddp_helpers.sanitizer.evaluations import EvaluationChecker
-from ddp_helpers.sanitizer.first_steps import FirstStepsChecker
-from ddp_helpers.sanitizer.order import Order
-from ddp_helpers.sanitizer.passes import PassRecorder
-from ddp_helpers.sanitizer.session import Session
-from ddp_helpers.sanitizer.slow import SlowChecker
-from ddp_helpers.sanitizer.start import StartChecker
-from ddp_helpers.sanitizer.training_events import TrainingEvents
-from ddp_helpers.sanitizer.weights import WeightsChecker
+from ddp_helpers.sanitizer.checks.checkpoints import CheckpointChecker
+from ddp_helpers.sanitizer.checks.data_checks import Peers, ShareChecker
+from ddp_helpers.sanitizer.checks.epochs import EpochChecker
+from ddp_helpers.sanitizer.checks.evaluations import EvaluationChecker
+from ddp_helpers.sanitizer.checks.first_steps import FirstStepsChecker
+from ddp_helpers.sanitizer.checks.slow import SlowChecker
+from ddp_helpers.sanitizer.checks.start import StartChecker
+from ddp_helpers.sanitizer.checks.weights import WeightsChecker
+from ddp_helpers.sanitizer.talk.session import Session
+from ddp_helpers.sanitizer.watch.order import Order
+from ddp_helpers.sanitizer.watch.passes import PassRecorder
+from ddp_helpers.sanitizer.watch.training_events import TrainingEvents
 
 
 def watch_data(session: Session, events: TrainingEvents, weights: WeightsChecker) -> None:

@@ -8,8 +8,8 @@ import os
 import sys
 from types import TracebackType
 
-from ddp_helpers.sanitizer.channel import Gone
-from ddp_helpers.sanitizer.session import (
+from ddp_helpers.sanitizer.talk.channel import Gone
+from ddp_helpers.sanitizer.talk.session import (
     FAILED,
     LEFT,
     PATIENCE_AT_END,

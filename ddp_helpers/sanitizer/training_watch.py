@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from ddp_helpers.sanitizer.collectives import CollectiveChecker
-from ddp_helpers.sanitizer.ddp_calls import DdpCalls
-from ddp_helpers.sanitizer.ddp_compare import DdpComparison
-from ddp_helpers.sanitizer.gradients import GradientChecker
-from ddp_helpers.sanitizer.loading import LoadingChecker
-from ddp_helpers.sanitizer.lost_gradient import LostGradientChecker
-from ddp_helpers.sanitizer.session import Session
-from ddp_helpers.sanitizer.training_events import TrainingEvents
-from ddp_helpers.sanitizer.unwrapped import UnwrappedChecker
-from ddp_helpers.sanitizer.weights import WeightsChecker
-from ddp_helpers.sanitizer.wrapped import Registry
+from ddp_helpers.sanitizer.checks.collectives import CollectiveChecker
+from ddp_helpers.sanitizer.checks.ddp_compare import DdpComparison
+from ddp_helpers.sanitizer.checks.gradients import GradientChecker
+from ddp_helpers.sanitizer.checks.loading import LoadingChecker
+from ddp_helpers.sanitizer.checks.lost_gradient import LostGradientChecker
+from ddp_helpers.sanitizer.checks.unwrapped import UnwrappedChecker
+from ddp_helpers.sanitizer.checks.weights import WeightsChecker
+from ddp_helpers.sanitizer.talk.session import Session
+from ddp_helpers.sanitizer.watch.ddp_calls import DdpCalls
+from ddp_helpers.sanitizer.watch.training_events import TrainingEvents
+from ddp_helpers.sanitizer.watch.wrapped import Registry
 
 
 def watch_training(

@@ -10,19 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from ddp_helpers.sanitizer.callsite import crossed, left_loop
-from ddp_helpers.sanitizer.causes import Causes
-from ddp_helpers.sanitizer.fingerprint import (
+from ddp_helpers.sanitizer.checks.causes import Causes
+from ddp_helpers.sanitizer.checks.loading import common_prefix
+from ddp_helpers.sanitizer.compare.callsite import crossed, left_loop
+from ddp_helpers.sanitizer.compare.fingerprint import (
     CHUNK,
     fingerprint,
     first_difference,
     first_setting,
     odd_ranks,
 )
-from ddp_helpers.sanitizer.fingerprint import settings as settings_of
-from ddp_helpers.sanitizer.graph import leaves, loss_terms, number_of, reached
-from ddp_helpers.sanitizer.loading import common_prefix
-from ddp_helpers.sanitizer.session import Session
+from ddp_helpers.sanitizer.compare.fingerprint import settings as settings_of
+from ddp_helpers.sanitizer.compare.graph import leaves, loss_terms, number_of, reached
+from ddp_helpers.sanitizer.talk.session import Session
 
 quick = settings(max_examples=60, deadline=None)
 

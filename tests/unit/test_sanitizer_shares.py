@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, DistributedSampler, Sampler, TensorDataset
 
-from ddp_helpers.sanitizer.data_checks import share_record
-from ddp_helpers.sanitizer.epochs import repeats
-from ddp_helpers.sanitizer.evaluations import padded_here
-from ddp_helpers.sanitizer.first_steps import have_same_inputs
-from ddp_helpers.sanitizer.order import Moment, is_before
-from ddp_helpers.sanitizer.passes import Pass, add_indices
-from ddp_helpers.sanitizer.randomness import draws_between, random_states, same_draws
-from ddp_helpers.sanitizer.samples import (
+from ddp_helpers.sanitizer.checks.data_checks import share_record
+from ddp_helpers.sanitizer.checks.epochs import repeats
+from ddp_helpers.sanitizer.checks.evaluations import padded_here
+from ddp_helpers.sanitizer.checks.first_steps import have_same_inputs
+from ddp_helpers.sanitizer.checks.slow import count_buckets
+from ddp_helpers.sanitizer.checks.start import told_world
+from ddp_helpers.sanitizer.compare.randomness import draws_between, random_states, same_draws
+from ddp_helpers.sanitizer.compare.samples import (
     MOST_INDICES,
     contents_hash,
     decode_indices,
@@ -25,9 +25,9 @@ from ddp_helpers.sanitizer.samples import (
     fingerprint,
     mix,
 )
-from ddp_helpers.sanitizer.shares import judge
-from ddp_helpers.sanitizer.slow import count_buckets
-from ddp_helpers.sanitizer.start import told_world
+from ddp_helpers.sanitizer.compare.shares import judge
+from ddp_helpers.sanitizer.watch.order import Moment, is_before
+from ddp_helpers.sanitizer.watch.passes import Pass, add_indices
 
 QUICK = settings(max_examples=60, deadline=None)
 

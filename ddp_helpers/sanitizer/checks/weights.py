@@ -7,15 +7,15 @@ from collections.abc import Callable, Mapping
 from torch.optim.optimizer import Optimizer
 
 from ddp_helpers.evidence.records import Finding
-from ddp_helpers.sanitizer.callsite import places, user_frames
-from ddp_helpers.sanitizer.causes import Causes
-from ddp_helpers.sanitizer.fingerprint import fingerprint, first_difference, settings
-from ddp_helpers.sanitizer.ledger import Ledger, Report
-from ddp_helpers.sanitizer.passes import Pass
-from ddp_helpers.sanitizer.sequence import QUIET
-from ddp_helpers.sanitizer.session import SanitizerError, Session
-from ddp_helpers.sanitizer.training_events import TrainingEvents
-from ddp_helpers.sanitizer.wrapped import Registry, Wrapped
+from ddp_helpers.sanitizer.checks.causes import Causes
+from ddp_helpers.sanitizer.compare.callsite import places, user_frames
+from ddp_helpers.sanitizer.compare.fingerprint import fingerprint, first_difference, settings
+from ddp_helpers.sanitizer.talk.ledger import Ledger, Report
+from ddp_helpers.sanitizer.talk.sequence import QUIET
+from ddp_helpers.sanitizer.talk.session import SanitizerError, Session
+from ddp_helpers.sanitizer.watch.passes import Pass
+from ddp_helpers.sanitizer.watch.training_events import TrainingEvents
+from ddp_helpers.sanitizer.watch.wrapped import Registry, Wrapped
 
 OFF = "weights-off"  # a rank's record that its checks of weights have ended
 DIGEST = ("grads", "after", "settings", "synced", "steps")

@@ -15,24 +15,24 @@ from torch.utils.data import (
 )
 
 from ddp_helpers.evidence.records import Finding
-from ddp_helpers.sanitizer.exchange import Exchange
-from ddp_helpers.sanitizer.passes import (
-    Pass,
-    PassRecorder,
-    draws_with_replacement,
-    root_dataset,
-    root_indices,
-)
-from ddp_helpers.sanitizer.samples import (
+from ddp_helpers.sanitizer.compare.samples import (
     bag_and_order,
     count_repeated,
     digest,
     encode_indices,
     fingerprint,
 )
-from ddp_helpers.sanitizer.session import SanitizerError, Session
-from ddp_helpers.sanitizer.shares import judge
-from ddp_helpers.sanitizer.training_events import TrainingEvents
+from ddp_helpers.sanitizer.compare.shares import judge
+from ddp_helpers.sanitizer.talk.exchange import Exchange
+from ddp_helpers.sanitizer.talk.session import SanitizerError, Session
+from ddp_helpers.sanitizer.watch.passes import (
+    Pass,
+    PassRecorder,
+    draws_with_replacement,
+    root_dataset,
+    root_indices,
+)
+from ddp_helpers.sanitizer.watch.training_events import TrainingEvents
 
 
 class Peers:

@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ddp_helpers.sanitizer.channel import Gone
-from ddp_helpers.sanitizer.session import PATIENCE_AT_END, Session
+from ddp_helpers.sanitizer.talk.channel import Gone
+from ddp_helpers.sanitizer.talk.session import PATIENCE_AT_END, Session
 
 KEPT = 8  # records of a rank that stay in the store; older ones are compared or of no use
 Compare = Callable[[dict[int, dict]], None]

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from torch.optim import Optimizer
 
 from ddp_helpers.evidence.records import Finding
-from ddp_helpers.sanitizer.passes import Pass, PassRecorder, shuffles
-from ddp_helpers.sanitizer.session import Session
-from ddp_helpers.sanitizer.shares import FEW
-from ddp_helpers.sanitizer.training_events import TrainingEvents
+from ddp_helpers.sanitizer.compare.shares import FEW
+from ddp_helpers.sanitizer.talk.session import Session
+from ddp_helpers.sanitizer.watch.passes import Pass, PassRecorder, shuffles
+from ddp_helpers.sanitizer.watch.training_events import TrainingEvents
 
 KEPT = 8  # training passes that later ones are compared with
 MOST = 1 << 16  # indices of a pass that are kept; so many in one order are no chance

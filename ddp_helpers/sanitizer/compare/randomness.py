@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 import torch
 
-from ddp_helpers.sanitizer.samples import tensor_raw
+from ddp_helpers.sanitizer.compare.samples import tensor_raw
 
 WORDS = 624  # numbers that a Mersenne Twister, which all three are, makes at a time
 States = dict[str, tuple[str, str, int]]

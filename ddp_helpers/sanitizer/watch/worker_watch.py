@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 from torch.utils.data._utils import fetch
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from ddp_helpers.sanitizer.randomness import draws_between, random_states
-from ddp_helpers.sanitizer.session import Session
+from ddp_helpers.sanitizer.compare.randomness import draws_between, random_states
+from ddp_helpers.sanitizer.talk.session import Session
 
 ROOM = 4096  # bytes of each worker's part of the file
 BATCHES = 3  # that a worker looks at

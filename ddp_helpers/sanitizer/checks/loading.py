@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 
 from ddp_helpers.evidence.records import Finding
-from ddp_helpers.sanitizer.callsite import places, user_frames
-from ddp_helpers.sanitizer.session import Session
-from ddp_helpers.sanitizer.wrapped import Edit, Registry
+from ddp_helpers.sanitizer.compare.callsite import places, user_frames
+from ddp_helpers.sanitizer.talk.session import Session
+from ddp_helpers.sanitizer.watch.wrapped import Edit, Registry
 
 
 class LoadingChecker:

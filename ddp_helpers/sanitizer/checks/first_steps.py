@@ -9,16 +9,16 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_helpers.evidence.records import Finding
-from ddp_helpers.sanitizer.callsite import places, user_frames
-from ddp_helpers.sanitizer.data_checks import Peers, about_sampler
-from ddp_helpers.sanitizer.exchange import Exchange
-from ddp_helpers.sanitizer.passes import Pass, PassRecorder
-from ddp_helpers.sanitizer.randomness import Draws, draws_between, random_states, same_draws
-from ddp_helpers.sanitizer.samples import contents_hash, digest
-from ddp_helpers.sanitizer.session import Session
-from ddp_helpers.sanitizer.shares import SPLIT, split_advice, who
-from ddp_helpers.sanitizer.training_events import TrainingEvents
-from ddp_helpers.sanitizer.worker_watch import WorkerWatcher, batch_size_of
+from ddp_helpers.sanitizer.checks.data_checks import Peers, about_sampler
+from ddp_helpers.sanitizer.compare.callsite import places, user_frames
+from ddp_helpers.sanitizer.compare.randomness import Draws, draws_between, random_states, same_draws
+from ddp_helpers.sanitizer.compare.samples import contents_hash, digest
+from ddp_helpers.sanitizer.compare.shares import SPLIT, split_advice, who
+from ddp_helpers.sanitizer.talk.exchange import Exchange
+from ddp_helpers.sanitizer.talk.session import Session
+from ddp_helpers.sanitizer.watch.passes import Pass, PassRecorder
+from ddp_helpers.sanitizer.watch.training_events import TrainingEvents
+from ddp_helpers.sanitizer.watch.worker_watch import WorkerWatcher, batch_size_of
 
 STEPS = 4  # looked at, at the beginning of each pass
 ENOUGH = 3  # of them

@@ -8,8 +8,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ddp_helpers.sanitizer.channel import Gone
-from ddp_helpers.sanitizer.session import PATIENCE_AT_END, SanitizerError, Session
+from ddp_helpers.sanitizer.talk.channel import Gone
+from ddp_helpers.sanitizer.talk.session import PATIENCE_AT_END, SanitizerError, Session
 
 KEPT = 64  # steps by which a rank may run ahead and still be compared
 PATIENCE = 1.0  # seconds to wait for the other ranks' records once two differ

@@ -11,13 +11,13 @@ import torch.distributed as dist
 from torch.optim.optimizer import Optimizer
 
 from ddp_helpers.evidence.records import Finding
-from ddp_helpers.sanitizer.callsite import Place, places, user_frames
-from ddp_helpers.sanitizer.collectives import tensors_in
-from ddp_helpers.sanitizer.fingerprint import fingerprint, first_difference
-from ddp_helpers.sanitizer.ledger import Ledger
-from ddp_helpers.sanitizer.session import Session
-from ddp_helpers.sanitizer.training_events import TrainingEvents
-from ddp_helpers.sanitizer.wrapped import Registry, Wrapped
+from ddp_helpers.sanitizer.checks.collectives import tensors_in
+from ddp_helpers.sanitizer.compare.callsite import Place, places, user_frames
+from ddp_helpers.sanitizer.compare.fingerprint import fingerprint, first_difference
+from ddp_helpers.sanitizer.talk.ledger import Ledger
+from ddp_helpers.sanitizer.talk.session import Session
+from ddp_helpers.sanitizer.watch.training_events import TrainingEvents
+from ddp_helpers.sanitizer.watch.wrapped import Registry, Wrapped
 
 PATIENT_STEPS = 8  # a program may average weights now and then; at the end it is told in any case
 SMALL = 16  # elements: a tensor below counts only if it has the shape of a parameter

@@ -15,7 +15,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from ddp_helpers.sanitizer.session import Session
+from ddp_helpers.sanitizer.talk.session import Session
 
 
 class TrainingEvents:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 
 from ddp_helpers.evidence.records import Finding, name_ranks
-from ddp_helpers.sanitizer.callsite import CLEAN_UP, as_places, asks_for_rank, left_loop
-from ddp_helpers.sanitizer.ddp_calls import BACKWARD, BUFFERS, WRAP
-from ddp_helpers.sanitizer.fingerprint import odd_ranks
-from ddp_helpers.sanitizer.sequence import describe
-from ddp_helpers.sanitizer.session import Session
+from ddp_helpers.sanitizer.compare.callsite import CLEAN_UP, as_places, asks_for_rank, left_loop
+from ddp_helpers.sanitizer.compare.fingerprint import odd_ranks
+from ddp_helpers.sanitizer.talk.sequence import describe
+from ddp_helpers.sanitizer.talk.session import Session
+from ddp_helpers.sanitizer.watch.ddp_calls import BACKWARD, BUFFERS, WRAP
 
 TOLERANCE = 1e-3  # between the weights of one element on two ranks, relative
 EQUAL_COUNTS = (

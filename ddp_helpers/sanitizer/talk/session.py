@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from ddp_helpers.evidence.frames import make_frame
 from ddp_helpers.evidence.patches import Patches
 from ddp_helpers.evidence.records import Finding, Frame
-from ddp_helpers.sanitizer.callsite import Place, places, user_frames
-from ddp_helpers.sanitizer.channel import Channel, Gone, open_channel
+from ddp_helpers.sanitizer.compare.callsite import Place, places, user_frames
+from ddp_helpers.sanitizer.talk.channel import Channel, Gone, open_channel
 
 PATIENCE_AT_END = 2.0  # seconds to wait for the other ranks' last records
 LEFT, FAILED = "left", "failed"

@@ -9,11 +9,11 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from ddp_helpers.evidence.records import Finding
-from ddp_helpers.sanitizer.callsite import Place, places, user_frames
-from ddp_helpers.sanitizer.collectives import tensors_in
-from ddp_helpers.sanitizer.graph import number_of, reached
-from ddp_helpers.sanitizer.session import Session
-from ddp_helpers.sanitizer.training_events import TrainingEvents
+from ddp_helpers.sanitizer.checks.collectives import tensors_in
+from ddp_helpers.sanitizer.compare.callsite import Place, places, user_frames
+from ddp_helpers.sanitizer.compare.graph import number_of, reached
+from ddp_helpers.sanitizer.talk.session import Session
+from ddp_helpers.sanitizer.watch.training_events import TrainingEvents
 
 IN_PLACE = ("allreduce", "allreduce_coalesced", "broadcast", "reduce")
 GATHERS = ("allgather", "_allgather_base", "all_gather_single", "alltoall_base", "alltoall")

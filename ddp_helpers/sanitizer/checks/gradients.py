@@ -9,10 +9,10 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from ddp_helpers.evidence.records import Finding, name_ranks
-from ddp_helpers.sanitizer.graph import leaves
-from ddp_helpers.sanitizer.session import Session
-from ddp_helpers.sanitizer.training_events import TrainingEvents
-from ddp_helpers.sanitizer.wrapped import Registry, Wrapped
+from ddp_helpers.sanitizer.compare.graph import leaves
+from ddp_helpers.sanitizer.talk.session import Session
+from ddp_helpers.sanitizer.watch.training_events import TrainingEvents
+from ddp_helpers.sanitizer.watch.wrapped import Registry, Wrapped
 
 WASTED_STEPS = 2  # steps after which a repeated backward is no exception any more
 MOST_NAMES = 6

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 
 from ddp_helpers.evidence.records import Finding
-from ddp_helpers.sanitizer.session import Session
+from ddp_helpers.sanitizer.talk.session import Session
 
 
 class StartChecker:

@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import Optimizer
 
-from ddp_helpers.sanitizer.callsite import Place
-from ddp_helpers.sanitizer.fingerprint import fingerprint
+from ddp_helpers.sanitizer.compare.callsite import Place
+from ddp_helpers.sanitizer.compare.fingerprint import fingerprint
 
 
 @dataclass

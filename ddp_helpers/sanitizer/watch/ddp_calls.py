@@ -10,12 +10,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parallel.distributed import _find_tensors
 from torch.optim.optimizer import Optimizer
 
-from ddp_helpers.sanitizer.callsite import places, user_frames
-from ddp_helpers.sanitizer.graph import leaves, loss_terms, number_of, reached
-from ddp_helpers.sanitizer.sequence import CallSequence
-from ddp_helpers.sanitizer.session import SanitizerError, Session
-from ddp_helpers.sanitizer.training_events import TrainingEvents
-from ddp_helpers.sanitizer.wrapped import Registry, SinceStep, Wrapped
+from ddp_helpers.sanitizer.compare.callsite import places, user_frames
+from ddp_helpers.sanitizer.compare.graph import leaves, loss_terms, number_of, reached
+from ddp_helpers.sanitizer.talk.sequence import CallSequence
+from ddp_helpers.sanitizer.talk.session import SanitizerError, Session
+from ddp_helpers.sanitizer.watch.training_events import TrainingEvents
+from ddp_helpers.sanitizer.watch.wrapped import Registry, SinceStep, Wrapped
 
 WRAP, BUFFERS, BACKWARD = "ddp_wrap", "ddp_buffers", "ddp_backward"
 

@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from ddp_helpers.sanitizer.session import Session
-from ddp_helpers.sanitizer.training_events import TrainingEvents
+from ddp_helpers.sanitizer.talk.session import Session
+from ddp_helpers.sanitizer.watch.training_events import TrainingEvents
 
 # whoever is through with one of these knows that all its ranks have come to it
 FOR_ALL = (

@@ -12,9 +12,9 @@ import torch.distributed as dist
 
 from ddp_helpers.evidence.collective_methods import INPUTS
 from ddp_helpers.evidence.records import Finding, name_ranks
-from ddp_helpers.sanitizer.callsite import CLEAN_UP, as_places, crossed, places, user_frames
-from ddp_helpers.sanitizer.sequence import CallSequence, Compare, Pending, describe
-from ddp_helpers.sanitizer.session import SanitizerError, Session
+from ddp_helpers.sanitizer.compare.callsite import CLEAN_UP, as_places, crossed, places, user_frames
+from ddp_helpers.sanitizer.talk.sequence import CallSequence, Compare, Pending, describe
+from ddp_helpers.sanitizer.talk.session import SanitizerError, Session
 
 SAME_ORDER = (
     "let every rank make the same calls in the same order: look for one under an "

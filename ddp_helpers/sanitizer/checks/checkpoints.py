@@ -11,9 +11,9 @@ from dataclasses import asdict
 import torch
 
 from ddp_helpers.evidence.records import Finding, name_ranks
-from ddp_helpers.sanitizer.callsite import Place, places, user_frames
-from ddp_helpers.sanitizer.order import Moment, Order, is_before
-from ddp_helpers.sanitizer.session import Session
+from ddp_helpers.sanitizer.compare.callsite import Place, places, user_frames
+from ddp_helpers.sanitizer.talk.session import Session
+from ddp_helpers.sanitizer.watch.order import Moment, Order, is_before
 
 MOST_LOADS = 200  # whoever reads more files than this reads its data with torch.load
 KEPT = 64  # accesses of a rank that are compared

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from types import FrameType
 
 from ddp_helpers.evidence.records import Finding, name_ranks
-from ddp_helpers.sanitizer.channel import Gone
-from ddp_helpers.sanitizer.session import FAILED, LEFT, Session
+from ddp_helpers.sanitizer.talk.channel import Gone
+from ddp_helpers.sanitizer.talk.session import FAILED, LEFT, Session
 
 ASYNC_PATIENCE = 0.5  # seconds; an asynchronous call must not wait for its peers for long
 QUIET = "quiet"  # a rank's record that it announces no calls any more

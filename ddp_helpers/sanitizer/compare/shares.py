@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ddp_helpers.sanitizer.samples import decode_indices
+from ddp_helpers.sanitizer.compare.samples import decode_indices
 
 FEW = 8  # indices in the same order may still be chance below this
 SPLIT = (

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ddp_helpers.evidence.records import Finding, name_ranks
-from ddp_helpers.sanitizer.fingerprint import first_difference, first_setting, odd_ranks
-from ddp_helpers.sanitizer.session import Session
+from ddp_helpers.sanitizer.compare.fingerprint import first_difference, first_setting, odd_ranks
+from ddp_helpers.sanitizer.talk.session import Session
 
 Records = Mapping[int, dict]
 

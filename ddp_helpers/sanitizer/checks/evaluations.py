@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch.utils.data import DistributedSampler
 
 from ddp_helpers.evidence.records import Finding
-from ddp_helpers.sanitizer.passes import Pass, PassRecorder
-from ddp_helpers.sanitizer.session import Session
+from ddp_helpers.sanitizer.talk.session import Session
+from ddp_helpers.sanitizer.watch.passes import Pass, PassRecorder
 
 GATHERS = (
     "allgather",

@@ -12,10 +12,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from ddp_helpers.evidence.records import Finding
-from ddp_helpers.sanitizer.channel import Gone
-from ddp_helpers.sanitizer.passes import Pass, PassRecorder
-from ddp_helpers.sanitizer.session import PATIENCE_AT_END, Session
-from ddp_helpers.sanitizer.training_events import TrainingEvents
+from ddp_helpers.sanitizer.talk.channel import Gone
+from ddp_helpers.sanitizer.talk.session import PATIENCE_AT_END, Session
+from ddp_helpers.sanitizer.watch.passes import Pass, PassRecorder
+from ddp_helpers.sanitizer.watch.training_events import TrainingEvents
 
 MB = 1024 * 1024
 DEFAULT_BUCKET = 25 * MB

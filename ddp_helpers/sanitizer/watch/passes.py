@@ -20,10 +20,10 @@ from torch.utils.data import (
 )
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from ddp_helpers.sanitizer.callsite import Place, places, user_frames
-from ddp_helpers.sanitizer.samples import SampledContents
-from ddp_helpers.sanitizer.session import Session
-from ddp_helpers.sanitizer.training_events import TrainingEvents
+from ddp_helpers.sanitizer.compare.callsite import Place, places, user_frames
+from ddp_helpers.sanitizer.compare.samples import SampledContents
+from ddp_helpers.sanitizer.talk.session import Session
+from ddp_helpers.sanitizer.watch.training_events import TrainingEvents
 
 MARK = "_sanitizer_pass"  # the name under which an iterator keeps its pass
 
