@@ -8,7 +8,7 @@ import re
 from difflib import SequenceMatcher
 from pathlib import Path
 
-from ddp_helpers.cli.commands import template_files
+from ddp_helpers.templates import template_files
 from ddp_helpers.widgets.ladder import RUNGS
 
 FENCE = "`" * 6

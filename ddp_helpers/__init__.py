@@ -4,8 +4,8 @@ Importing this package loads neither torch nor matplotlib; each function loads w
 In a notebook it also starts the process that will start ranks, which loads torch meanwhile.
 """
 
-from ddp_helpers.environment.check import check_environment
-from ddp_helpers.group.lifetime import (
+from ddp_helpers.environment import check_environment
+from ddp_helpers.group import (
     cleanup_distributed,
     get_rank,
     get_world_size,

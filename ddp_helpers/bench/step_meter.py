@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from ddp_helpers.bench.records import Job, Measured
 from ddp_helpers.bench.trial_changes import applied
 from ddp_helpers.group.lifetime import process_group
-from ddp_helpers.ranks.worker import load_function
+from ddp_helpers.ranks.travel import load_function
 from ddp_helpers.timeline.record import record_timeline
 
 SKIPPED, PROFILED = 3, 3

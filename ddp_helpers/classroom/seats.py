@@ -72,7 +72,7 @@ def _seat(folder: str, number: int) -> Iterator[subprocess.Popen]:
     """A seat whose ranks have met and wait; it ends with the block."""
     own = Path(folder, str(number))
     own.mkdir()
-    code = "import sys; from ddp_helpers.seats import sit; sit(sys.argv[1])"
+    code = "import sys; from ddp_helpers.classroom.seats import sit; sit(sys.argv[1])"
     seat = subprocess.Popen(
         [sys.executable, "-c", code, str(own)],
         stdin=subprocess.PIPE,

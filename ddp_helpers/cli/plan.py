@@ -163,10 +163,10 @@ def _work(options: argparse.Namespace) -> Work | None:
     }
     if options.model:
         from ddp_helpers import model
-        from ddp_helpers.scaling import machine_costs
+        from ddp_helpers.scaling import work_costs
 
         make_model = getattr(model, options.model)
-        return machine_costs.measure_work(make_model, machine_costs.make_probe_batch, **loading)
+        return work_costs.measure_work(make_model, work_costs.make_probe_batch, **loading)
     if options.parameters is None and options.measure:
         return None
     if options.parameters is None or options.ms_per_sample is None:

@@ -1,4 +1,4 @@
-"""The offline dataset, and loaders that give each rank its own share of it."""
+"""The offline dataset: 5,000 digits, checked each time they are read."""
 
 from __future__ import annotations
 
@@ -13,29 +13,6 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from ddp_helpers.data.folder import data_root
-from ddp_helpers.data.loaders import (
-    empty_like,
-    exact_split,
-    make_eval_loader,
-    make_resumable_loader,
-    make_train_loader,
-)
-from ddp_helpers.data.sampler import GlobalBatchSampler
-
-__all__ = [
-    "MNIST_MEAN",
-    "MNIST_STD",
-    "DatasetError",
-    "GlobalBatchSampler",
-    "data_root",
-    "empty_like",
-    "exact_split",
-    "load_mnist_5k",
-    "make_eval_loader",
-    "make_resumable_loader",
-    "make_train_loader",
-    "read_idx",
-]
 
 # mean and standard deviation of MNIST's training pixels, as in pytorch/examples/mnist
 MNIST_MEAN, MNIST_STD = 0.1307, 0.3081

@@ -11,22 +11,13 @@ import re
 import signal
 from collections.abc import Iterable, Sequence
 
-from ddp_helpers.diagnosis.error_texts import CONSEQUENCES, KNOWN_ERRORS, PEER_IS_GONE
-from ddp_helpers.diagnosis.hang_causes import find_hang_cause, waiting_in
+from ddp_helpers.diagnosis.error_texts import CONSEQUENCES, KNOWN_ERRORS
+from ddp_helpers.diagnosis.hang_causes import find_hang_cause
 from ddp_helpers.diagnosis.known_lines import OUT_OF_MEMORY, recognise_exit_code, recognise_lines
 from ddp_helpers.diagnosis.log_text import find_errors, plain_text
 from ddp_helpers.diagnosis.rules import Diagnosis, recognise
 from ddp_helpers.evidence.records import RankError, RankResult, name_ranks
-
-__all__ = [
-    "PEER_IS_GONE",
-    "Diagnosis",
-    "diagnose",
-    "diagnose_text",
-    "is_consequence",
-    "name_ranks",
-    "waiting_in",
-]
+from ddp_helpers.evidence.waits import waiting_in
 
 
 def is_consequence(error: RankError) -> bool:

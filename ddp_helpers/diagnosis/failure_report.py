@@ -6,7 +6,6 @@ import signal
 from collections.abc import Sequence
 
 from ddp_helpers.diagnosis.causes import diagnose, is_consequence
-from ddp_helpers.diagnosis.hang_causes import waiting_in
 from ddp_helpers.evidence.records import (
     Frame,
     LaunchResult,
@@ -14,7 +13,7 @@ from ddp_helpers.evidence.records import (
     innermost_user_frame,
     name_ranks,
 )
-from ddp_helpers.ranks import worker
+from ddp_helpers.evidence.waits import waiting_in
 
 MOST_LINES = 20
 MOST_RANKS = 4  # of a group that gets a line each
@@ -162,7 +161,7 @@ def _stands(rank: RankResult) -> str:
     if not rank.stack:
         return f"rank {rank.rank} was still starting"
     place = innermost_user_frame(rank.stack) or rank.stack[-1]
-    if place.filename == worker.__file__:
+    if place.is_launcher:
         return f"rank {rank.rank} was on its way into its function, or out of it"
     call = waiting_in(rank.stack)
     return f"rank {rank.rank} {f'waited in {call}' if call else 'was'} at {place}"

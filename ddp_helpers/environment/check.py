@@ -21,16 +21,6 @@ from ddp_helpers.environment import facts as machine
 from ddp_helpers.environment import nvidia
 from ddp_helpers.environment.report import Check, EnvironmentReport, Status
 
-__all__ = [
-    "Check",
-    "EnvironmentReport",
-    "check_environment",
-    "default_nprocs",
-    "gpu_count",
-    "main_check",
-    "usable_cpu_count",
-]
-
 Answer = tuple[Status, str, str]  # status, value, advice
 
 GIB = 1024**3

@@ -11,10 +11,11 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from ddp_helpers.evidence.collective_methods import INPUTS, POINT_TO_POINT
-from ddp_helpers.evidence.frames import is_user_file
+from ddp_helpers.evidence.frames import is_user_file, make_frame
+from ddp_helpers.evidence.records import LastCall
 
 SIZE = 1024  # bytes of the record; the rest of a longer one is lost
 
@@ -32,6 +33,20 @@ def keep_last_call(file: int) -> None:
         original = getattr(dist.ProcessGroup, name, None)
         if original is not None:
             setattr(dist.ProcessGroup, name, _kept(original, file, numbers))
+
+
+def read_last_call(data: bytes, names: Mapping[str, str]) -> LastCall | None:
+    """What `keep_last_call` has written, or None if there was no call so far.
+
+    Args:
+        data: what the file holds.
+        names: how the reader knows files.
+    """
+    try:
+        number, name, filename, line, function = json.loads(data)
+    except ValueError:
+        return None
+    return LastCall(number, name, make_frame(filename, line, function, names))
 
 
 def _kept(original: Callable, file: int, numbers: itertools.count) -> Callable:

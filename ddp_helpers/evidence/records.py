@@ -15,6 +15,8 @@ class Frame:
     function: str
     source: str = ""
     is_user: bool = True
+    is_launcher: bool = False
+    """True for the lines that run a rank's function, which no reader has to look at."""
 
     def __str__(self) -> str:
         return f"{self.filename}, line {self.line}, in {self.function}"

@@ -29,23 +29,8 @@ from ddp_helpers.plots.style import (
     look,
     new_figure,
     rank_rows,
-    save,
     settle,
-    show,
 )
-
-__all__ = [
-    "FILLS",
-    "GREY",
-    "Epoch",
-    "Span",
-    "plot_bars",
-    "plot_sample_assignment",
-    "plot_timeline",
-    "plot_training",
-    "save",
-    "show",
-]
 
 
 class Epoch(Protocol):

@@ -38,7 +38,7 @@ def warm_up() -> None:
 
     tidy_up()
     server = forkserver._forkserver
-    set_forkserver_preload(["ddp_helpers.preload"])
+    set_forkserver_preload(["ddp_helpers.ranks.preload"])
     start_resource_tracker()
     if server._forkserver_pid is not None:
         return

@@ -9,8 +9,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import inspect
-import io
-import linecache
 import multiprocessing.util
 import os
 import secrets
@@ -25,9 +23,11 @@ from ddp_helpers.diagnosis.failure_report import failure_report
 from ddp_helpers.environment.check import default_nprocs, usable_cpu_count
 from ddp_helpers.evidence.records import LaunchResult
 from ddp_helpers.ranks import fork_server
-from ddp_helpers.ranks.supervisor import Supervisor
+from ddp_helpers.ranks.notebook import ipython_shell, is_kernel, notebook_cells
+from ddp_helpers.ranks.supervisor import Ending, Supervisor
+from ddp_helpers.ranks.travel import pack
 from ddp_helpers.ranks.view import PanelView, TextView, View
-from ddp_helpers.ranks.worker import Job
+from ddp_helpers.ranks.wire import Job
 
 START_METHODS = ("forkserver", "spawn")
 INSIDE_A_RANK = "DDP_HELPERS_INSIDE_A_RANK"
@@ -108,14 +108,14 @@ def launch(
     every = _sanitize_every(sanitize)
     threads = threads_per_rank or max(1, usable_cpu_count() // nprocs)
     sources, names = notebook_cells()
-    packed = _pack(fn, tuple(args), dict(kwargs or {}))
+    packed = pack(fn, tuple(args), dict(kwargs or {}))
     with _rendezvous_store() as port:
         job = Job(
             function=packed,
             nprocs=nprocs,
             env=_environment(port, threads, env),
             cwd=os.getcwd(),
-            argv=list(sys.argv) if _ipython_shell() is None else [""],  # not the kernel's own flags
+            argv=list(sys.argv) if ipython_shell() is None else [""],  # not the kernel's own flags
             threads=threads,
             sources=sources,
             names=names,
@@ -127,13 +127,14 @@ def launch(
         supervisor = Supervisor(job, start_method, timeout, _view(nprocs, echo, live))
         ranks = tuple(supervisor.run())
     result = LaunchResult(ranks, supervisor.seconds, start_method)
-    if supervisor.stopped:
+    if supervisor.ending is Ending.STOPPED:
         raise LaunchStopped(result) from None
     if all(rank.ok for rank in ranks):
         _print_notes(result, echo)
         return result
-    late = supervisor.timed_out
-    report = failure_report(ranks, timeout=timeout if late else None, stranded=supervisor.stranded)
+    late = supervisor.ending is Ending.TIMED_OUT
+    stranded = supervisor.ending is Ending.STRANDED
+    report = failure_report(ranks, timeout=timeout if late else None, stranded=stranded)
     raise (LaunchTimeoutError if late else LaunchError)(report, result) from None
 
 
@@ -165,7 +166,7 @@ def _temporary_folder(start_method: str) -> str:
 
 def warm_up_in_a_kernel() -> None:
     """In a notebook, start the fork server while the reader still reads; elsewhere do nothing."""
-    if hasattr(_ipython_shell(), "kernel") and INSIDE_A_RANK not in os.environ:
+    if is_kernel() and INSIDE_A_RANK not in os.environ:
         fork_server.warm_up()
 
 
@@ -238,42 +239,9 @@ def _aliases(node: ast.stmt) -> list[ast.alias]:
 def _view(nprocs: int, echo: bool, live: bool | View) -> View | None:
     if not isinstance(live, bool):
         return live
-    shell = _ipython_shell()
-    if live and shell is not None and hasattr(shell, "kernel"):
+    if live and is_kernel():
         return PanelView(nprocs)
     return TextView() if echo or live else None
-
-
-def _pack(fn: Callable | str, args: tuple, kwargs: dict) -> bytes:
-    import cloudpickle
-
-    try:
-        return cloudpickle.dumps((fn, args, kwargs))
-    except Exception as error:
-        raise TypeError(
-            f"{_culprit(fn, args, kwargs)} can't travel to the ranks ({error}): create it inside "
-            "the function, on each rank"
-        ) from None
-
-
-def _culprit(fn: Callable | str, args: tuple, kwargs: dict) -> str:
-    """Name the argument or outer variable that can't be pickled."""
-    import cloudpickle
-
-    parts = {f"argument {i}": value for i, value in enumerate(args)}
-    parts |= {f"argument {name}=": value for name, value in kwargs.items()}
-    with contextlib.suppress(TypeError):
-        outer = inspect.getclosurevars(fn)
-        parts |= {f"the variable `{k}` that the function uses": v for k, v in outer.globals.items()}
-        parts |= {
-            f"the variable `{k}` that the function uses": v for k, v in outer.nonlocals.items()
-        }
-    for name, value in parts.items():
-        try:
-            cloudpickle.dump(value, io.BytesIO())
-        except Exception:
-            return f"{name} ({type(value).__name__})"
-    return f"{fn!r}"
 
 
 @contextlib.contextmanager
@@ -317,22 +285,3 @@ def _environment(port: int, threads: int, extra: Mapping[str, str] | None) -> di
         if not isinstance(value, str):
             raise TypeError(f"env[{name!r}]={value!r}: expected a text")
     return {**loopback, **os.environ, **ours, **(extra or {})}
-
-
-def notebook_cells() -> tuple[dict[str, str], dict[str, str]]:
-    """The text of the notebook's cells by file name, and the name that the reader knows them by."""
-    shell = _ipython_shell()
-    if shell is None:
-        return {}, {}
-    sources, names = {}, {}
-    for filename, entry in list(linecache.cache.items()):
-        known = shell.compile.format_code_name(filename) if len(entry) == 4 else None
-        if known:
-            sources[filename] = "".join(entry[2])
-            names[filename] = f"{known[0].lower()} {known[1]}"
-    return sources, names
-
-
-def _ipython_shell():
-    ipython = sys.modules.get("IPython")
-    return ipython.get_ipython() if ipython else None

@@ -36,8 +36,8 @@ with contextlib.suppress(ImportError):
     import torch.optim
     import torch.utils.data
 
-import ddp_helpers.process_group
-import ddp_helpers.worker
+import ddp_helpers.group.lifetime
+import ddp_helpers.ranks.worker
 
 gc.freeze()  # ranks share these pages as long as the collector does not touch them
 

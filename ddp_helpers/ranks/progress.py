@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import select
 import socket
 import time
 
+from ddp_helpers.ranks import wire
+
 MOST_PER_SECOND = 30  # more than a reader can see; the rest would only slow the rank
+LAST_ONE_WAITS = 0.5  # seconds: the last report is worth a moment
 _link: socket.socket | None = None
 _last_sent = 0.0
 
@@ -32,14 +34,14 @@ def report(*, step: int, total: int | None = None, loss: float | None = None) ->
     if now < _last_sent + 1 / MOST_PER_SECOND and step != total:
         return
     _last_sent = now
-    number = None if loss is None else float(loss)
-    message = {"step": int(step), "total": None if total is None else int(total), "loss": number}
-    if number is not None and not math.isfinite(number):
-        message["loss"] = repr(number)  # nan and inf are not JSON
-    if step == total:  # the last one is worth a moment
-        select.select([], [_link], [], 0.5)
+    number: float | str | None = None if loss is None else float(loss)
+    if isinstance(number, float) and not math.isfinite(number):
+        number = repr(number)  # nan and inf are not JSON
+    if step == total:
+        select.select([], [_link], [], LAST_ONE_WAITS)
+    whole = None if total is None else int(total)
     with contextlib.suppress(OSError):  # the launcher is busy: this report is dropped
-        _link.send(json.dumps(message).encode(), socket.MSG_DONTWAIT)
+        wire.send_report(_link, {"step": int(step), "total": whole, "loss": number})
 
 
 def connect(link: socket.socket) -> None:

@@ -8,11 +8,11 @@ import os
 import sys
 from types import TracebackType
 
-from ddp_helpers.sanitizer.talk.channel import Gone
+from ddp_helpers.sanitizer.switch import install, uninstall
+from ddp_helpers.sanitizer.talk.notes import tell_notes_once
 from ddp_helpers.sanitizer.talk.session import (
     FAILED,
     LEFT,
-    PATIENCE_AT_END,
     Options,
     SanitizerError,
     Session,
@@ -21,8 +21,6 @@ from ddp_helpers.sanitizer.talk.session import (
 
 def watch_script(every: int = 1) -> Session:
     """Begin to watch this process; what is found only at the end makes it fail, too."""
-    from ddp_helpers.sanitizer import install
-
     session = install(Options(every))
     tell_notes_once(session)
     atexit.register(_finish, session, _Failure(), os.getpid())
@@ -47,8 +45,6 @@ class _Failure:
 def _finish(session: Session, failure: _Failure, process: int) -> None:
     if os.getpid() != process:  # a fork of the script
         return
-    from ddp_helpers.sanitizer import uninstall
-
     with contextlib.suppress(SanitizerError):  # it is among the findings
         uninstall(session, FAILED if failure.error else LEFT)
     session.print_findings(failure.error)
@@ -57,18 +53,3 @@ def _finish(session: Session, failure: _Failure, process: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)  # an exception here would not change how the process ends
-
-
-def tell_notes_once(session: Session) -> None:
-    """Let a note that several ranks have be told by the lowest of them."""
-
-    def compare() -> None:
-        notes = [[f.kind, f.cause] for f in session.findings if not f.serious]
-        session.channel.publish("notes", notes)
-        lower = range(session.rank if notes else 0)
-        with contextlib.suppress(Gone):
-            session.channel.wait("notes", lower, PATIENCE_AT_END, session.have_ended)
-        for told in session.channel.read_those_here("notes", lower).values():
-            session.told |= {tuple(note) for note in told}
-
-    session.at_last.append(session.guarded("notes", compare))

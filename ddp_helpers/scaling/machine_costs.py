@@ -27,28 +27,11 @@ from ddp_helpers.scaling.work_costs import (
     SMALL_BATCHES,
     make_probe,
     make_probe_batch,
-    measure_loading,
-    measure_step,
-    measure_work,
     run_on_ranks,
     undisturbed,
     undisturbed_step,
     work_of,
 )
-
-__all__ = [
-    "Round",
-    "machine_from",
-    "make_probe",
-    "make_probe_batch",
-    "measure_loading",
-    "measure_machine",
-    "measure_round",
-    "measure_step",
-    "measure_work",
-    "undisturbed",
-    "undisturbed_step",
-]
 
 MESSAGES = (2**12, 2**14, 2**16, 2**18, 2**20, 2**21, 2**22)  # bytes
 MODEL_ERROR = 0.1  # bench_scaling.py, two rounds on two busy cores: 5 and 13 % in the median

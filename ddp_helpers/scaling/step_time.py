@@ -37,18 +37,6 @@ from ddp_helpers.scaling.records import (
     plain,
 )
 
-__all__ = [
-    "Link",
-    "Machine",
-    "Prediction",
-    "Range",
-    "Setup",
-    "Work",
-    "all_reduce_seconds",
-    "predict",
-    "step_seconds",
-]
-
 GRADIENT_SIZE = 4  # bytes of a float32 gradient, which buckets are filled with
 SLICE = 2**14  # numbers that numpy works on at once: they fit into a core's cache
 

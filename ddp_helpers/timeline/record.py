@@ -24,25 +24,8 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from ddp_helpers.timeline.profiler_events import read_events, steps_of
 from ddp_helpers.timeline.records import (
-    KINDS,
-    Collective,
     RankTimeline,
-    StepTimeline,
-    mean_shares,
-    overlap,
-    waiting_for_the_last,
 )
-
-__all__ = [
-    "KINDS",
-    "Collective",
-    "RankTimeline",
-    "StepTimeline",
-    "mean_shares",
-    "overlap",
-    "record_timeline",
-    "waiting_for_the_last",
-]
 
 
 class record_timeline:

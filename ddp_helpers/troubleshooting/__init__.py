@@ -1,1 +1,7 @@
-"""TODO."""
+"""All that is known to go wrong, as one list and one page."""
+
+from ddp_helpers.troubleshooting.examples import Example, read_examples
+from ddp_helpers.troubleshooting.known import COMMAND, Trouble, page, troubles
+from ddp_helpers.troubleshooting.nearest import find_nearest
+
+__all__ = ["COMMAND", "Example", "Trouble", "find_nearest", "page", "read_examples", "troubles"]

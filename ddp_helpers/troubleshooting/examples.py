@@ -1,4 +1,4 @@
-"""Real texts of the known errors, as they stand in logs; read from error_examples.txt."""
+"""Real texts of the known errors, as they stand in logs; read from examples.txt."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from ddp_helpers.cli import commands as cli
+from ddp_helpers import cli
 from ddp_helpers.model import SmallCNN, count_parameters
 from ddp_helpers.scaling import Machine, Setup, predict
 from ddp_helpers.scaling.machine_costs import measure_machine

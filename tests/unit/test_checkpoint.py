@@ -139,7 +139,7 @@ def test_a_new_checkpoint_takes_the_name_and_does_not_touch_the_old_file(tmp_pat
 
 SAVE_FOR_EVER = """
 import itertools, sys, torch
-from ddp_helpers.checkpoint import save_checkpoint
+from ddp_helpers.checkpoints import save_checkpoint
 for value in itertools.count(1):
     save_checkpoint(sys.argv[1], weight=torch.full((8_000_000,), float(value)), value=value)
     print(value, flush=True)

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from ddp_helpers import classroom
+from ddp_helpers import cli
+from ddp_helpers.classroom import room as classroom
 from ddp_helpers.classroom.seats import SeatCost, measure
-from ddp_helpers.cli import commands as cli
 from ddp_helpers.exercises import _progress, names
 
 MIB, GIB = 2**20, 2**30

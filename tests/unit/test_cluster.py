@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from ddp_helpers import cluster
+from ddp_helpers.cluster import network as cluster
 from ddp_helpers.environment.facts import free_port
 
 MASTER = {"nnodes": 2, "master_addr": "first", "nproc_per_node": 8}

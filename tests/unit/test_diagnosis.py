@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddp_helpers.cli import commands as cli
-from ddp_helpers.diagnosis import diagnose, diagnose_text, is_consequence, waiting_in
+from ddp_helpers import cli
+from ddp_helpers.diagnosis import diagnose, diagnose_text, is_consequence
 from ddp_helpers.diagnosis.error_texts import CONSEQUENCES, KNOWN_ERRORS
 from ddp_helpers.diagnosis.known_lines import KNOWN_LINES
 from ddp_helpers.diagnosis.log_text import find_errors
 from ddp_helpers.diagnosis.rules import recognise
 from ddp_helpers.evidence.records import Frame, LastCall, RankError, RankResult
+from ddp_helpers.evidence.waits import waiting_in
 from ddp_helpers.troubleshooting.examples import read_examples
 
 KINDS = {rule.kind for rule in KNOWN_ERRORS}

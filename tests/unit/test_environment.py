@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddp_helpers import environment as env
 from ddp_helpers.environment import Check, EnvironmentReport, check_environment, facts, nvidia
+from ddp_helpers.environment import check as env
 from ddp_helpers.environment.report import _MARKS
 
 GIB = 1024**3
@@ -137,7 +137,7 @@ def test_real_run_on_this_machine_has_no_fail_and_is_quick():
 
 def test_import_is_light_and_the_check_never_initialises_cuda():
     code = (
-        "import sys, ddp_helpers.environment as e; "
+        "import sys, ddp_helpers.environment.check as e; "
         "assert not {'torch', 'psutil', 'matplotlib'} & set(sys.modules); "
         "e.check_environment(); e.default_nprocs(); import torch; "
         "assert not torch.cuda.is_initialized()"
@@ -338,8 +338,8 @@ def test_missing_torch_for_real(tmp_path):
     # an interpreter that cannot see any installed package
     code = (
         f"import sys; sys.path = [p for p in sys.path if 'site-packages' not in p]; "
-        f"sys.path.insert(0, {str(Path(env.__file__).parents[1])!r}); "
-        "import ddp_helpers.environment as e; "
+        f"sys.path.insert(0, {str(Path(env.__file__).parents[2])!r}); "
+        "import ddp_helpers.environment.check as e; "
         "assert e.default_nprocs() == 2; print(e.main_check(True), file=sys.stderr)"
     )
     done = subprocess.run(
@@ -544,7 +544,7 @@ def test_one_core_by_affinity(machine):
 
 def test_one_core_by_real_affinity():
     code = (
-        "import os, ddp_helpers.environment as e; "
+        "import os, ddp_helpers.environment.check as e; "
         "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); print(e.usable_cpu_count())"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True, timeout=60) == "1\n"
@@ -736,7 +736,7 @@ def test_open_files_below_a_high_hard_limit_need_no_administrator(machine):
 
 
 def test_open_files_after_a_real_ulimit():
-    code = "import ddp_helpers.environment as e; print(e._check_open_files())"
+    code = "import ddp_helpers.environment.check as e; print(e._check_open_files())"
     command = ["bash", "-c", 'ulimit -n 256; exec "$0" -c "$1"', sys.executable, code]
     shown = subprocess.check_output(command, text=True, timeout=60)
     assert shown.startswith("('warn', '256', ")
@@ -748,7 +748,7 @@ def test_open_files_of_a_real_process():
     code = (
         "import resource; hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]; "
         "resource.setrlimit(resource.RLIMIT_NOFILE, (300, hard)); "
-        "import ddp_helpers.environment as e; "
+        "import ddp_helpers.environment.check as e; "
         "print(e.machine.open_files()[0], e._check_open_files()[0])"
     )
     shown = subprocess.check_output([sys.executable, "-c", code], text=True, timeout=60)

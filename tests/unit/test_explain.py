@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ddp_helpers import faults
-from ddp_helpers.cli import commands as cli
+from ddp_helpers import cli, faults
 from ddp_helpers.cli.explain import explain
 from ddp_helpers.troubleshooting import COMMAND, page, troubles
 from ddp_helpers.troubleshooting.examples import read_examples

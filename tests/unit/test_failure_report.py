@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddp_helpers.diagnosis import PEER_IS_GONE, diagnose, is_consequence, name_ranks, waiting_in
+from ddp_helpers.diagnosis import diagnose, is_consequence
+from ddp_helpers.diagnosis.error_texts import PEER_IS_GONE
 from ddp_helpers.diagnosis.failure_report import LONGEST, MOST_LINES, failure_report, find_causes
-from ddp_helpers.evidence.records import Frame, RankError, RankResult
+from ddp_helpers.evidence.records import Frame, RankError, RankResult, name_ranks
+from ddp_helpers.evidence.waits import waiting_in
 
 GONE = (
     "[.../pair.cc:553] Connection closed by peer [127.0.0.1]:45275. This is typically caused by "

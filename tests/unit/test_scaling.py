@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddp_helpers.cli import commands as cli
+from ddp_helpers import cli
 from ddp_helpers.cli import plan as plan_command
 from ddp_helpers.scaling import (
     Link,

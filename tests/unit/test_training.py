@@ -7,11 +7,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from ddp_helpers import training
 from ddp_helpers.checkpoints.file import load_checkpoint
 from ddp_helpers.data import load_mnist_5k, make_eval_loader, make_train_loader
 from ddp_helpers.model import MLP
-from ddp_helpers.training import EpochRecord, evaluate, fit, train_mnist_5k, train_one_epoch
+from ddp_helpers.training import EpochRecord, digits, evaluate, fit, train_mnist_5k, train_one_epoch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -179,7 +178,7 @@ def test_train_mnist_5k_prints_a_line_an_epoch_and_resumes(tmp_path, capsys, mon
     def a_tenth(train=True):
         return TensorDataset(*[part[::10] for part in load_mnist_5k(train).tensors])
 
-    monkeypatch.setattr(training, "load_mnist_5k", a_tenth)
+    monkeypatch.setattr(digits, "load_mnist_5k", a_tenth)
     path = tmp_path / "mnist.pt"
     first = train_mnist_5k(epochs=1, global_batch_size=40, checkpoint_path=path)
     assert isinstance(first[0], EpochRecord)

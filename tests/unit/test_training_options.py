@@ -15,7 +15,6 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from ddp_helpers import training
 from ddp_helpers.checkpoints.folder import CheckpointFolder
 from ddp_helpers.checkpoints.random_state import (
     SeededSamples,
@@ -27,7 +26,7 @@ from ddp_helpers.checkpoints.random_state import (
 from ddp_helpers.data import load_mnist_5k
 from ddp_helpers.data.loaders import make_eval_loader, make_resumable_loader, make_train_loader
 from ddp_helpers.model import MLP
-from ddp_helpers.training import evaluate, fit, train_mnist_5k, train_one_epoch
+from ddp_helpers.training import digits, evaluate, fit, train_mnist_5k, train_one_epoch
 from ddp_helpers.training.early_stop import EarlyStop
 from ddp_helpers.training.losses import CrossEntropy
 from ddp_helpers.training.precision import MixedPrecision
@@ -468,7 +467,7 @@ def test_train_mnist_5k_goes_on_in_mid_epoch(tmp_path, monkeypatch, capsys):
     def a_tenth(train=True):
         return TensorDataset(*[part[::10] for part in load_mnist_5k(train).tensors])
 
-    monkeypatch.setattr(training, "load_mnist_5k", a_tenth)
+    monkeypatch.setattr(digits, "load_mnist_5k", a_tenth)
     options = {"global_batch_size": 40, "accumulation_steps": 2, "save_every": 7}
     whole = train_mnist_5k(epochs=2, checkpoints=CheckpointFolder(tmp_path / "a"), **options)
     folder = CheckpointFolder(tmp_path / "b", keep=9)

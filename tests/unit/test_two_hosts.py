@@ -141,7 +141,7 @@ def test_close_leaves_no_process_no_folder_and_is_done_once(hosts: TwoHosts) -> 
 
 OWNER = """
 import sys, time
-from ddp_helpers.two_hosts import TwoHosts
+from ddp_helpers.cluster import TwoHosts
 with TwoHosts(kind={kind!r}) as hosts:
     for host in hosts:
         host.start(*{command!r}).wait_for("up", 20)
@@ -228,7 +228,7 @@ def test_a_user_namespace_does_it_without_root(reason: str, tmp_path: Path) -> N
 
 NOBODY = """
 import os
-from ddp_helpers import two_hosts  # its files may be closed to nobody, so first load, then change
+from ddp_helpers.cluster import two_hosts  # first load, then change: its files may be closed
 os.setgroups([]); os.setgid(65534); os.setuid(65534); os.chdir("/"); os.environ["HOME"] = "/"
 with two_hosts.TwoHosts() as hosts:
     print(os.geteuid())

@@ -1,1 +1,1 @@
-"""TODO."""
+"""What two ranks must agree on, as plain values: no process group, no session, nothing patched."""

@@ -16,7 +16,7 @@ from ddp_helpers.evidence.frames import is_user_file
 Place = tuple[str, int, str]  # file, line, function
 
 _SKIPPED = ("contextlib.py", "c10d_logger.py", "_decorators.py", "threading.py")
-_HERE = os.path.dirname(os.path.abspath(__file__))
+_SANITIZER = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _RANK = re.compile(r"rank|main|master|leader|primary|chief", re.I)
 CLEAN_UP = "the clean-up of its process group"
 _QUESTIONS = ("get_rank", "is_main_process", "get_world_size", "get_local_rank")
@@ -34,7 +34,7 @@ def user_frames(depth: int = 1) -> tuple[list[FrameType], str]:
         filename, name = frame.f_code.co_filename, frame.f_code.co_name
         if is_user_file(filename):
             own.append(frame)
-        elif not own and not filename.endswith(_SKIPPED) and _HERE not in filename:
+        elif not own and not filename.endswith(_SKIPPED) and _SANITIZER not in filename:
             if name == "cleanup_distributed":
                 called = CLEAN_UP
             if "/torch/" not in filename:

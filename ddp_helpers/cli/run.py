@@ -1,0 +1,42 @@
+"""`python -m ddp_helpers run`: a function of any script on several ranks."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from ddp_helpers import launch
+from ddp_helpers.cli.options import add_nprocs
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.add_argument("target", help="path/script.py:function")
+    add_nprocs(parser)
+    parser.add_argument("--timeout", type=float, default=86_400.0, help="seconds for the whole run")
+    parser.add_argument("--start-method", default="forkserver", choices=("forkserver", "spawn"))
+    parser.add_argument("--threads-per-rank", type=int)
+    parser.add_argument(
+        "--sanitize",
+        type=int,
+        nargs="?",
+        const=1,
+        default=0,
+        metavar="N",
+        help="watch for silent mistakes; look at weights and data on each Nth step only",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command; returns its exit code."""
+    script, _, _ = options.target.rpartition(":")
+    sys.argv = [script, *options.arguments]
+    launch(
+        options.target,
+        options.nprocs,
+        timeout=options.timeout,
+        start_method=options.start_method,
+        threads_per_rank=options.threads_per_rank,
+        sanitize=options.sanitize,
+    )
+    return 0

@@ -1,0 +1,223 @@
+"""One rank as its launcher knows it: its process, its open files, and what it has left so far."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+
+from ddp_helpers.evidence.records import Frame, LastCall, RankResult
+from ddp_helpers.ranks import wire
+from ddp_helpers.ranks.travel import load_value
+from ddp_helpers.ranks.view import View
+
+LONGEST_LINE = 1 << 20  # bytes without a newline that are passed on all the same
+LONGEST_DRAIN = 0.5  # seconds to read what a rank that has ended left in its pipe
+
+
+class Events:
+    """What the launcher waits for: files, and what to call when one of them can be read."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self.close = self._selector.close
+
+    def on(self, file: int | socket.socket, call: Callable[[], None]) -> None:
+        """From now on, call this when the file can be read."""
+        self._selector.register(file, selectors.EVENT_READ, call)
+
+    def off(self, file: int | socket.socket) -> None:
+        """No longer."""
+        self._selector.unregister(file)
+
+    def __contains__(self, file: int | socket.socket) -> bool:
+        return file in self._selector.get_map()
+
+    def pump(self, seconds: float) -> None:
+        """Wait at most so long, then call for each file that can be read."""
+        for key, _ in self._selector.select(max(0.0, seconds)):
+            if key.fd in self._selector.get_map():  # an earlier call may have closed it
+                key.data()
+
+
+class Silenceable:
+    """The reader's view, which can be switched off for a while; without a view it is always off."""
+
+    def __init__(self, view: View | None) -> None:
+        self.given = view
+        self.shown = view
+
+    @contextlib.contextmanager
+    def silenced(self):
+        """Drop what ranks print within the block."""
+        self.shown = None
+        try:
+            yield
+        finally:
+            self.shown = self.given
+
+
+@dataclass(eq=False)
+class LaunchedRank:
+    """The launcher's side of one rank."""
+
+    rank: int
+    process: BaseProcess
+    events: Events
+    view: Silenceable
+    started_at: float
+    link: socket.socket | None = None
+    files: wire.RankFiles | None = None
+    """The launcher's ends of its files, once it has called."""
+    text: list[str] = field(default_factory=list)
+    partial: bytes = b""
+    outcome: wire.Outcome | None = None
+    exit_code: int | None = None
+    ended: bool = False
+    ended_by_us: bool = False
+    failed_at: float | None = None
+    finished_at: float = 0.0
+    stack: tuple[Frame, ...] = ()
+    last_call: LastCall | None = None
+    stopped: bool = False
+
+    def listen(self, link: socket.socket, files: wire.RankFiles) -> None:
+        """It has called: hear what it prints and says from now on."""
+        self.link, self.files = link, files
+        os.set_blocking(files.output, False)
+        self.events.on(files.output, self._read_output)
+        self.events.on(link, self._read_message)
+
+    @property
+    def pid(self) -> int:
+        """Its process's number, known from its start on."""
+        assert self.process.pid is not None
+        return self.process.pid
+
+    # ---- what it says
+
+    def _read_message(self) -> None:
+        assert self.link is not None
+        message = b""
+        with contextlib.suppress(OSError):
+            message = self.link.recv(wire.LONGEST_MESSAGE)
+        if not message:  # the rank is gone; its sentinel tells the rest
+            self.events.off(self.link)
+        else:
+            self._take(message)
+
+    def _take(self, message: bytes) -> None:
+        report = wire.read_message(message)
+        if report is None:
+            self._read_outcome()
+        elif self.view.shown:
+            self.view.shown.report(self.rank, **report)
+
+    def _read_outcome(self) -> None:
+        assert self.files is not None
+        self.outcome = wire.read_outcome(self.files.outcome)
+        self.finished_at = time.monotonic()
+        if self.outcome.exit_code:
+            self.failed_at = self.finished_at
+
+    # ---- what it prints
+
+    def _read_output(self) -> None:
+        assert self.files is not None
+        data = b""
+        with contextlib.suppress(BlockingIOError):
+            data = os.read(self.files.output, 1 << 16)
+            if not data:
+                self.events.off(self.files.output)
+        lines = re.split(rb"\r?\n", self.partial + data)
+        self.partial = lines.pop()
+        if len(self.partial) > LONGEST_LINE:
+            lines, self.partial = [*lines, self.partial], b""
+        self._tell(lines)
+
+    def _tell(self, lines: list[bytes]) -> None:
+        texts = [line.decode("utf-8", "replace") for line in lines]
+        self.text.extend(text + "\n" for text in texts)
+        if self.view.shown and texts:
+            self.view.shown.output(self.rank, texts)
+
+    # ---- its end
+
+    def has_ended(self) -> None:
+        """Its process is gone: read what it left, and end what it left running."""
+        self.events.off(self.process.sentinel)
+        self.process.join()
+        self.exit_code, self.ended = self.process.exitcode, True
+        self.finished_at = self.finished_at or time.monotonic()
+        if self.link and not self.outcome:
+            self._read_last_messages(self.link)
+        self.kill()  # whatever child processes it left
+        self._drain()
+        failed = self.outcome.exit_code != 0 if self.outcome else not self.ended_by_us
+        if failed and self.failed_at is None:
+            self.failed_at = time.monotonic()
+        if self.view.shown:
+            how = "failed" if failed else "done" if self.outcome else "ended"
+            self.view.shown.end(self.rank, how)
+
+    def _read_last_messages(self, link: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            link.setblocking(False)
+            while message := link.recv(wire.LONGEST_MESSAGE):
+                self._take(message)
+
+    def _drain(self) -> None:
+        """Read what is left in the pipe, also the last line without a newline.
+
+        A child that the rank left may hold the pipe open, so its end need not come.
+        """
+        limit = time.monotonic() + LONGEST_DRAIN
+        while self.files and self.files.output in self.events and time.monotonic() < limit:
+            before = len(self.text), self.partial
+            self._read_output()
+            if (len(self.text), self.partial) == before:
+                break
+        if self.partial:
+            self._tell([self.partial])
+            self.partial = b""
+
+    def kill(self) -> None:
+        """End it and its children at once."""
+        kill = os.killpg if self.link else os.kill  # its group exists once it has called us
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            kill(self.pid, signal.SIGKILL)
+
+    def result(self, memory_kills: bool) -> RankResult:
+        """What it left, in full.
+
+        Args:
+            memory_kills: the system has killed a process since the launch, because memory ran out.
+        """
+        outcome = self.outcome
+        value, error = None, outcome.error if outcome else None
+        if outcome and outcome.value is not None:
+            value, error = load_value(outcome.value)
+        exit_code = None if self.ended_by_us else self.exit_code
+        if outcome:
+            exit_code = outcome.exit_code if error is None else outcome.exit_code or 1
+        return RankResult(
+            self.rank,
+            value,
+            "".join(self.text),
+            exit_code,
+            error,
+            self.stack,
+            outcome.seconds if outcome else self.finished_at - self.started_at,
+            exit_code == -signal.SIGKILL and memory_kills,
+            returned=outcome is not None,
+            findings=outcome.findings if outcome else (),
+            last_call=self.last_call,
+            stopped=self.stopped,
+        )

@@ -1,0 +1,92 @@
+"""Where ranks stand: asked by a signal, they write their Python stack, even stuck in C++."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Sequence
+
+from ddp_helpers.evidence.frames import make_frame
+from ddp_helpers.evidence.last_call import read_last_call
+from ddp_helpers.evidence.records import Frame
+from ddp_helpers.evidence.waits import waiting_in
+from ddp_helpers.ranks import wire
+from ddp_helpers.ranks.launched import Events, LaunchedRank
+from ddp_helpers.ranks.processes import is_stopped
+
+STACK_WAIT = 0.2  # seconds for all ranks to write; one that is paused never will
+LOOK = 0.005  # seconds between looks at what they have written
+STACK_LINE = re.compile(r'File "(.+)", line (\d+) in (.+)')  # as faulthandler writes it
+
+
+def take_stacks(ranks: Sequence[LaunchedRank], job: wire.Job, events: Events) -> None:
+    """Ask each of these ranks for its stack, and note it with its last collective.
+
+    A rank that has not called yet, or has told its outcome, is left alone.
+    """
+    asked = [(rank, rank.files) for rank in ranks if rank.files and not rank.outcome]
+    before = {rank.rank: os.fstat(files.stacks).st_size for rank, files in asked}
+    for rank, _ in asked:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(rank.pid, wire.STACK_SIGNAL)
+    limit = time.monotonic() + STACK_WAIT
+    while time.monotonic() < limit and any(
+        not rank.ended and os.fstat(files.stacks).st_size == before[rank.rank]
+        for rank, files in asked
+    ):
+        events.pump(LOOK)
+    for rank, files in asked:
+        text = wire.read_whole(files.stacks)[before[rank.rank] :].decode("utf-8", "replace")
+        rank.stack = parse_stack(text, job)
+        rank.last_call = read_last_call(wire.read_whole(files.last_call), job.names)
+        rank.stopped = is_stopped(rank.pid)
+
+
+def parse_stack(text: str, job: wire.Job) -> tuple[Frame, ...]:
+    """faulthandler's text as frames, outermost first, without what runs before the function."""
+    found = filter(None, map(STACK_LINE.search, text.splitlines()))
+    inside = [
+        make_frame(file, int(line), function, job.names, _source(file, int(line), job))
+        for file, line, function in (match.groups() for match in found)
+    ][::-1]
+    ours = [at for at, frame in enumerate(inside) if frame.is_launcher]
+    own = ours[-1] if ours else -1
+    return tuple(inside[own + 1 :] or inside[own:])
+
+
+def _source(filename: str, line: int, job: wire.Job) -> str:
+    text = job.sources.get(filename)
+    if text is None:
+        with contextlib.suppress(OSError), open(filename, errors="replace") as file:
+            text = file.read()
+    lines = (text or "").splitlines()
+    return lines[line - 1].strip() if 0 < line <= len(lines) else ""
+
+
+class StrandedLook:
+    """Finds out whether all ranks that still run wait for others that have ended.
+
+    Only stacks tell that, and asking for them costs the ranks a moment. So it is asked seldom,
+    and only what is seen twice counts: between two collectives a rank may seem to wait.
+    """
+
+    BETWEEN = 0.5  # seconds
+
+    def __init__(self) -> None:
+        self._looked_at = 0.0
+
+    def is_so(self, ranks: Sequence[LaunchedRank], job: wire.Job, events: Events) -> bool:
+        """True if two looks in a row have found them all waiting at the same lines."""
+        living = [rank for rank in ranks if not rank.ended]
+        if len(living) == len(ranks) or any(rank.outcome or not rank.link for rank in living):
+            return False
+        last_end = max(rank.finished_at for rank in ranks if rank.ended)
+        if time.monotonic() < max(last_end, self._looked_at) + self.BETWEEN:
+            return False
+        before = [rank.stack for rank in living]
+        take_stacks(living, job, events)
+        self._looked_at = time.monotonic()
+        stacks = [rank.stack for rank in living]
+        return stacks == before and all(map(waiting_in, stacks))

@@ -1,0 +1,189 @@
+"""What a launcher and its ranks say to each other, and in which order. Both sides read it here.
+
+1. The launcher listens on a socket with a secret name. A rank calls it and says its number.
+2. The launcher answers with six open files (`RankFiles`). One of them holds the `Job`.
+3. While it runs, a rank prints into its pipe and may send reports, one JSON text a message.
+4. Asked by STACK_SIGNAL, it writes its Python stack into a file, even while it is stuck in C++.
+5. At its end it writes an `Outcome` into a file and says DONE.
+
+Values that may be large travel as files in memory, not through the socket: a rank that leaves
+does not wait for a launcher that is busy, and what it left stays when it dies.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import json
+import os
+import pickle
+import secrets
+import signal
+import socket
+import struct
+from dataclasses import astuple, dataclass, field, fields
+
+from ddp_helpers.evidence.records import Finding, RankError
+
+STACK_SIGNAL = signal.SIGRTMIN + 5  # rarely used by others; USR1 and USR2 often are
+DONE = b"done"
+LONGEST_MESSAGE = 1024  # bytes
+HAND_OVER_LIMIT = 5.0  # seconds for a rank that has called to say its number
+_HUNG_UP = "the launcher hung up"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every rank of one launch is told."""
+
+    function: bytes
+    """`(fn, args, kwargs)` by cloudpickle; fn may be a text `path/script.py:name`."""
+    nprocs: int
+    env: dict[str, str]
+    cwd: str
+    argv: list[str]
+    threads: int
+    sources: dict[str, str] = field(default_factory=dict)
+    """The text of notebook cells by file name, so that a traceback can quote them."""
+    names: dict[str, str] = field(default_factory=dict)
+    """How the reader knows those files: `cell In[4]`."""
+    temporary: str = ""
+    """Where multiprocessing keeps its sockets: a folder that is there already, or, with
+    `own_temporary`, what the name of a rank's own begins with. A rank that is killed can't remove
+    it; the launcher does."""
+    own_temporary: bool = False
+    sanitize: int = 0
+    """Watch the run, and look at weights and data on each n-th step; 0 is off."""
+
+    def temporary_folder(self, rank: int) -> str:
+        """Where multiprocessing keeps this rank's sockets."""
+        return f"{self.temporary}{rank}" if self.own_temporary else self.temporary
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the function ended on one rank: a value by cloudpickle, or an error."""
+
+    value: bytes | None
+    error: RankError | None
+    exit_code: int
+    seconds: float
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True)
+class RankFiles:
+    """The open files that a rank is given; they travel in this order."""
+
+    output: int
+    """A pipe for all that it prints."""
+    lifeline: int
+    """A pipe that closes when the launcher ends, however it ends."""
+    job: int
+    outcome: int
+    stacks: int
+    last_call: int
+
+
+# ---- the launcher's side
+
+
+def listen(nprocs: int) -> tuple[socket.socket, str]:
+    """A socket that ranks can call, and its name, which is told to nobody else."""
+    address = f"ddp_helpers-{os.getpid()}-{secrets.token_hex(16)}"
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind("\0" + address)  # abstract: no file that could stay behind
+    listener.listen(nprocs)
+    return listener, address
+
+
+def number_of(link: socket.socket) -> int | None:
+    """The rank that has called, or None if it is gone already, or is another user's process."""
+    _, uid, _ = struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    link.settimeout(HAND_OVER_LIMIT)
+    with contextlib.suppress(OSError):
+        hello = link.recv(16) if uid == os.getuid() else b""
+        return int(hello) if hello else None
+    return None
+
+
+def send_files(link: socket.socket, files: RankFiles) -> None:
+    """Give a rank its files.
+
+    Raises:
+        OSError: the rank is gone.
+    """
+    socket.send_fds(link, [b"files"], list(astuple(files)))
+
+
+def read_message(message: bytes) -> dict | None:
+    """A report, or None where the rank says that its outcome is there."""
+    return None if message == DONE else json.loads(message)
+
+
+def read_outcome(file: int) -> Outcome:
+    """What a rank that said DONE has left."""
+    return pickle.loads(read_whole(file))
+
+
+# ---- the rank's side
+
+
+def call(address: str, rank: int) -> socket.socket:
+    """Call the launcher and say who calls."""
+    link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    link.connect("\0" + address)
+    link.send(str(rank).encode())
+    return link
+
+
+def receive_files(link: socket.socket) -> RankFiles:
+    """Wait for the files.
+
+    Raises:
+        ConnectionError: the launcher hung up instead.
+    """
+    descriptors = array.array("i")
+    room = socket.CMSG_SPACE(len(fields(RankFiles)) * descriptors.itemsize)
+    message, ancillary, _, _ = link.recvmsg(16, room, socket.MSG_CMSG_CLOEXEC)
+    if not message:
+        raise ConnectionError(_HUNG_UP)
+    for _, _, data in ancillary:
+        descriptors.frombytes(data)
+    return RankFiles(*descriptors)
+
+
+def read_job(file: int) -> Job:
+    """What to do."""
+    return pickle.loads(read_whole(file))
+
+
+def send_report(link: socket.socket, report: dict) -> None:
+    """Send a report, unless the launcher is too busy to take it.
+
+    Raises:
+        OSError: it is too busy, or gone.
+    """
+    link.send(json.dumps(report).encode(), socket.MSG_DONTWAIT)
+
+
+def leave_outcome(outcome: Outcome, file: int, link: socket.socket) -> None:
+    """Write the outcome, then say that it is there."""
+    write_whole(file, pickle.dumps(outcome))
+    link.setblocking(True)
+    link.send(DONE)
+
+
+# ---- files in memory, the same for both sides
+
+
+def read_whole(file: int) -> bytes:
+    """All that a file holds, wherever others stand in it: they share its position."""
+    return os.pread(file, os.fstat(file).st_size, 0)
+
+
+def write_whole(file: int, data: bytes) -> None:
+    """Write all of `data`; one call may write less."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file, view) :]
