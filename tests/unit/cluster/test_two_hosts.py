@@ -17,7 +17,7 @@ import pytest
 from ddp_helpers.cluster import namespaces
 from ddp_helpers.cluster.two_hosts import TwoHosts, why_no_namespaces
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 KINDS = ("namespaces", "loopback")
 pytestmark = pytest.mark.usefixtures("no_process_left")
 

@@ -26,7 +26,7 @@ from ddp_helpers.data import (
     read_idx,
 )
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 FILES = REPOSITORY / "data" / "mnist_5k"
 
 

@@ -317,7 +317,7 @@ def test_linux_and_python_rows(machine):
 
 
 def test_oldest_python_is_the_one_the_package_asks_for(machine):
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
     assert project["requires-python"] == ">={}.{}".format(*env.PYTHON_MIN)
     machine.patch.setattr(facts, "python", lambda: (3, 11, 0))
     assert check_environment()["Python"].status == "pass"

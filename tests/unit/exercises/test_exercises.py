@@ -167,7 +167,7 @@ def test_importing_the_exercises_is_light():
 
 @pytest.mark.parametrize("notebook", sorted({number[:2] for number in names()}))
 def test_each_notebook_lists_its_exercises(notebook):
-    path = next((Path(__file__).resolve().parents[2] / "notebooks").glob(f"{notebook}_*.ipynb"))
+    path = next((Path(__file__).resolve().parents[3] / "notebooks").glob(f"{notebook}_*.ipynb"))
     cells = json.loads(path.read_text())["cells"]
     text = next(t for t in ("".join(c["source"]) for c in cells) if "## Exercises\n" in t)
     assert "from ddp_helpers.exercises import check, hint, progress, solution, task" in text

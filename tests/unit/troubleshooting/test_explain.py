@@ -12,7 +12,7 @@ from ddp_helpers.troubleshooting import COMMAND, page, troubles
 from ddp_helpers.troubleshooting.examples import read_examples
 from ddp_helpers.troubleshooting.nearest import find_nearest
 
-PAGE = Path(__file__).resolve().parents[2] / "notebooks" / "TROUBLESHOOTING.md"
+PAGE = Path(__file__).resolve().parents[3] / "notebooks" / "TROUBLESHOOTING.md"
 
 
 def names(message):
