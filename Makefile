@@ -6,17 +6,19 @@
 # make bench      timings, beside the alternatives, in one run
 # make soak       random kills, interrupts and hangs; many launches; many kernels at once
 # make gallery    screenshots of the explorables, for the README
-# make lint       format, lint and spelling
+# make lint       format, lint, arrows between wings, types and spelling
+# make mutants    how many small mistakes in the code its tests notice (ARGS=data: one wing)
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 SITE   := $(VENV)/.ready-site
+MUTANTS := $(VENV)/.ready-mutants
 ARGS   ?=
 ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: lab demo test site notebooks bench soak gallery lint clean
+.PHONY: lab demo test site notebooks bench soak gallery lint mutants clean
 .DELETE_ON_ERROR:
 
 lab: $(READY)
@@ -55,7 +57,12 @@ gallery: $(READY)
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
 	git ls-files -z | xargs -0 $(BIN)/codespell
+
+mutants: $(MUTANTS)
+	$(BIN)/python tests/mutation/run.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info runs
@@ -73,4 +80,8 @@ $(READY): pyproject.toml constraints.txt
 # What the site and its tests need more; `make lab` does without.
 $(SITE): $(READY)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[site]'
+	@touch $@
+
+$(MUTANTS): $(READY)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[mutants]'
 	@touch $@
