@@ -1,4 +1,8 @@
-"""The API reference: a page for each module that a reader imports, from its docstrings."""
+"""The API reference: a page for each wing and module that a reader imports, from docstrings.
+
+A name stands once, under the shortest path that it can be imported by: of the package, of a wing,
+of a module.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +14,22 @@ from types import ModuleType
 import ddp_helpers
 
 GROUPS = {
-    "Start ranks": ("launch", "process_group", "progress", "records", "environment"),
+    "Start ranks": ("group", "evidence.records", "environment"),  # ddp_helpers has all of ranks
     "Train": (
-        *("training", "training_records", "evaluation", "loaders", "sampler", "data", "model"),
-        *("losses", "precision", "schedule", "early_stop", "steps", "random_state"),
+        *("training", "training.losses", "training.precision", "training.schedule"),
+        *("training.early_stop", "training.steps", "data", "model"),
     ),
-    "Save and go on": ("checkpoint_folder", "checkpoint", "resume"),
+    "Save and go on": ("checkpoints", "checkpoints.random_state", "training.resume"),
     "Find mistakes": ("sanitizer", "diagnosis", "faults"),
     "Measure and predict": (
-        *("timeline", "timeline_records", "timeline_plots", "scaling", "cost_records"),
-        *("machine_costs", "scaling_plots", "plots", "collective_plots"),
+        *("timeline", "timeline.plots", "scaling", "scaling.plots", "scaling.published"),
+        "plots",
     ),
-    "Several machines": ("cluster", "two_hosts", "host"),
+    "Several machines": ("cluster", "cluster.host"),
     "Learn": ("widgets", "exercises"),
 }
 MODULES = tuple(name for group in GROUPS.values() for name in group)
-TOP = "api/ddp_helpers"
+NOT_FOR_READERS = {"Session"}  # what the sanitizer's checks register with
 
 
 def write_api(pages: Path) -> None:
@@ -38,22 +42,32 @@ def write_api(pages: Path) -> None:
         (folder / f"{name}.rst").write_text(_module(name), encoding="utf-8")
 
 
-def own_names(module: ModuleType) -> list[str]:
-    """Public functions and classes that a module defines itself, in the order of its text."""
-    found = [
-        (inspect.getsourcelines(thing)[1], name)
+def public_names(module: ModuleType) -> list[str]:
+    """Functions, then classes, that a wing hands on; or what a module defines, in its order."""
+    names = getattr(module, "__all__", None)
+    if names is not None:
+        found = [name for name in names if _has_entry(getattr(module, name))]
+        found = [name for name in found if name not in NOT_FOR_READERS]
+        return sorted(found, key=lambda name: inspect.isclass(getattr(module, name)))
+    own = {
+        name: thing
         for name, thing in vars(module).items()
-        if not name.startswith("_")
-        and (inspect.isfunction(thing) or inspect.isclass(thing))
-        and thing.__module__ == module.__name__
-        and inspect.getdoc(thing)
-    ]
-    return [name for _, name in sorted(found)]
+        if not name.startswith("_") and _has_entry(thing) and thing.__module__ == module.__name__
+    }
+    return sorted(own, key=lambda name: inspect.getsourcelines(own[name])[1])
 
 
-def _exports() -> dict[str, str]:
-    """The module of each name that `from ddp_helpers import ...` gives."""
-    return {name: getattr(ddp_helpers, name).__module__ for name in ddp_helpers.__all__}
+def _has_entry(thing: object) -> bool:
+    return (inspect.isfunction(thing) or inspect.isclass(thing)) and bool(inspect.getdoc(thing))
+
+
+def _same(module: ModuleType, above: ModuleType) -> set[str]:
+    """Names of a module that the package, or its wing, gives as well."""
+    return {
+        name
+        for name in set(public_names(module)) & set(public_names(above))
+        if getattr(module, name) is getattr(above, name)
+    }
 
 
 def _load(name: str) -> ModuleType:
@@ -72,29 +86,31 @@ def _entry(module: str, name: str) -> str:
 
 
 def _package() -> str:
-    exports = _exports()
-    entries = [_entry(module, name) for name, module in exports.items()]
-    first = ", ".join(name for name in exports if name[0].islower())
+    names = public_names(ddp_helpers)
+    first = ", ".join(name for name in names if name[0].islower())
     code = f".. code-block:: python\n\n   from ddp_helpers import {first}\n"
+    entries = [_entry("ddp_helpers", name) for name in names]
     return "\n".join([_title("ddp_helpers"), ".. course-module:: ddp_helpers\n", code, *entries])
 
 
 def _module(name: str) -> str:
     module = _load(name)
-    exports = {key for key, home in _exports().items() if home == module.__name__}
     parts = [_title(f"ddp_helpers.{name}"), f".. course-module:: {module.__name__}\n"]
+    exports = _same(module, ddp_helpers)
     if exports:
-        links = ", ".join(f":py:obj:`~{module.__name__}.{key}`" for key in sorted(exports))
+        links = ", ".join(f":py:obj:`~ddp_helpers.{key}`" for key in sorted(exports))
         parts.append(f"Of this module, :doc:`ddp_helpers` has: {links}.\n")
-    parts += [_entry(module.__name__, key) for key in own_names(module) if key not in exports]
-    return "\n".join(parts)
+    wing, _, inside = name.partition(".")
+    elsewhere = exports | (_same(module, _load(wing)) if inside else set())
+    entries = [key for key in public_names(module) if key not in elsewhere]
+    return "\n".join([*parts, *(_entry(module.__name__, key) for key in entries)])
 
 
 def _index() -> str:
     parts = [
         _title("API"),
         "What you import. :doc:`ddp_helpers` has what most programs need; each other page is a "
-        "module. All names: :ref:`genindex`.\n",
+        "part of it. All names: :ref:`genindex`.\n",
         ".. toctree::\n   :hidden:\n\n   ddp_helpers\n" + "".join(f"   {m}\n" for m in MODULES),
     ]
     for group, names in GROUPS.items():

@@ -19,9 +19,9 @@ from ddp_helpers.widgets.ladder import RUNGS
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 LESSONS = sorted((ROOT / "notebooks").glob("**/[0-9]*.ipynb"))
 MODULES = (
-    *("ddp_helpers", "launch", "process_group", "training", "checkpoint_folder", "loaders"),
-    *("sampler", "precision", "schedule", "timeline", "scaling", "exercises", "widgets"),
-    *("sanitizer", "faults"),
+    *("ddp_helpers", "group", "training", "training.precision", "training.schedule", "data"),
+    *("checkpoints", "training.resume", "timeline", "timeline.plots", "scaling", "exercises"),
+    *("widgets", "sanitizer", "faults"),
 )
 IF_THERE = ("CHANGELOG.md", "notebooks/TROUBLESHOOTING.md", "notebooks/zh_CN/GLOSSARY.md")
 
