@@ -1,4 +1,4 @@
-"""checkpoint.py: whole or not there, and clear when it is neither."""
+"""One checkpoint file: whole or not there, and clear when it is neither."""
 
 import os
 import signal

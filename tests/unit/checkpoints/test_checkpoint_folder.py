@@ -1,4 +1,4 @@
-"""checkpoint_folder.py: the last K are kept, damage is found, the last good one is never lost."""
+"""Checkpoint folders: the last K are kept, damage is found, the last good one is never lost."""
 
 import random
 

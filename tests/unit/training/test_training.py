@@ -1,4 +1,4 @@
-"""training.py in one process; tests/distributed has the ranks."""
+"""The training loop in one process; tests/distributed has the ranks."""
 
 import pickle
 
