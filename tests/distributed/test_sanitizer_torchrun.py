@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from ddp_helpers.sanitizer.checks import weights
+
 pytestmark = pytest.mark.usefixtures("no_process_left")
 LIMIT = 90  # seconds
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -126,7 +128,7 @@ def test_a_wrong_value_does_not_break_the_import(tmp_path):
 
 
 def test_loader_workers_and_other_programs_are_not_watched(tmp_path):
-    body = """
+    body = f"""
         import subprocess, sys
 
         class Data(torch.utils.data.Dataset):
@@ -134,7 +136,7 @@ def test_loader_workers_and_other_programs_are_not_watched(tmp_path):
                 return 8
 
             def __getitem__(self, index):
-                watched = "ddp_helpers.sanitizer.weights" in sys.modules
+                watched = {weights.__name__!r} in sys.modules
                 return torch.tensor([float(index + int(watched) * 100)])
 
         if __name__ == "__main__":
