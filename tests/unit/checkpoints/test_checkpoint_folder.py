@@ -1,4 +1,4 @@
-"""Checkpoint folders: the last K are kept, damage is found, the last good one is never lost."""
+"""checkpoints/folder.py: the last K are kept, damage is found, the last good one is never lost."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""ddp_helpers.data and data/: the files are what they say, and every rank gets its share."""
+"""ddp_helpers/data and data/: the files are what they say, and every rank gets its share."""
 
 import gzip
 import hashlib
