@@ -68,7 +68,7 @@ def measure() -> SeatCost:
 
 
 @contextlib.contextmanager
-def _seat(folder: str, number: int) -> Iterator[subprocess.Popen]:
+def _seat(folder: str, number: int) -> Iterator[subprocess.Popen[bytes]]:
     """A seat whose ranks have met and wait; it ends with the block."""
     own = Path(folder, str(number))
     own.mkdir()
@@ -79,6 +79,7 @@ def _seat(folder: str, number: int) -> Iterator[subprocess.Popen]:
         stdout=subprocess.DEVNULL,
         stderr=(own / "stderr").open("w"),
     )
+    assert seat.stdin  # it is a pipe
     try:
         limit = time.monotonic() + PATIENCE
         while len(list(own.glob("rank*"))) < RANKS:
@@ -135,7 +136,8 @@ def _memory(pids: list[int]) -> int:
     for pid in pids:
         with contextlib.suppress(OSError):
             text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-            total += 1024 * int(re.search(r"^Pss:\s+(\d+)", text, re.M)[1])
+            if found := re.search(r"^Pss:\s+(\d+)", text, re.M):
+                total += 1024 * int(found[1])
     return total
 
 

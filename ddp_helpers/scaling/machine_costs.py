@@ -2,7 +2,7 @@
 
     machine = measure_machine()                        # on 1 and 2 ranks
     work = measure_work(SmallCNN, make_batch)          # on 1 rank
-    predict(machine, work, Setup(ranks=4)).step        # scaling.py
+    predict(machine, work, Setup(ranks=4)).step        # scaling/step_time.py
 
 Each rank has one thread, as launch() gives it when there are as many ranks as cores. Of repeated
 times the lower quartile counts: other programs make a step slower, never faster.
@@ -21,7 +21,7 @@ from torch import nn
 from ddp_helpers.environment.check import usable_cpu_count
 from ddp_helpers.scaling.fits import fit_link, robust_fit, spread
 from ddp_helpers.scaling.rank_probes import backend, time_all_reduce, time_steps
-from ddp_helpers.scaling.records import Machine, Setup, Work, plain
+from ddp_helpers.scaling.records import Machine, Setup, Work
 from ddp_helpers.scaling.step_time import predict
 from ddp_helpers.scaling.work_costs import (
     SMALL_BATCHES,
@@ -34,7 +34,9 @@ from ddp_helpers.scaling.work_costs import (
 )
 
 MESSAGES = (2**12, 2**14, 2**16, 2**18, 2**20, 2**21, 2**22)  # bytes
-MODEL_ERROR = 0.1  # bench_scaling.py, two rounds on two busy cores: 5 and 13 % in the median
+MODEL_ERROR = (
+    0.1  # tests/benchmarks/bench_scaling.py, two rounds on two busy cores: 5 and 13 % in the median
+)
 PROBE_WIDTHS = (128, 384)
 
 
@@ -162,7 +164,7 @@ def _with_overheads(machine: Machine, rounds: Sequence[Round]) -> Machine:
         for at, batch, seconds in each.steps:
             work = each.works[at]
             setup = Setup(ranks=2, batch_size_per_rank=batch)
-            left.append(seconds - plain(predict(machine, work, setup).step.value))
+            left.append(seconds - float(predict(machine, work, setup).step.value))
             rows.append((1.0, 4.0 * work.parameters))
             scale.append(seconds)
     # an error counts against the whole step: what is left may be close to nothing

@@ -1,6 +1,7 @@
 """What runs inside a rank to measure it: all-reduce, computing, loading, whole DDP steps.
 
-Each function returns raw times in seconds; `machine_costs.py` starts them and makes sense of them.
+Each function returns raw times in seconds; `machine_costs.py` and `work_costs.py` start them and
+make sense of them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,13 @@ MOST_RANKS = 4  # that the course compares; with fewer GPUs all of them use the 
 MakeModel = Callable[[], nn.Module]
 MakeBatch = Callable[[int], tuple[Tensor, Tensor]]
 LossFunction = Callable[[Tensor, Tensor], Tensor]
+
+
+class DdpOptions(TypedDict, total=False):
+    """Arguments of DistributedDataParallel that the cost model knows."""
+
+    bucket_cap_mb: float
+    gradient_as_bucket_view: bool
 
 
 @dataclass(frozen=True)
@@ -85,7 +94,7 @@ def time_steps(
     steps: int,
     rounds: int = 1,
     loss_function: LossFunction | None = None,
-    ddp: dict[str, object] | None = None,
+    ddp: DdpOptions | None = None,
     accumulation_steps: int = 1,
     hook: str | None = None,
 ) -> dict[int, StepTimes]:
@@ -107,7 +116,8 @@ def time_steps(
         found: dict[int, list[tuple[float, ...]]] = {size: [] for size in batch_sizes}
         for at in range(rounds + 1):  # the first is a warm-up: DDP makes its buckets anew
             for size in batch_sizes:
-                batch = tuple(part.to(pg.device) for part in make_batch(size))
+                inputs, targets = make_batch(size)
+                batch = inputs.to(pg.device), targets.to(pg.device)
                 for _ in range(steps if at else 3):
                     times = _one_step(model, optimizer, loss_function, batch, accumulation_steps)
                     found[size] += [times] if at else []
@@ -139,9 +149,10 @@ def _one_step(
     had = time.process_time()
     forward = backward = 0.0
     for at in range(accumulation_steps):
-        last = at == accumulation_steps - 1
-        quiet = contextlib.nullcontext() if last or not hasattr(model, "no_sync") else None
-        with quiet or model.no_sync():
+        messages: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if at < accumulation_steps - 1 and isinstance(model, DistributedDataParallel):
+            messages = model.no_sync()
+        with messages:
             started = _now(inputs.device)
             loss = loss_function(model(inputs), targets) / accumulation_steps
             middle = _now(inputs.device)

@@ -99,11 +99,14 @@ class record_timeline:
                 f"{self.done} steps were done, expected {self.skip + self.steps} (skip + steps): "
                 "call timeline.step() after each step, record fewer, or loop longer"
             )
+        profiler = self._profile.profiler
+        assert profiler is not None  # it was started
+        assert profiler.kineto_results is not None  # and stopped
         grouped = dist.is_available() and dist.is_initialized()
         return RankTimeline(
             rank=dist.get_rank() if grouped else int(os.environ.get("RANK", 0)),
             world_size=dist.get_world_size() if grouped else int(os.environ.get("WORLD_SIZE", 1)),
-            steps=steps_of(read_events(self._profile.profiler.kineto_results.events())),
+            steps=steps_of(read_events(profiler.kineto_results.events())),
             device=self._device,
         )
 

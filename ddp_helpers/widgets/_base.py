@@ -13,9 +13,13 @@ import html
 import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from ddp_helpers.plots.style import png_bytes
 from ddp_helpers.widgets._scene import Scene
+
+if TYPE_CHECKING:
+    from ipywidgets import DOMWidget
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
@@ -50,7 +54,7 @@ class Explorable:
     def __init__(
         self,
         title: str,
-        controls: Mapping[str, object],
+        controls: Mapping[str, DOMWidget],
         draw: Callable[..., Picture],
         *,
         run: Callable[..., object] | None = None,
@@ -93,8 +97,8 @@ class Explorable:
         self.redraw()
 
     @property
-    def values(self) -> dict[str, object]:
-        """What the controls say now."""
+    def values(self) -> dict[str, Any]:
+        """What the controls say now: arguments of `draw` and `run`."""
         return {name: control.value for name, control in self.controls.items()}
 
     def picture(self) -> Picture:
@@ -114,6 +118,7 @@ class Explorable:
 
     def run(self) -> None:
         """Run on real ranks with the controls as they are, and show what came of it."""
+        assert self._run is not None  # otherwise there is no button
         if not self._busy.acquire(blocking=False):
             return  # a second click while the ranks run
         self.button.disabled = True

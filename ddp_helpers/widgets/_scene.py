@@ -2,7 +2,7 @@
 matplotlib as the PNG that stays in the notebook.
 
 The SVG takes about a millisecond; matplotlib needs some seventy for the same picture. The look is
-that of `figures.py`. Lengths are pixels on the page, from the upper left corner.
+that of `plots/style.py`. Lengths are pixels on the page, from the upper left corner.
 """
 
 from __future__ import annotations
@@ -11,11 +11,19 @@ import html
 import itertools
 import math
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from ddp_helpers.plots.style import GREY
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from ddp_helpers.plots.style import CourseFigure
+
 CONTENT = "currentColor"  # the page's own text colour: it suits light and dark themes
 _numbers = itertools.count()
+_PX_TO_PT = 0.72  # for lines: a figure has 100 pixels an inch, which has 72 points
+_FONT_TO_PT = 0.66  # for text: matplotlib's letters are wider than those of most browsers
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,24 @@ class Box:
     line: float = 1.0
     hatch: bool = False
 
+    def svg(self, number: int) -> str:
+        place = f'x="{self.x:.1f}" y="{self.y:.1f}"'
+        place += f' width="{self.width:.1f}" height="{self.height:.1f}"'
+        edge = f'stroke="{self.edge}" stroke-width="{self.line:g}"'
+        plain = f'<rect {place} fill="{self.fill or "none"}" {edge}/>'
+        return plain + (f'<rect {place} fill="url(#ddp-hatch-{number})"/>' if self.hatch else "")
+
+    def draw(self, ax: Axes) -> None:
+        from matplotlib.patches import Rectangle
+
+        place = (self.x, self.y), self.width, self.height
+        face, line = self.fill or "none", _PX_TO_PT * self.line
+        ax.add_patch(Rectangle(*place, facecolor=face, edgecolor=self.edge, linewidth=line))
+        if self.hatch:
+            ax.add_patch(
+                Rectangle(*place, facecolor="none", edgecolor="#444", hatch="///", linewidth=0)
+            )
+
 
 @dataclass(frozen=True)
 class Line:
@@ -45,6 +71,37 @@ class Line:
     dashed: bool = False
     arrow: bool = False
 
+    def svg(self, _: int) -> str:
+        dash = ' stroke-dasharray="5 3"' if self.dashed else ""
+        ends = f'x1="{self.x:.1f}" y1="{self.y:.1f}" x2="{self.to_x:.1f}" y2="{self.to_y:.1f}"'
+        head = ""
+        if self.arrow:
+            corners = " ".join(f"{x:.1f},{y:.1f}" for x, y in self._head())
+            head = f'<polygon points="{corners}" fill="{self.color}"/>'
+        return f'<line {ends} stroke="{self.color}" stroke-width="{self.width:g}"{dash}/>{head}'
+
+    def draw(self, ax: Axes) -> None:
+        from matplotlib.patches import Polygon
+
+        ax.plot(
+            [self.x, self.to_x],
+            [self.y, self.to_y],
+            "--" if self.dashed else "-",
+            color=self.color,
+            linewidth=_PX_TO_PT * self.width,
+        )
+        if self.arrow:
+            ax.add_patch(Polygon(self._head(), facecolor=self.color, linewidth=0))
+
+    def _head(self) -> list[tuple[float, float]]:
+        """The three corners of an arrow head."""
+        angle = math.atan2(self.to_y - self.y, self.to_x - self.x)
+        sides = [
+            (self.to_x + 8 * math.cos(angle + turn), self.to_y + 8 * math.sin(angle + turn))
+            for turn in (math.pi - 0.45, math.pi + 0.45)
+        ]
+        return [(self.to_x, self.to_y), *sides]
+
 
 @dataclass(frozen=True)
 class Words:
@@ -58,6 +115,47 @@ class Words:
     color: str = CONTENT
     bold: bool = False
 
+    def svg(self, _: int) -> str:
+        weight = ' font-weight="bold"' if self.bold else ""
+        text = html.escape(self.text)
+        return (
+            f'<text x="{self.x:.1f}" y="{self.y:.1f}" dy="0.35em" font-size="{self.size:g}" '
+            f'text-anchor="{self.anchor}" fill="{self.color}"{weight}>{text}</text>'
+        )
+
+    def draw(self, ax: Axes) -> None:
+        ax.text(
+            self.x,
+            self.y,
+            self.text,
+            ha={"start": "left", "middle": "center", "end": "right"}[self.anchor],
+            va="center",
+            color=GREY if self.color == CONTENT else self.color,  # a PNG can't follow the page
+            fontsize=_FONT_TO_PT * self.size,
+            weight="bold" if self.bold else "normal",
+        )
+
+
+class BoxLook(TypedDict, total=False):
+    fill: str | None
+    edge: str
+    line: float
+    hatch: bool
+
+
+class LineLook(TypedDict, total=False):
+    color: str
+    width: float
+    dashed: bool
+    arrow: bool
+
+
+class WordsLook(TypedDict, total=False):
+    size: float
+    anchor: str
+    color: str
+    bold: bool
+
 
 @dataclass
 class Scene:
@@ -67,13 +165,13 @@ class Scene:
     height: float
     shapes: list[Box | Line | Words] = field(default_factory=list)
 
-    def box(self, x: float, y: float, width: float, height: float, **look: object) -> None:
+    def box(self, x: float, y: float, width: float, height: float, **look: Unpack[BoxLook]) -> None:
         self.shapes.append(Box(x, y, width, height, **look))
 
-    def line(self, x: float, y: float, to_x: float, to_y: float, **look: object) -> None:
+    def line(self, x: float, y: float, to_x: float, to_y: float, **look: Unpack[LineLook]) -> None:
         self.shapes.append(Line(x, y, to_x, to_y, **look))
 
-    def text(self, x: float, y: float, text: object, **look: object) -> None:
+    def text(self, x: float, y: float, text: object, **look: Unpack[WordsLook]) -> None:
         self.shapes.append(Words(x, y, str(text), **look))
 
     def axis(self, x: float, y: float, width: float, top: float, label: str) -> None:
@@ -88,7 +186,7 @@ class Scene:
     def svg(self, alt: str) -> str:
         """The picture as inline SVG, with a text for those who can't see it."""
         number = next(_numbers)
-        parts = [_SVG[type(shape)](shape, number) for shape in self.shapes]
+        parts = [shape.svg(number) for shape in self.shapes]
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{html.escape(alt)}" '
             f'viewBox="0 0 {self.width:g} {self.height:g}" width="{self.width:g}" '
@@ -97,7 +195,7 @@ class Scene:
             f"{''.join(parts)}</svg>"
         )
 
-    def figure(self) -> object:
+    def figure(self) -> CourseFigure:
         """The same picture as a matplotlib figure."""
         import matplotlib
 
@@ -109,7 +207,7 @@ class Scene:
             ax.set(xlim=(0, self.width), ylim=(self.height, 0))
             ax.set_axis_off()
             for shape in self.shapes:
-                _MATPLOTLIB[type(shape)](shape, ax)
+                shape.draw(ax)
         return fig
 
 
@@ -127,71 +225,3 @@ _DEFS = (
     'patternTransform="rotate(45)"><line x1="0" y1="0" x2="0" y2="6" stroke="#444" '
     'stroke-width="2"/></pattern></defs>'
 )
-
-
-def _box_svg(box: Box, number: int) -> str:
-    place = f'x="{box.x:.1f}" y="{box.y:.1f}" width="{box.width:.1f}" height="{box.height:.1f}"'
-    edge = f'stroke="{box.edge}" stroke-width="{box.line:g}"'
-    plain = f'<rect {place} fill="{box.fill or "none"}" {edge}/>'
-    return plain + (f'<rect {place} fill="url(#ddp-hatch-{number})"/>' if box.hatch else "")
-
-
-def _line_svg(line: Line, _: int) -> str:
-    dash = ' stroke-dasharray="5 3"' if line.dashed else ""
-    ends = f'x1="{line.x:.1f}" y1="{line.y:.1f}" x2="{line.to_x:.1f}" y2="{line.to_y:.1f}"'
-    head = ""
-    if line.arrow:
-        corners = " ".join(f"{x:.1f},{y:.1f}" for x, y in _head(line))
-        head = f'<polygon points="{corners}" fill="{line.color}"/>'
-    return f'<line {ends} stroke="{line.color}" stroke-width="{line.width:g}"{dash}/>{head}'
-
-
-def _words_svg(words: Words, _: int) -> str:
-    weight = ' font-weight="bold"' if words.bold else ""
-    text = html.escape(words.text)
-    return (
-        f'<text x="{words.x:.1f}" y="{words.y:.1f}" dy="0.35em" font-size="{words.size:g}" '
-        f'text-anchor="{words.anchor}" fill="{words.color}"{weight}>{text}</text>'
-    )
-
-
-def _head(line: Line) -> list[tuple[float, float]]:
-    """The three corners of an arrow head."""
-    angle = math.atan2(line.to_y - line.y, line.to_x - line.x)
-    sides = [
-        (line.to_x + 8 * math.cos(angle + turn), line.to_y + 8 * math.sin(angle + turn))
-        for turn in (math.pi - 0.45, math.pi + 0.45)
-    ]
-    return [(line.to_x, line.to_y), *sides]
-
-
-def _box_matplotlib(box: Box, ax: object) -> None:
-    from matplotlib.patches import Rectangle
-
-    look = {"facecolor": box.fill or "none", "edgecolor": box.edge, "linewidth": 0.72 * box.line}
-    place = (box.x, box.y), box.width, box.height
-    ax.add_patch(Rectangle(*place, **look))
-    if box.hatch:
-        ax.add_patch(
-            Rectangle(*place, facecolor="none", edgecolor="#444", hatch="///", linewidth=0)
-        )
-
-
-def _line_matplotlib(line: Line, ax: object) -> None:
-    from matplotlib.patches import Polygon
-
-    style = {"color": line.color, "linewidth": 0.72 * line.width}
-    ax.plot([line.x, line.to_x], [line.y, line.to_y], "--" if line.dashed else "-", **style)
-    if line.arrow:
-        ax.add_patch(Polygon(_head(line), facecolor=line.color, linewidth=0))
-
-
-def _words_matplotlib(words: Words, ax: object) -> None:
-    side = {"start": "left", "middle": "center", "end": "right"}[words.anchor]
-    color = GREY if words.color == CONTENT else words.color  # a PNG can't follow the page
-    style = {"fontsize": 0.66 * words.size, "weight": "bold" if words.bold else "normal"}
-    ax.text(words.x, words.y, words.text, ha=side, va="center", color=color, **style)
-
-
-_SVG = {Box: _box_svg, Line: _line_svg, Words: _words_svg}
-_MATPLOTLIB = {Box: _box_matplotlib, Line: _line_matplotlib, Words: _words_matplotlib}

@@ -39,6 +39,8 @@ def count_on_a_rank(steps: int, accumulate: int, way: str) -> list[bool]:
 
     from ddp_helpers.group.lifetime import process_group
 
+    asked: list[bool] = []
+
     def note(state, bucket):
         asked.append(True)
         return allreduce_hook(state, bucket)
@@ -48,7 +50,8 @@ def count_on_a_rank(steps: int, accumulate: int, way: str) -> list[bool]:
         ddp.register_comm_hook(None, note)
         optimizer, seen = torch.optim.SGD(ddp.parameters(), lr=0.1), []
         for at in range(steps * accumulate):
-            asked, last = [], (at + 1) % accumulate == 0
+            asked.clear()
+            last = (at + 1) % accumulate == 0
             silent = contextlib.nullcontext if last or way == WAYS[0] else ddp.no_sync
             x = torch.randn(8, 4, device=pg.device)
             if way == WAYS[2]:
@@ -118,8 +121,8 @@ def _scene(spoken: list[bool], accumulate: int, ranks: int) -> Scene:
         x, last = LEFT + wide * (at + 0.85), (at + 1) % accumulate == 0
         if aloud:
             color = BLUE if last else VERMILLION
-            look = {"fill": color, "hatch": not last}
-            scene.box(x - 0.09 * wide, 40, 0.18 * wide, ROW * ranks, **look)
+            left, width = x - 0.09 * wide, 0.18 * wide
+            scene.box(left, 40, width, ROW * ranks, fill=color, hatch=not last)
         if last:
             scene.line(x, 40 + ROW * ranks, x, 50 + ROW * ranks, color=ORANGE, width=3.0)
             scene.text(x, 60 + ROW * ranks, "step", size=11)

@@ -27,6 +27,7 @@ ENDS = {
     "was ended by the launcher": ORANGE,
     "was killed or left early": BLUE,
 }
+THINNEST = 2.0  # pixels of a rank that lived for a moment
 HATCHED = ("raised an error", "was killed or left early")
 
 
@@ -136,9 +137,9 @@ def _scene(ranks: tuple[RankResult, ...], *, run: bool) -> Scene:
     for at, rank in enumerate(ranks):
         y, end = 32 + row * at, how_it_ended(rank)
         scene.text(left - 8, y + 11, f"rank {rank.rank}", anchor="end")
-        look = {"fill": ENDS[end], "hatch": end in HATCHED}
-        scene.box(left, y, max(2.0, wide * rank.seconds / top), 22, **look)
-        where = left + wide * rank.seconds / top + 8
+        width = wide * rank.seconds / top
+        scene.box(left, y, max(THINNEST, width), 22, fill=ENDS[end], hatch=end in HATCHED)
+        where = left + width + 8
         scene.text(where, y + 11, f"{end}, {rank.seconds:.1f} s", anchor="start", size=11)
     scene.axis(left, 36 + row * len(ranks), wide, top, "time that the rank lived (s)")
     return scene

@@ -114,9 +114,9 @@ def _scene(rung: int) -> Scene:
         chosen = at + 1 == rung
         scene.text(left - 8, y + 8, f"{pair[1]}.py", anchor="end", bold=chosen)
         for count, color in zip(counts(*pair), (SKY, GREEN, VERMILLION), strict=True):
-            look = {"fill": color, "hatch": color == VERMILLION, "line": 0.5}
-            scene.box(x, y, wide * count / top, 16, **look)
-            x += wide * count / top
+            width, gone = wide * count / top, color == VERMILLION
+            scene.box(x, y, width, 16, fill=color, hatch=gone, line=0.5)
+            x += width
         text = "{} stay, {} new, {} gone".format(*counts(*pair))
         scene.text(x + 8, y + 8, text, anchor="start", size=11)
         if chosen:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from ddp_helpers.widgets._base import Explorable
 from ddp_helpers.widgets._scene import Scene
 
 if TYPE_CHECKING:
+    from ipywidgets import DOMWidget
+
     from ddp_helpers.widgets._base import Picture
 
 PER_SECOND = 8  # redraws
@@ -59,7 +62,7 @@ class Watch:
     """A `View` of `launch()` that keeps what the ranks tell, and calls back when there is news."""
 
     ranks: list[OfRank]
-    news: object = None
+    news: Callable[[], object] | None = None
     stop: bool = False
     failed: str = ""
     _drawn_at: float = 0.0
@@ -88,6 +91,7 @@ class Watch:
 def train(epochs: int, batch_size: int, slow_ms: int) -> float:
     """Train on the digits; rank 1 sleeps `slow_ms` in each step. Returns the last loss."""
     import torch
+    from torch.utils.data import DistributedSampler
 
     from ddp_helpers.data.digits import load_mnist_5k
     from ddp_helpers.data.loaders import make_train_loader
@@ -102,9 +106,11 @@ def train(epochs: int, batch_size: int, slow_ms: int) -> float:
         loader = make_train_loader(
             load_mnist_5k(), batch_size, rank=pg.rank, world_size=pg.world_size
         )
+        sampler = loader.sampler
+        assert isinstance(sampler, DistributedSampler)  # of every make_train_loader
         step, total = 0, epochs * len(loader)
         for epoch in range(epochs):
-            loader.sampler.set_epoch(epoch)
+            sampler.set_epoch(epoch)
             for images, labels in loader:
                 time.sleep(slow_ms / 1000 if pg.rank == 1 else 0)
                 logits = ddp(images.to(pg.device))
@@ -183,11 +189,13 @@ def _losses(scene: Scene, told: list[OfRank]) -> None:
 class Monitor(Explorable):
     """Starts a training in the background, so that its controls and its stop button stay alive."""
 
-    def __init__(self, controls: dict[str, object]) -> None:
+    result: Watch | None
+
+    def __init__(self, controls: Mapping[str, DOMWidget]) -> None:
         from ipywidgets import Button
 
-        options = {"run": watched, "run_label": "Train on real ranks"}
-        super().__init__("A training, watched live", controls, draw, **options)
+        title, label = "A training, watched live", "Train on real ranks"
+        super().__init__(title, controls, draw, run=watched, run_label=label)
         self.stop_button = Button(
             description="Stop", icon="stop", tooltip="End these ranks", disabled=True
         )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 BUCKETS = (0.05, 0.25, 1.0, 25.0)  # MiB
 COLORS = {FORWARD: SKY, BACKWARD: BLUE, OPTIMIZER: PURPLE}
 LEFT, WIDE, ROW = 150, 690, 26
+THINNEST = 0.8  # pixels: what took no time to speak of is still to be seen
 
 
 def record_on_a_rank(layers: int, width: int, batch: int, bucket_mib: float) -> RankTimeline:
@@ -115,13 +116,15 @@ def _lanes(scene: Scene, y: float, rank: int, step: StepTimeline, origin: int, t
         (VERMILLION, difference(calls, backward)),
     ):
         for start, stop in parts:
-            look = {"fill": color, "hatch": color == VERMILLION}
-            _bar(scene, place(start), y + ROW, place(stop), **look)
+            striped = color == VERMILLION
+            _bar(scene, place(start), y + ROW, place(stop), fill=color, hatch=striped)
     return y + 2 * ROW + 14
 
 
-def _bar(scene: Scene, x: float, y: float, to_x: float, **look: object) -> None:
-    scene.box(x, y, max(0.8, to_x - x), ROW - 6, line=0.5, **look)
+def _bar(
+    scene: Scene, x: float, y: float, to_x: float, *, fill: str | None, hatch: bool = False
+) -> None:
+    scene.box(x, y, max(THINNEST, to_x - x), ROW - 6, line=0.5, fill=fill, hatch=hatch)
 
 
 def _legend(scene: Scene) -> None:

@@ -146,12 +146,12 @@ def _chunk(
 def _arrow(scene: Scene, at: float, source: int, target: int, ranks: int) -> None:
     """From one row to another; from the last row to the first it leaves and comes in again."""
     start, end = 46 + ROW * source + 14, 46 + ROW * target + 14
-    look = {"color": VERMILLION, "width": 2.0}
+    color, width = VERMILLION, 2.0
     if source == ranks - 1 and target == 0 and ranks > 2:
-        scene.line(at, start, at, start + 26, **look)
-        scene.line(at, end - 26, at, end, arrow=True, **look)
+        scene.line(at, start, at, start + 26, color=color, width=width)
+        scene.line(at, end - 26, at, end, color=color, width=width, arrow=True)
     else:
-        scene.line(at, start, at, end, arrow=True, **look)
+        scene.line(at, start, at, end, color=color, width=width, arrow=True)
 
 
 def _costs(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ddp_helpers.plots.style import FILLS, GREY, VERMILLION
-from ddp_helpers.widgets._scene import Scene
+from ddp_helpers.widgets._scene import Scene, WordsLook
 
 if TYPE_CHECKING:
     from ddp_helpers.widgets._base import Explorable, Picture
@@ -167,8 +167,8 @@ def _dataset(scene: Scene, dealt: Deal, samples: int, top: float) -> None:
 def _sample(
     scene: Scene, left: float, top: float, rank: int, text: str, twice: bool, cell: float
 ) -> None:
-    edge = {"edge": VERMILLION, "line": 3.0, "hatch": True} if twice else {"edge": GREY}
-    scene.box(left, top, cell - 2, ROW - 4, fill=FILLS[rank % len(FILLS)], **edge)
+    fill, edge, line = FILLS[rank % len(FILLS)], *((VERMILLION, 3.0) if twice else (GREY, 1.0))
+    scene.box(left, top, cell - 2, ROW - 4, fill=fill, edge=edge, line=line, hatch=twice)
     if twice:  # a number needs a ground of its own on stripes
         wide = min(cell - 5, 4 + 7 * len(text))
         middle = left + cell / 2 - 1
@@ -176,8 +176,8 @@ def _sample(
     scene.text(left + cell / 2 - 1, top + ROW / 2 - 2, text, size=11, color="#000000")
 
 
-_HEAD = {"anchor": "start", "bold": True, "size": 13}
-_NOTE = {"anchor": "start", "size": 11}
+_HEAD: WordsLook = {"anchor": "start", "bold": True, "size": 13}
+_NOTE: WordsLook = {"anchor": "start", "size": 11}
 
 
 def explorable(
