@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 
 CARD = "eth0"
+LEAST_BUCKET = 16_000  # bytes: ten full frames, as tbf drops a frame that is larger than it
 SECONDS = 10  # limit for each command here; all take milliseconds
 KEPT = ("--mount", "--net", "--uts", "--pid")
 # /proc and /sys must be those of the new machine; `read` ends when this process does
@@ -67,7 +68,7 @@ class Namespace:
             self.run("tc", "qdisc", "delete", "dev", CARD, "root")
         if mbit is not None:
             # a bucket of 10 ms of the rate; what is too much waits, up to 1 s, and is not lost
-            size = max(16_000, round(mbit * 1e6 / 8 * 0.01))
+            size = max(LEAST_BUCKET, round(mbit * 1e6 / 8 * 0.01))
             shape = ("tbf", "rate", f"{mbit}mbit", "burst", f"{size}b", "latency", "1s")
             self.run("tc", "qdisc", "add", "dev", CARD, "root", *shape)
 

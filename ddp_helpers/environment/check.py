@@ -4,7 +4,7 @@
     check_environment()["/dev/shm"]     # one row: name, status, value, advice
 
 pass: nothing to do. warn: the course runs, but slower or with a trap. fail: it cannot run.
-The facts come from machine.py and nvidia.py, the table from environment_report.py.
+The facts come from facts.py and nvidia.py, the table from report.py.
 Nothing here touches CUDA: a process that has, can no longer fork safely, and holds GPU memory.
 """
 
@@ -31,8 +31,10 @@ MEMORY_FAIL, MEMORY_WARN = GIB // 2, 2 * GIB
 # Loader workers hand batches over in /dev/shm, and nccl keeps its buffers there (its manual asks
 # for 1 GiB). Two workers, each two batches ahead, of 256 float32 images of 3x224x224 fill 0.6 GiB.
 SHM_WARN = GIB
+SHM_FREE_WARN = SHM_WARN // 4  # less is not enough for even one worker with such batches
 # Each tensor a loader worker hands over holds one open file. 1024 is Linux's own default.
-OPEN_FILES_WARN = 1024
+OPEN_FILES_WARN, OPEN_FILES_ENOUGH = 1024, 4096
+MOST_INTERFACES = 6  # shown by name: a host of containers has hundreds
 PYTHON_MIN, TORCH_MIN = (3, 11), (2, 13)  # the same as in pyproject.toml
 
 
@@ -293,7 +295,7 @@ def _check_shm() -> Answer:
         advice = "Loader workers and nccl need more. In Docker: `docker run --shm-size=2g ...`, or "
         advice += "`--ipc=host`. Elsewhere: `sudo mount -o remount,size=2g /dev/shm`. "
         return "warn", _size(total), advice + meanwhile
-    if free < SHM_WARN // 4:
+    if free < SHM_FREE_WARN:
         advice = f"Nearly full: see `ls -l /dev/shm` for what ended runs left behind. {meanwhile}"
         return "warn", f"{_size(free)} free of {_size(total)}", advice
     return "pass", _size(total), ""
@@ -305,12 +307,14 @@ def _check_open_files() -> Answer:
         return "pass", "unlimited" if soft == math.inf else f"{soft}", ""
     advice = "Many loader workers may end in `Too many open files`."
     if hard > soft:
-        advice += f" `ulimit -n {min(4096, hard)}` in the shell that starts Python or JupyterLab."
+        advice += f" `ulimit -n {min(OPEN_FILES_ENOUGH, hard)}` in the shell that starts Python or "
+        advice += "JupyterLab."
     if hard < OPEN_FILES_WARN:
         # `ulimit -n 256` lowers the hard limit as well, and no later `ulimit` there can raise it
         advice += f" The hard limit is {hard}. If you set it with `ulimit`, open a new shell. If "
-        advice += "not, the administrator can raise it: `* - nofile 4096` in "
-        advice += "/etc/security/limits.conf and a new login, or `docker run --ulimit nofile=4096`."
+        advice += f"not, the administrator can raise it: `* - nofile {OPEN_FILES_ENOUGH}` in "
+        advice += "/etc/security/limits.conf and a new login, or "
+        advice += f"`docker run --ulimit nofile={OPEN_FILES_ENOUGH}`."
     return "warn", f"{soft}", advice
 
 
@@ -353,7 +357,8 @@ def _check_interfaces() -> Answer:
     if not up:
         return "warn", "none is up with an address", "`sudo ip link set lo up` is enough here."
     shown = [f"{name} ({kinds})" for name, kinds in up.items()]
-    value = ", ".join(shown[:6]) + (f" and {len(shown) - 6} more" if len(shown) > 6 else "")
+    value, more = ", ".join(shown[:MOST_INTERFACES]), len(shown) - MOST_INTERFACES
+    value += f" and {more} more" if more > 0 else ""
     variables = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
     wrong = {v: names for v in variables if (names := machine.named_in_vain(v, up))}
     if not wrong:

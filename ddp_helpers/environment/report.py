@@ -1,6 +1,6 @@
 """How the answers of `check_environment()` look: text in a terminal, a table in a notebook, JSON.
 
-A row is a `Check`, all of them an `EnvironmentReport`. What the rows say is in environment.py.
+A row is a `Check`, all of them an `EnvironmentReport`. What the rows say is in check.py.
 """
 
 from __future__ import annotations

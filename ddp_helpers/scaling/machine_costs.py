@@ -34,10 +34,12 @@ from ddp_helpers.scaling.work_costs import (
 )
 
 MESSAGES = (2**12, 2**14, 2**16, 2**18, 2**20, 2**21, 2**22)  # bytes
-MODEL_ERROR = (
-    0.1  # tests/benchmarks/bench_scaling.py, two rounds on two busy cores: 5 and 13 % in the median
-)
+# by tests/benchmarks/bench_scaling.py, two rounds on two busy cores: 5 and 13 % in the median
+MODEL_ERROR = 0.1
 PROBE_WIDTHS = (128, 384)
+# of one round, so that it takes a few seconds; rounds make up for the rest
+STEPS, STEP_ROUNDS, MESSAGE_ROUNDS = 10, 2, 8
+WHOLE_CORE = 0.95  # a rank that gets this share of a core has no other program beside it
 
 
 def measure_machine(
@@ -85,7 +87,14 @@ def measure_round() -> Round:
         probe = _Probe(width)
         one, two, ddp = (
             run_on_ranks(
-                time_steps, n, probe, make_probe_batch, SMALL_BATCHES, steps=10, rounds=2, ddp=ddp
+                time_steps,
+                n,
+                probe,
+                make_probe_batch,
+                SMALL_BATCHES,
+                steps=STEPS,
+                rounds=STEP_ROUNDS,
+                ddp=ddp,
             )
             for n, ddp in ((1, None), (2, None), (2, {}))
         )
@@ -109,7 +118,9 @@ def measure_round() -> Round:
 
 
 def _messages(one_core: bool) -> tuple[dict[int, float], float]:
-    (times, busy), *_ = run_on_ranks(time_all_reduce, 2, MESSAGES, 8, one_core=one_core)
+    (times, busy), *_ = run_on_ranks(
+        time_all_reduce, 2, MESSAGES, MESSAGE_ROUNDS, one_core=one_core
+    )
     return {size: undisturbed(each) for size, each in times.items()}, busy
 
 
@@ -144,7 +155,7 @@ def machine_from(
 def _background(found: Sequence[Round]) -> float:
     """How many other programs want a core: two ranks get less than a core each if any do."""
     share = statistics.median(each.share for each in found)
-    return max(usable_cpu_count() / share - 2, 0.0) if share < 0.95 else 0.0
+    return max(usable_cpu_count() / share - 2, 0.0) if share < WHOLE_CORE else 0.0
 
 
 class _Probe:

@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter
 from ddp_helpers.plots.style import GREY, LINES, MARKERS, STYLE, new_pair, settle
 from ddp_helpers.scaling.records import Prediction, Range
 
+LOG_FROM = 16  # times as many ranks: a linear axis would show the small numbers as one
 MOST_MARKERS = 30  # with more on one line they touch
 
 
@@ -62,7 +63,7 @@ def plot_prediction(
         ax.set_xticks(_some_powers_of_two(ranks))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         ax.set_xlabel("ranks")
-    if ranks.max() > 16 * ranks.min():
+    if ranks.max() > LOG_FROM * ranks.min():
         left.set_yscale("log")
         left.yaxis.set_minor_formatter("")
     else:

@@ -19,6 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ddp_helpers.group.lifetime import choose_backend, process_group
 
+WARM_UP_STEPS = 3  # DDP makes its buckets anew after the first
+CALLS = 3  # of all-reduce between two looks at the clock, which takes time of its own
 MOST_RANKS = 4  # that the course compares; with fewer GPUs all of them use the CPU
 
 MakeModel = Callable[[], nn.Module]
@@ -77,10 +79,10 @@ def time_all_reduce(
                 _wait_for(pg.device)
                 dist.barrier()
                 started = time.perf_counter()
-                for _ in range(3):
+                for _ in range(CALLS):
                     dist.all_reduce(tensor)
                 _wait_for(pg.device)
-                found[size].append((time.perf_counter() - started) / 3)
+                found[size].append((time.perf_counter() - started) / CALLS)
                 tensor.fill_(1.0)  # sums of sums would overflow
         busy = (time.process_time() - cpu) / (time.perf_counter() - wall)
     return found, busy
@@ -114,11 +116,11 @@ def time_steps(
         loss_function = loss_function or nn.functional.cross_entropy
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
         found: dict[int, list[tuple[float, ...]]] = {size: [] for size in batch_sizes}
-        for at in range(rounds + 1):  # the first is a warm-up: DDP makes its buckets anew
+        for at in range(rounds + 1):  # the first is a warm-up
             for size in batch_sizes:
                 inputs, targets = make_batch(size)
                 batch = inputs.to(pg.device), targets.to(pg.device)
-                for _ in range(steps if at else 3):
+                for _ in range(steps if at else WARM_UP_STEPS):
                     times = _one_step(model, optimizer, loss_function, batch, accumulation_steps)
                     found[size] += [times] if at else []
     return {size: StepTimes(*zip(*times, strict=True)) for size, times in found.items()}

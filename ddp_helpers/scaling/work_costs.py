@@ -30,6 +30,9 @@ from ddp_helpers.scaling.records import Setup, Work
 R = TypeVar("R")
 SMALL_BATCHES = (8, 32)
 SECONDS = 60.0  # limit of each launch
+STEPS_OF_A_MEAN = 5  # by then ranks that share a core have had their turns
+BACKWARD_SHARES = (0.05, 0.95)  # a busy machine can measure nonsense; Work refuses 0 and 1
+LEAST_ERROR = 0.02  # as a share: no measurement is better than that
 
 
 def measure_work(
@@ -137,10 +140,11 @@ def undisturbed_step(times: Sequence[float]) -> float:
     Ranks that share a core take turns, so that a short step of one follows a long one; their
     mean is what training sees.
     """
-    whole = len(times) // 5 * 5
+    whole = len(times) // STEPS_OF_A_MEAN * STEPS_OF_A_MEAN
     if not whole:
         return float(np.mean(times))
-    return undisturbed(np.asarray(times[:whole], dtype=float).reshape(-1, 5).mean(axis=1))
+    rows = np.asarray(times[:whole], dtype=float).reshape(-1, STEPS_OF_A_MEAN)
+    return undisturbed(rows.mean(axis=1))
 
 
 def make_probe(width: int) -> nn.Module:
@@ -167,10 +171,10 @@ def work_of(make_model: MakeModel, times: dict[int, StepTimes], name: str | None
         parameters=sum(sizes),
         seconds_per_sample=per_sample,
         seconds_per_batch=per_batch,
-        backward_share=min(max(statistics.median(shares), 0.05), 0.95),
+        backward_share=float(np.clip(statistics.median(shares), *BACKWARD_SHARES)),
         optimizer_seconds=statistics.median(undisturbed(t.optimizer) for t in times.values()),
         tensors=len(sizes),
-        error=max(error, 0.02),
+        error=max(error, LEAST_ERROR),
     )
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 WAYS = ("no no_sync", "forward and backward in no_sync", "only backward in no_sync")
 LEFT, ROW = 64, 34
+NARROWEST = 40  # pixels of a micro-batch with its number in it
 
 
 def talks(steps: int, accumulate: int, way: str) -> list[bool]:
@@ -115,7 +116,7 @@ def _scene(spoken: list[bool], accumulate: int, ranks: int) -> Scene:
         scene.text(LEFT - 8, top + 13, f"rank {rank}", anchor="end")
         for at in range(len(spoken)):
             scene.box(LEFT + wide * at, top, 0.72 * wide, 26, fill=SKY)
-            if wide > 40:
+            if wide > NARROWEST:
                 scene.text(LEFT + wide * (at + 0.36), top + 13, at + 1, size=11, color="#000000")
     for at, aloud in enumerate(spoken):
         x, last = LEFT + wide * (at + 0.85), (at + 1) % accumulate == 0

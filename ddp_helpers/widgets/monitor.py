@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from ddp_helpers.widgets._base import Picture
 
+GUESSING = 2.4  # nats, just above ln 10: the loss of a model that guesses among ten digits
 PER_SECOND = 8  # redraws
 MOST_POINTS = 120
 WINDOW = 2.0  # seconds over which the throughput is taken
@@ -172,7 +173,7 @@ def _losses(scene: Scene, told: list[OfRank]) -> None:
     scene.text(left, 12, "loss (cross-entropy, nats)", anchor="start", bold=True, size=13)
     points = [point for one in told for point in one.losses]
     last = max((one.total for one in told), default=0) or 1
-    peak = max([2.4, *(loss for _, loss in points)])
+    peak = max([GUESSING, *(loss for _, loss in points)])
     for share in (0.0, 0.5, 1.0):
         y = top + high * (1 - share)
         scene.line(left, y, left + wide, y, color=GREY, width=0.5)

@@ -1,4 +1,4 @@
-"""What more ranks would bring: the cost model of `scaling.py`, and this machine beside it.
+"""What more ranks would bring: the cost model of `scaling/`, and this machine beside it.
 
 Links are rated values with wide errors. What is measured is measured here, when asked for.
 """
@@ -42,6 +42,7 @@ MACHINES = {
 DTYPES = tuple(name for name in GRADIENT_BYTES if name != "float64")
 LEFT, WIDE, HIGH, TOP = 84, 560, 220, 30
 MEASURED_RANKS = (1, 2, 4)
+MOST_POINTS = 33  # of the curve: more are not to be seen, and each is a shape to draw
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def _curve(scene: Scene, ranks: np.ndarray, told: Prediction) -> None:
         scene.text(LEFT - 6, y(tick), f"{tick:,.10g}", anchor="end", size=11)
     scene.axis(LEFT, TOP + HIGH, WIDE, most, "ranks")
     scene.line(x(0), y(0), x(most), y(top), color=GREY, width=1.5, dashed=True)
-    few = np.unique(np.linspace(0, most - 1, min(most, 33)).astype(int))
+    few = np.unique(np.linspace(0, most - 1, min(most, MOST_POINTS)).astype(int))
     for at in few:
         scene.line(x(ranks[at]), y(low[at]), x(ranks[at]), y(high[at]), width=1.0)
     for at, to in itertools.pairwise(few):

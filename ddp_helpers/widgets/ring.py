@@ -20,6 +20,8 @@ Held = list[list[frozenset[int]]]
 """For each rank and each chunk: whose numbers are in the sum that it holds."""
 
 WIDE, ROW, LEFT = 400, 44, 54  # pixels of a panel, of a rank, before the first chunk
+NARROWEST = 9  # pixels of a slot that holds a number
+MOST_NAMED = 5  # ranks: with more, `chunk 0` does not fit above its chunk
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def _panel(
             _chunk(scene, *place, whose, ranks, fresh=(rank, chunk) in arrived)
     for chunk in range(ranks):
         middle = left + LEFT + wide * chunk + (wide - 14) / 2
-        scene.text(middle, 32, f"chunk {chunk}" if ranks < 6 else chunk, size=11)
+        scene.text(middle, 32, f"chunk {chunk}" if ranks <= MOST_NAMED else chunk, size=11)
     for send in now:
         for chunk in send.chunks:
             at = left + LEFT + wide * (chunk + 1) - 8
@@ -136,7 +138,7 @@ def _chunk(
     slot = wide / ranks
     for rank in sorted(whose):
         scene.box(left + slot * rank, top, slot, 28, fill=FILLS[rank], line=0.5)
-        if slot >= 9:
+        if slot >= NARROWEST:
             scene.text(left + slot * (rank + 0.5), top + 14, rank, size=11, color="#000000")
     whole = len(whose) == ranks
     edge, line = (VERMILLION, 3.5) if fresh else (GREY, 2.0 if whole else 1.0)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ddp_helpers.widgets._base import Explorable, Picture
 
 MOST_SAMPLES = 40
+MOST_NAMED = 8  # numbers of samples in a sentence
 LEFT, ROOM, WIDEST, ROW = 64, 880, 34, 26  # pixels
 
 
@@ -118,7 +119,9 @@ def _used(dealt: Deal) -> str:
 
 
 def _some(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
+    return ", ".join(map(str, numbers[:MOST_NAMED])) + (
+        ", ..." if len(numbers) > MOST_NAMED else ""
+    )
 
 
 def _uses(dealt: Deal) -> Counter[int]:

@@ -1,4 +1,4 @@
-"""plots.py: what is drawn, that it can be read on both backgrounds, and how it is shown."""
+"""Figures of runs: what is drawn, that it can be read on both backgrounds, and how it is shown."""
 
 import base64
 import functools
