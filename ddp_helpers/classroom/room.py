@@ -17,7 +17,7 @@ from ddp_helpers.classroom.seats import RANKS, SeatCost, measure
 from ddp_helpers.environment import facts as machine
 from ddp_helpers.environment.check import usable_cpu_count
 from ddp_helpers.environment.report import Check, EnvironmentReport
-from ddp_helpers.exercises import _progress, names, short_title
+from ddp_helpers.exercises import names, progress_file, short_title
 
 GIB = 2**30
 SHM_OF_A_SEAT = 32 * 2**20  # a few batches of loader workers; an estimate
@@ -171,10 +171,10 @@ def report(files: Iterable[str | Path]) -> tuple[str, list[str]]:
     states, problems = {}, []
     for path in _spread(files):
         try:
-            states[path] = _progress.read(path)
+            states[path] = progress_file.read(path)
         except FileNotFoundError:
             problems.append(f"{path}: there is no such file")
-        except _progress.Damaged as damaged:
+        except progress_file.Damaged as damaged:
             problems.append(str(damaged))
     tables = [_table(LEARNER, _learners(states)), _table(EXERCISE, _exercises(states.values()))]
     return "\n\n".join(tables), problems
@@ -200,7 +200,7 @@ def _learners(states: dict[Path, dict]) -> list[tuple]:
         rows.append(
             (
                 name,
-                f"{len(_progress.passed(state))} of {len(names())}",
+                f"{len(progress_file.passed(state))} of {len(names())}",
                 sum(each["tries"] > 0 for each in records),
                 sum(each.get("hints", 0) for each in records),
                 sum(bool(each.get("saw_solution")) for each in records),

@@ -176,7 +176,9 @@ def _advice(options: argparse.Namespace, ranks: int, changes: Sequence[Change]) 
                 unused |= {change} if measured[0].unused else set()
     lines = [f"tried on {ranks} rank{'s' * (ranks > 1)} (samples/s, before and after):"]
     lines += [_line(change, before, rates, change in unused) for change, rates in after.items()]
-    return "\n".join([*lines, _best(before, {c: r for c, r in after.items() if c not in unused})])
+    return "\n".join(
+        [*lines, recommendation(before, {c: r for c, r in after.items() if c not in unused})]
+    )
 
 
 def _line(change: Change, before: list[float], after: list[float], unused: bool) -> str:
@@ -190,7 +192,7 @@ def _line(change: Change, before: list[float], after: list[float], unused: bool)
     )
 
 
-def _best(before: list[float], after: dict[Change, list[float]]) -> str:
+def recommendation(before: list[float], after: dict[Change, list[float]]) -> str:
     """Only a change that won in every round is recommended; others may be luck."""
     sure = {
         change: statistics.median(rates) / statistics.median(before)

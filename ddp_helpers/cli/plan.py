@@ -47,10 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--load-ms-per-sample", type=float, default=0.0, help="of loading in one process")
     add("--workers", type=int, default=0, help="loader processes of each rank")
     add("--batch-size", type=int, default=32, help="of each rank")
-    add("--ranks", type=_whole_numbers, default="1,2,4,8", help="such as 1,2,4 or 1:128")
+    add("--ranks", type=whole_numbers, default="1,2,4,8", help="such as 1,2,4 or 1:128")
     add("--ranks-per-node", type=int, help="all in one node, if not given")
-    add("--link", type=_link, help=f"inside a node: {', '.join(LINKS)}, or GB/s:microseconds")
-    add("--network", type=_link, help="between nodes, of a whole node; the same names")
+    add("--link", type=link_named, help=f"inside a node: {', '.join(LINKS)}, or GB/s:microseconds")
+    add("--network", type=link_named, help="between nodes, of a whole node; the same names")
     add("--bucket-cap-mb", type=float, help="DDP's; torch's default if not given")
     add("--accumulate", type=int, default=1, help="batches for each averaging")
     add("--gradients", choices=[*GRADIENT_BYTES], default="float32", help="what travels")
@@ -221,7 +221,7 @@ def _save_figure(prediction: Prediction, machine: Machine, work: Work, path: str
     print(f"figure: {save(fig, Path(path), alt=alt)}")
 
 
-def _whole_numbers(text: str) -> list[int]:
+def whole_numbers(text: str) -> list[int]:
     """1,2,4 as it stands; 1:128 as powers of two from 1 to 128."""
     try:
         if ":" in text:
@@ -237,7 +237,7 @@ def _whole_numbers(text: str) -> list[int]:
         ) from None
 
 
-def _link(text: str) -> Link:
+def link_named(text: str) -> Link:
     if text in LINKS:
         return LINKS[text]
     bandwidth, _, latency = text.partition(":")

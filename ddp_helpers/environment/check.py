@@ -53,21 +53,21 @@ def check_environment() -> EnvironmentReport:
         found = nvidia.Findings(error=f"could not tell, because {type(error).__name__}: {error}")
     return EnvironmentReport(
         (
-            _row("Linux", _check_system),
-            _row("Python", _check_python),
-            _row("PyTorch", _check_torch, found),
-            _row("GPUs", _check_gpus, found),
-            _row("Backends", _check_backends, found),
-            _row("CPU cores", _check_cores),
-            _row("OMP_NUM_THREADS", _check_threads),
-            _row("Memory", _check_memory),
-            _row("/dev/shm", _check_shm),
-            _row("Open files", _check_open_files),
-            _row("Host name", _check_hostname),
-            _row("Loopback", _check_loopback),
-            _row("Network interfaces", _check_interfaces),
-            _row("Free port", _check_port),
-            _row("Leftover variables", _check_variables),
+            _row("Linux", check_system),
+            _row("Python", check_python),
+            _row("PyTorch", check_torch, found),
+            _row("GPUs", check_gpus, found),
+            _row("Backends", check_backends, found),
+            _row("CPU cores", check_cores),
+            _row("OMP_NUM_THREADS", check_threads),
+            _row("Memory", check_memory),
+            _row("/dev/shm", check_shm),
+            _row("Open files", check_open_files),
+            _row("Host name", check_hostname),
+            _row("Loopback", check_loopback),
+            _row("Network interfaces", check_interfaces),
+            _row("Free port", check_port),
+            _row("Leftover variables", check_variables),
         )
     )
 
@@ -127,7 +127,7 @@ def main_check(as_json: bool) -> int:
 # ------------------------------------------------------------------ rows: system, Python, torch
 
 
-def _check_system() -> Answer:
+def check_system() -> Answer:
     system, release, processor = machine.system()
     if system != "Linux":
         advice = "This course needs Linux: a server, a Docker container, or WSL2 on Windows."
@@ -136,7 +136,7 @@ def _check_system() -> Answer:
     return "pass", f"kernel {release.split('-')[0]}, {processor}{wsl}", ""
 
 
-def _check_python() -> Answer:
+def check_python() -> Answer:
     version = machine.python()
     value = ".".join(map(str, version))
     if version[:2] < PYTHON_MIN:
@@ -147,7 +147,7 @@ def _check_python() -> Answer:
 _INSTALL_CPU = "`pip install torch --index-url https://download.pytorch.org/whl/cpu`"
 
 
-def _check_torch(found: nvidia.Findings) -> Answer:
+def check_torch(found: nvidia.Findings) -> Answer:
     try:
         version, cuda, hip = machine.torch_build()
     except Exception as error:
@@ -196,7 +196,7 @@ def _compare_cuda(value: str, cuda: str | None, found: nvidia.Findings) -> Answe
 # ------------------------------------------------------------------ rows: GPUs and backends
 
 
-def _check_gpus(found: nvidia.Findings) -> Answer:
+def check_gpus(found: nvidia.Findings) -> Answer:
     if not found.gpus:
         return _no_gpus(found)
     value = ", ".join(f"{count} x {name}" for name, count in Counter(found.gpus).items())
@@ -223,7 +223,7 @@ def _no_gpus(found: nvidia.Findings) -> Answer:
     return "pass", "none, and that is fine: gloo runs on the CPU", ""
 
 
-def _check_backends(found: nvidia.Findings) -> Answer:
+def check_backends(found: nvidia.Findings) -> Answer:
     backends = machine.backends()
     if not backends:
         advice = "This torch was built without torch.distributed. "
@@ -239,7 +239,7 @@ def _check_backends(found: nvidia.Findings) -> Answer:
 # ------------------------------------------------------------------ rows: cores, memory, files
 
 
-def _check_cores() -> Answer:
+def check_cores() -> Answer:
     affinity, quota, cores = machine.affinity(), machine.cpu_quota(), usable_cpu_count()
     value = f"{cores} core" if cores == 1 else f"{cores} cores"
     if quota < affinity:
@@ -251,7 +251,7 @@ def _check_cores() -> Answer:
     return "pass", value, ""
 
 
-def _check_threads() -> Answer:
+def check_threads() -> Answer:
     setting, cores = os.environ.get("OMP_NUM_THREADS"), usable_cpu_count()
     if setting is None:
         return "pass", "not set", ""
@@ -271,7 +271,7 @@ def _size(size: int) -> str:
     return f"{size / GIB:.0f} GiB" if size >= 4 * GIB else f"{size / GIB:.1f} GiB"
 
 
-def _check_memory() -> Answer:
+def check_memory() -> Answer:
     free, total = machine.memory()
     value = f"{_size(free)} free of {_size(total)}"
     advice = "Close other programs, or raise the limit (`docker run --memory=4g`)."
@@ -282,7 +282,7 @@ def _check_memory() -> Answer:
     return "pass", value, ""
 
 
-def _check_shm() -> Answer:
+def check_shm() -> Answer:
     try:
         free, total = machine.shm()
     except (FileNotFoundError, PermissionError) as error:
@@ -301,7 +301,7 @@ def _check_shm() -> Answer:
     return "pass", _size(total), ""
 
 
-def _check_open_files() -> Answer:
+def check_open_files() -> Answer:
     soft, hard = machine.open_files()
     if soft >= OPEN_FILES_WARN:
         return "pass", "unlimited" if soft == math.inf else f"{soft}", ""
@@ -321,7 +321,7 @@ def _check_open_files() -> Answer:
 # ------------------------------------------------------------------ rows: network, variables
 
 
-def _check_hostname() -> Answer:
+def check_hostname() -> Answer:
     # warn, not fail: on one machine gloo falls back to loopback, after a line of complaint
     name = machine.hostname()
     advice = 'Add it to the hosts file: `echo "127.0.1.1 $(hostname)" | sudo tee -a /etc/hosts`. '
@@ -336,7 +336,7 @@ def _check_hostname() -> Answer:
     return "pass", "resolves to this machine", ""
 
 
-def _check_loopback() -> Answer:
+def check_loopback() -> Answer:
     try:
         machine.loopback()
     except OSError as error:
@@ -352,7 +352,7 @@ def _check_loopback() -> Answer:
     return "pass", "127.0.0.1 and localhost work", ""
 
 
-def _check_interfaces() -> Answer:
+def check_interfaces() -> Answer:
     up = machine.interfaces()
     if not up:
         return "warn", "none is up with an address", "`sudo ip link set lo up` is enough here."
@@ -368,7 +368,7 @@ def _check_interfaces() -> Answer:
     return "warn", f"{named}; up here: {value}", advice + f"`unset {' '.join(wrong)}`."
 
 
-def _check_port() -> Answer:
+def check_port() -> Answer:
     try:
         machine.free_port()
     except OSError as error:
@@ -380,7 +380,7 @@ def _check_port() -> Answer:
 _RUN_VARIABLES = "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT".split()
 
 
-def _check_variables() -> Answer:
+def check_variables() -> Answer:
     left = [name for name in _RUN_VARIABLES if name in os.environ]
     if left and not machine.launched():
         advice = f"`unset {' '.join(left)}` and start again: init_process_group() would read them, "

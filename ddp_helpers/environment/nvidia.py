@@ -60,7 +60,7 @@ def look() -> Findings:
     version = re.search(r"CUDA (?:UMD )?Version\s*:\s*(\d+)\.(\d+)", banner)
     cuda = (int(version[1]), int(version[2])) if version else None
     gpus = tuple(_gpu_name(line) for line in listed.strip().splitlines())
-    return replace(traces, gpus=gpus, links=_gpu_links(matrix), cuda=cuda)
+    return replace(traces, gpus=gpus, links=gpu_links(matrix), cuda=cuda)
 
 
 def _nvidia_smi(*questions: list[str]) -> list[tuple[int, str]]:
@@ -122,7 +122,7 @@ _LINKS = {
 }
 
 
-def _gpu_links(matrix: str) -> str:
+def gpu_links(matrix: str) -> str:
     """How the pairs of GPUs are joined, from the table of `nvidia-smi topo -m`; empty for none."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", matrix)  # the header is underlined
     lines = [line.split() for line in plain.splitlines() if line.startswith("GPU")]

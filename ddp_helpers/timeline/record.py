@@ -60,7 +60,7 @@ class record_timeline:
         )
 
     def __enter__(self) -> record_timeline:
-        with _without_notes_of_kineto():
+        with without_notes_of_kineto():
             self._profile.start()
         return self
 
@@ -70,7 +70,7 @@ class record_timeline:
             if self._device != "cpu":
                 torch.cuda.synchronize()
             self.done += 1
-            with _without_notes_of_kineto():
+            with without_notes_of_kineto():
                 self._profile.step()
         return not self.finished
 
@@ -85,7 +85,7 @@ class record_timeline:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with _without_notes_of_kineto():
+        with without_notes_of_kineto():
             self._profile.stop()
 
     def result(self) -> RankTimeline:
@@ -112,7 +112,7 @@ class record_timeline:
 
 
 @contextlib.contextmanager
-def _without_notes_of_kineto() -> Iterator[None]:
+def without_notes_of_kineto() -> Iterator[None]:
     """Drop the lines `USDT:...` that the profiler's library writes to stderr, and only those."""
     try:
         before = os.dup(2)

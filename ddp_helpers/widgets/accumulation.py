@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from ddp_helpers.plots.style import BLUE, GREY, ORANGE, SKY, VERMILLION
 from ddp_helpers.ranks.launcher import launch
-from ddp_helpers.widgets._scene import Scene
+from ddp_helpers.widgets.scene import Scene
 
 if TYPE_CHECKING:
-    from ddp_helpers.widgets._base import Explorable, Picture
+    from ddp_helpers.widgets.base import Explorable, Picture
 
 WAYS = ("no no_sync", "forward and backward in no_sync", "only backward in no_sync")
 LEFT, ROW = 64, 34
@@ -78,7 +78,7 @@ def draw(
     steps: int, accumulate: int, ranks: int, way: str, mib: int, result: list[list[bool]] | None
 ) -> Picture:
     """A row a rank, a box a micro-batch, a bar through all ranks where they talk."""
-    from ddp_helpers.widgets._base import Picture
+    from ddp_helpers.widgets.base import Picture
 
     spoken = talks(steps, accumulate, way)
     shown = result[0] if result else spoken
@@ -150,7 +150,7 @@ def explorable(
     """Choose how to accumulate, and see when the ranks talk; then count it."""
     from ipywidgets import Dropdown, IntSlider
 
-    from ddp_helpers.widgets._base import Explorable
+    from ddp_helpers.widgets.base import Explorable
 
     controls = {
         "steps": IntSlider(steps, 1, 4, description="optimizer steps"),

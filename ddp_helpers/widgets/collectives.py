@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 from ddp_helpers.plots.style import FILLS, GREY
 from ddp_helpers.ranks.launcher import launch
-from ddp_helpers.widgets._scene import Scene
+from ddp_helpers.widgets.scene import Scene
 
 if TYPE_CHECKING:
-    from ddp_helpers.widgets._base import Explorable, Picture
+    from ddp_helpers.widgets.base import Explorable, Picture
 
 OPS = (
     *("broadcast", "all_reduce", "reduce", "all_gather"),
@@ -128,7 +128,7 @@ def run(op: str, ranks: int, count: int, kib: int) -> list[Moved]:
 
 def draw(op: str, ranks: int, count: int, kib: int, result: list[Moved] | None) -> Picture:
     """Before and after; a question mark where nobody has run yet."""
-    from ddp_helpers.widgets._base import Picture
+    from ddp_helpers.widgets.base import Picture
 
     before = [numbers(op, rank, ranks, count) for rank in range(ranks)]
     scene = Scene(900, 64 + ROW * ranks)
@@ -212,7 +212,7 @@ def explorable(op: str = "all_reduce", ranks: int = 3, count: int = 2, kib: int 
     """Choose a call, predict what each rank will hold, and run it."""
     from ipywidgets import Dropdown, IntSlider
 
-    from ddp_helpers.widgets._base import Explorable
+    from ddp_helpers.widgets.base import Explorable
 
     controls = {
         "op": Dropdown(value=op, options=OPS, description="call"),

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from ddp_helpers import faults
 from ddp_helpers.plots.style import BLUE, GREEN, GREY, ORANGE, VERMILLION
-from ddp_helpers.widgets._scene import Scene
+from ddp_helpers.widgets.scene import Scene
 
 if TYPE_CHECKING:
     from ddp_helpers.evidence.records import RankResult
     from ddp_helpers.faults import Seen
-    from ddp_helpers.widgets._base import Explorable, Picture
+    from ddp_helpers.widgets.base import Explorable, Picture
 
 VERSIONS = ("faulty", "mended")
 NOT_YET = "..."
@@ -73,7 +73,7 @@ def run(group: str, fault: str, version: str, guess: str) -> Seen:
 
 def draw(group: str, fault: str, version: str, guess: str, result: Seen | None) -> Picture:
     """How long each rank lived and how it ended; below, what it printed, and the code."""
-    from ddp_helpers.widgets._base import Picture
+    from ddp_helpers.widgets.base import Picture
 
     ranks = result.result.ranks if result and result.result else ()
     scene = _scene(ranks, run=result is not None)
@@ -151,7 +151,7 @@ def explorable(
     """Pick a fault, run it, and find out what it is."""
     from ipywidgets import Dropdown
 
-    from ddp_helpers.widgets._base import Explorable
+    from ddp_helpers.widgets.base import Explorable
 
     group = faults.load(fault).FAULT.group
     controls = {

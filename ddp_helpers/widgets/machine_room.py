@@ -9,10 +9,10 @@ from ddp_helpers.environment import facts as machine
 from ddp_helpers.environment.check import check_environment, usable_cpu_count
 from ddp_helpers.environment.report import EnvironmentReport
 from ddp_helpers.plots.style import BLUE, GREY, VERMILLION
-from ddp_helpers.widgets._scene import Scene
+from ddp_helpers.widgets.scene import Scene
 
 if TYPE_CHECKING:
-    from ddp_helpers.widgets._base import Explorable, Picture
+    from ddp_helpers.widgets.base import Explorable, Picture
 
 GIB = 1024**3
 # Measured with torch 2.13 (environment/check.py): after one DDP step; in the starting process
@@ -85,7 +85,7 @@ def draw(
     result: tuple[EnvironmentReport, Room],
 ) -> Picture:
     """A bar for each thing that can run out, and the report below."""
-    from ddp_helpers.widgets._base import Picture
+    from ddp_helpers.widgets.base import Picture
 
     report, room = result
     found = needs(room, ranks, threads, workers, batch_mib)
@@ -133,7 +133,7 @@ def explorable(
     """Plan ranks, threads and loader workers, and see what runs out first."""
     from ipywidgets import Dropdown, IntSlider
 
-    from ddp_helpers.widgets._base import Explorable
+    from ddp_helpers.widgets.base import Explorable
 
     controls = {
         "ranks": IntSlider(ranks, 1, 16, description="ranks"),

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 from ddp_helpers.plots.style import FILLS, GREY, LINES
 from ddp_helpers.ranks.launcher import LaunchStopped, launch
-from ddp_helpers.widgets._base import Explorable
-from ddp_helpers.widgets._scene import Scene
+from ddp_helpers.widgets.base import Explorable
+from ddp_helpers.widgets.scene import Scene
 
 if TYPE_CHECKING:
     from ipywidgets import DOMWidget
 
-    from ddp_helpers.widgets._base import Picture
+    from ddp_helpers.widgets.base import Picture
 
 GUESSING = 2.4  # nats, just above ln 10: the loss of a model that guesses among ten digits
 PER_SECOND = 8  # redraws
@@ -126,7 +126,7 @@ def train(epochs: int, batch_size: int, slow_ms: int) -> float:
 
 def draw(ranks: int, epochs: int, batch_size: int, slow_ms: int, result: Watch | None) -> Picture:
     """Progress and throughput on the left, the losses on the right."""
-    from ddp_helpers.widgets._base import Picture
+    from ddp_helpers.widgets.base import Picture
 
     told = result.ranks if result else [OfRank(how="not started") for _ in range(ranks)]
     scene = Scene(900, max(196, 40 + 52 * len(told)))

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from ddp_helpers.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
 from ddp_helpers.ranks.launcher import launch
-from ddp_helpers.widgets._scene import Scene
+from ddp_helpers.widgets.scene import Scene
 
 if TYPE_CHECKING:
-    from ddp_helpers.widgets._base import Explorable, Picture
+    from ddp_helpers.widgets.base import Explorable, Picture
 
 MODELS = ("SmallCNN", "60 thin layers")
 KINDS = {
@@ -206,7 +206,7 @@ def draw(
     model: str, workers: int, batch: int, moment: int, result: dict[str, Step] | None
 ) -> Picture:
     """Both steps on one time axis; a line marks the moment."""
-    from ddp_helpers.widgets._base import Picture
+    from ddp_helpers.widgets.base import Picture
 
     scene = Scene(LEFT + WIDE + 40, 114 + (2 * ROW + 8) * workers)
     _legend(scene)
@@ -268,7 +268,7 @@ def explorable(
     """Measure one step of each way, then move through it."""
     from ipywidgets import Dropdown, IntSlider
 
-    from ddp_helpers.widgets._base import Explorable
+    from ddp_helpers.widgets.base import Explorable
 
     controls = {
         "model": Dropdown(value=model, options=MODELS, description="model"),

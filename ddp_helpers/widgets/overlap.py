@@ -8,11 +8,11 @@ from ddp_helpers.plots.style import BLUE, GREEN, GREY, PURPLE, SKY, VERMILLION
 from ddp_helpers.ranks.launcher import launch
 from ddp_helpers.timeline.intervals import difference, intersection
 from ddp_helpers.timeline.records import BACKWARD, FORWARD, OPTIMIZER, RankTimeline, overlap
-from ddp_helpers.widgets._scene import Scene
+from ddp_helpers.widgets.scene import Scene
 
 if TYPE_CHECKING:
     from ddp_helpers.timeline.records import StepTimeline
-    from ddp_helpers.widgets._base import Explorable, Picture
+    from ddp_helpers.widgets.base import Explorable, Picture
 
 BUCKETS = (0.05, 0.25, 1.0, 25.0)  # MiB
 COLORS = {FORWARD: SKY, BACKWARD: BLUE, OPTIMIZER: PURPLE}
@@ -66,7 +66,7 @@ def draw(
     result: list[RankTimeline] | None,
 ) -> Picture:
     """The last recorded step: for each rank a lane of compute and one of all-reduce."""
-    from ddp_helpers.widgets._base import Picture
+    from ddp_helpers.widgets.base import Picture
 
     scene = Scene(LEFT + WIDE + 40, 36 + 2 * ROW * ranks + 14 * ranks + 40)
     _legend(scene)
@@ -141,7 +141,7 @@ def explorable(
     """Choose a model and a bucket size, and record where the time goes."""
     from ipywidgets import Dropdown, IntSlider, SelectionSlider
 
-    from ddp_helpers.widgets._base import Explorable
+    from ddp_helpers.widgets.base import Explorable
 
     controls = {
         "layers": IntSlider(layers, 1, 12, description="layers"),

@@ -14,11 +14,11 @@ import numpy as np
 from ddp_helpers.plots.style import BLUE, GREY, VERMILLION
 from ddp_helpers.scaling.records import GRADIENT_BYTES, Link, Machine, Numbers, Setup, Work
 from ddp_helpers.scaling.step_time import predict
-from ddp_helpers.widgets._scene import Scene, ticks
+from ddp_helpers.widgets.scene import Scene, ticks
 
 if TYPE_CHECKING:
     from ddp_helpers.scaling.records import Prediction
-    from ddp_helpers.widgets._base import Explorable, Picture
+    from ddp_helpers.widgets.base import Explorable, Picture
 
 _NVLINK = Link("NVLink", 1e-5, 2e11, 0.5, 0.3, source="rated")
 MACHINES = {
@@ -98,7 +98,7 @@ def draw(
     result: Measured | None,
 ) -> Picture:
     """Samples a second against ranks, with their range; below, this machine if it was measured."""
-    from ddp_helpers.widgets._base import Picture
+    from ddp_helpers.widgets.base import Picture
 
     ranks, told = plan(machine, millions, ms, batch, accumulate, dtype, most)
     scene = Scene(900, TOP + HIGH + 46)
@@ -208,7 +208,7 @@ def explorable(
     """Plan a run on a machine that you don't have; then compare the model with yours."""
     from ipywidgets import Dropdown, IntSlider, SelectionSlider
 
-    from ddp_helpers.widgets._base import Explorable
+    from ddp_helpers.widgets.base import Explorable
 
     sizes = sorted({0.1, 1.0, 10.0, 25.6, 124.0, 350.0, 1000.0, millions})
     times = sorted({0.05, 0.2, 0.5, 1.5, 5.0, 20.0, ms})

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ddp_helpers.plots.style import BLUE, FILLS, GREY, VERMILLION
-from ddp_helpers.widgets._scene import Scene
+from ddp_helpers.widgets.scene import Scene
 
 if TYPE_CHECKING:
-    from ddp_helpers.widgets._base import Explorable, Picture
+    from ddp_helpers.widgets.base import Explorable, Picture
 
 Held = list[list[frozenset[int]]]
 """For each rank and each chunk: whose numbers are in the sum that it holds."""
@@ -73,7 +73,7 @@ def waited_for(schedule: list[list[Send]], ranks: int, steps: int, mib: float) -
 
 def draw(ranks: int, mib: int, step: int) -> Picture:
     """Both ways after the same number of steps."""
-    from ddp_helpers.widgets._base import Picture
+    from ddp_helpers.widgets.base import Picture
 
     step = min(step, 2 * (ranks - 1))
     ways = {"ring": ring_schedule(ranks), "through rank 0": naive_schedule(ranks)}
@@ -173,7 +173,7 @@ def explorable(ranks: int = 4, mib: int = 8, step: int = 2) -> Explorable:
     """Walk through the steps; a slot with a rank's number says whose gradients are in a sum."""
     from ipywidgets import IntSlider
 
-    from ddp_helpers.widgets._base import Explorable
+    from ddp_helpers.widgets.base import Explorable
 
     controls = {
         "ranks": IntSlider(ranks, 2, 6, description="ranks"),

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ddp_helpers.plots.style import FILLS, GREY, VERMILLION
-from ddp_helpers.widgets._scene import Scene, WordsLook
+from ddp_helpers.widgets.scene import Scene, WordsLook
 
 if TYPE_CHECKING:
-    from ddp_helpers.widgets._base import Explorable, Picture
+    from ddp_helpers.widgets.base import Explorable, Picture
 
 MOST_SAMPLES = 40
 MOST_NAMED = 8  # numbers of samples in a sentence
@@ -83,7 +83,7 @@ def draw(
     epoch: int,
 ) -> Picture:
     """The deal of one epoch, rank by rank and sample by sample."""
-    from ddp_helpers.widgets._base import Picture
+    from ddp_helpers.widgets.base import Picture
 
     indices = order(samples, shuffle=shuffle, epoch=epoch if set_epoch else 0)
     before = order(samples, shuffle=shuffle, epoch=epoch - 1 if set_epoch else 0)
@@ -195,7 +195,7 @@ def explorable(
     """Move the dataset, the ranks and the epoch, and see who gets which index."""
     from ipywidgets import Checkbox, IntSlider
 
-    from ddp_helpers.widgets._base import Explorable
+    from ddp_helpers.widgets.base import Explorable
 
     controls = {
         "samples": IntSlider(samples, 1, MOST_SAMPLES, description="samples"),

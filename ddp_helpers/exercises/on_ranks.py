@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from ddp_helpers.evidence.records import LaunchResult, name_ranks
 from ddp_helpers.evidence.sent_calls import Call
-from ddp_helpers.exercises._core import NotYet
+from ddp_helpers.exercises.core import NotYet
 from ddp_helpers.group.lifetime import process_group
 from ddp_helpers.ranks.launcher import LaunchError, LaunchTimeoutError, launch
 
@@ -89,7 +89,7 @@ class Ranks:
     def _without_our_lines(self, report: str) -> str:
         """The report, without lines of the machinery that the learner has not written."""
         lines = [line for line in report.splitlines() if not line.startswith(SAID_ALREADY)]
-        ours = r" at \S*_ranks\.py, line \d+, in _on_rank.*"
+        ours = r" at \S*on_ranks\.py, line \d+, in _on_rank.*"
         return re.sub(ours, f", after {self.name} had returned there", "\n".join(lines))
 
 
