@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 
 from ddp_helpers.exercises import names
-from ddp_helpers.exercises._core import imports_of, load, source_of
+from ddp_helpers.exercises.core import imports_of, load, source_of
 
 HEAD = """# Exercises
 

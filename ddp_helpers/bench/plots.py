@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from ddp_helpers.plots.style import BLUE, GREY, STYLE, new_figure, settle
+from ddp_helpers.plots.style import BLUE, GREY, STYLE, new_pair, settle
 from ddp_helpers.timeline.plots import LOOKS
 from ddp_helpers.timeline.records import KINDS
 
@@ -33,7 +33,7 @@ def plot_bench(
     """
     if not rates or list(rates) != list(shares):
         raise ValueError(f"rates of {[*rates]} ranks, shares of {[*shares]}: expected the same")
-    fig, (left, right) = new_figure(9.6, 3.8, f"Scaling of {title}", note, columns=2)
+    fig, left, right = new_pair(9.6, 3.8, f"Scaling of {title}", note)
     ranks, places = list(rates), range(len(rates))
     medians = [statistics.median(values) for values in rates.values()]
     ideal = [medians[0] * n / ranks[0] for n in ranks]
@@ -46,11 +46,11 @@ def plot_bench(
     below = [0.0] * len(ranks)
     for kind in KINDS:
         heights = [100 * shares[n][kind] for n in ranks]
-        right.bar(places, heights, 0.6, bottom=below, edgecolor=GREY, **LOOKS[kind])
+        right.bar(places, heights, 0.6, bottom=below, **LOOKS[kind])
         below = [base + height for base, height in zip(below, heights, strict=True)]
     right.set(xlabel="ranks", ylabel="share of a step (%)", ylim=(0, 100))
     right.set_xticks(list(places), [str(n) for n in ranks])
-    handles = [Patch(label=kind, edgecolor=GREY, **LOOKS[kind]) for kind in reversed(KINDS)]
+    handles = [Patch(label=kind, **LOOKS[kind]) for kind in reversed(KINDS)]
     right.legend(handles=handles, loc="center left", bbox_to_anchor=(1, 0.5))
     return settle(fig)
 

@@ -11,7 +11,7 @@ import importlib
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 
 import torch
 import torch.distributed as dist
@@ -19,15 +19,17 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import register_optimizer_step_post_hook
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from ddp_helpers.bench.records import Job, Measured
 from ddp_helpers.bench.trial_changes import applied
 from ddp_helpers.group.lifetime import process_group
 from ddp_helpers.ranks.travel import load_function
 from ddp_helpers.timeline.record import record_timeline
+from ddp_helpers.timeline.records import RankTimeline
 
-SKIPPED, PROFILED = 3, 3
+SKIPPED = 3  # of the first steps: torch makes DDP's buckets and its caches in them
+PROFILED = 3
 
 
 class _Enough(BaseException):
@@ -61,6 +63,7 @@ class _Meter:
         self.started = self.seconds = 0.0
         self.timed_samples = 0
         self.recorder: record_timeline | None = None
+        self.timeline: RankTimeline | None = None
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -105,7 +108,7 @@ class _Meter:
 
     def result(self, unused: tuple[str, ...]) -> Measured:
         needed = SKIPPED + self.job.steps + (2 + PROFILED) * self.job.profile + 1
-        if not self.seconds or (self.job.profile and not hasattr(self, "timeline")):
+        if not self.seconds or (self.job.profile and self.timeline is None):
             raise ValueError(
                 f"the function made {self.steps} training steps, bench needs {needed}: train "
                 "longer, or use --steps 5. A step is a forward of an nn.Module in training mode, "
@@ -117,7 +120,7 @@ class _Meter:
             rank,
             self.seconds / steps,
             self.timed_samples / steps,
-            getattr(self, "timeline", None),
+            self.timeline,
             unused,
         )
 
@@ -137,7 +140,7 @@ def _model_loop(job: Job) -> Callable[[], None]:
     return lambda: _train(*_parts(job), job.batch_size, job.backend)
 
 
-def _parts(job: Job) -> tuple:
+def _parts(job: Job) -> tuple[nn.Module, Dataset, Callable]:
     place, _, name = job.target.rpartition(":")
     is_file = place.endswith(".py")
     factory = (
@@ -149,16 +152,18 @@ def _parts(job: Job) -> tuple:
             f"{name}() returned {type(made).__name__}, expected (model, dataset), or (model, "
             "dataset, loss): a torch Module, a dataset of (input, target), and loss(output, target)"
         )
-    return made if len(made) == 3 else (*made, nn.functional.cross_entropy)
+    model, dataset, *given = made
+    return model, dataset, given[0] if given else nn.functional.cross_entropy
 
 
 def _train(
-    model: nn.Module, dataset: object, loss: Callable, batch_size: int, backend: str | None
+    model: nn.Module, dataset: Dataset, loss: Callable, batch_size: int, backend: str | None
 ) -> None:
     with process_group(backend) as pg:
         ddp = DistributedDataParallel(model.to(pg.device))
-        sampler = DistributedSampler(dataset)
-        loader = DataLoader(dataset, batch_size, sampler=sampler, drop_last=True)
+        assert isinstance(dataset, Sized)  # the sampler asks for its length, too
+        sampler: DistributedSampler = DistributedSampler(dataset)
+        loader: DataLoader = DataLoader(dataset, batch_size, sampler=sampler, drop_last=True)
         if len(loader) == 0:
             raise ValueError(
                 f"{len(dataset)} samples on {pg.world_size} ranks make no batch of {batch_size}: "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -11,8 +10,10 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import DataLoader
+from torch.utils.hooks import RemovableHandle
 
 from ddp_helpers.bench.records import Change
+from ddp_helpers.evidence.patches import Patches
 
 
 @contextlib.contextmanager
@@ -24,15 +25,16 @@ def applied(change: Change) -> Iterator[set[str]]:
     """
     occasions = {"threads_per_rank"} & change.parts  # launch() sets those
     wrapped: list[DistributedDataParallel] = []
-    ddp_init, loader_init = DistributedDataParallel.__init__, DataLoader.__init__
-    hook = _averages_every(change.accumulate, wrapped)
-    DistributedDataParallel.__init__ = _ddp_with(ddp_init, change, occasions, wrapped)
-    DataLoader.__init__ = _loader_with(loader_init, change, occasions)
+    patches = Patches()
+    patches.on_undo(_averages_every(change.accumulate, wrapped).remove)
+    patches.put(
+        DistributedDataParallel, "__init__", lambda own: _ddp_with(own, change, occasions, wrapped)
+    )
+    patches.put(DataLoader, "__init__", lambda own: _loader_with(own, change, occasions))
     try:
         yield occasions
     finally:
-        DistributedDataParallel.__init__, DataLoader.__init__ = ddp_init, loader_init
-        hook.remove()
+        patches.undo()
 
 
 def send_bfloat16(_, bucket):  # torch refuses annotations that are text
@@ -42,14 +44,15 @@ def send_bfloat16(_, bucket):  # torch refuses annotations that are text
     return sent.then(lambda done: bucket.buffer().copy_(done.value()[0]))
 
 
-def _ddp_with(init: Callable, change: Change, occasions: set[str], wrapped: list) -> Callable:
+def _ddp_with(
+    init: Callable, change: Change, occasions: set[str], wrapped: list[DistributedDataParallel]
+) -> Callable:
     options = {
         name: getattr(change, name)
         for name in ("bucket_cap_mb", "gradient_as_bucket_view")
         if name in change.parts
     }
 
-    @functools.wraps(init)
     def with_options(self: DistributedDataParallel, *args: object, **kwargs: object) -> None:
         init(self, *args, **kwargs | options)
         wrapped.append(self)
@@ -62,7 +65,6 @@ def _ddp_with(init: Callable, change: Change, occasions: set[str], wrapped: list
 
 
 def _loader_with(init: Callable, change: Change, occasions: set[str]) -> Callable:
-    @functools.wraps(init)
     def with_options(
         self: DataLoader, dataset: object, batch_size: int | None = 1, *args: object, **kwargs
     ) -> None:
@@ -79,7 +81,7 @@ def _loader_with(init: Callable, change: Change, occasions: set[str]) -> Callabl
     return with_options
 
 
-def _averages_every(steps: int, wrapped: list[DistributedDataParallel]):
+def _averages_every(steps: int, wrapped: list[DistributedDataParallel]) -> RemovableHandle:
     done = 0
 
     def after_step(*_: object) -> None:

@@ -19,6 +19,9 @@ from ddp_helpers.timeline.records import (
 FROM = {EXPOSED: 0.25, DATA: 0.2, OTHER: 0.35}
 """A share from which on this part of a step is worth the first look. Below, it is the compute."""
 
+MOSTLY_LATE = 0.5
+"""From this share of the all-reduce time on, a rank waits for a late one more than for messages."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -61,7 +64,7 @@ def judge(timelines: Sequence[RankTimeline], cores: int) -> Verdict:
 def _waiting(timelines: Sequence[RankTimeline], shares: dict[str, float]) -> str:
     text = f"{shares[EXPOSED]:.0%} of the step is all-reduce that nothing hides"
     late = waiting_for_the_last(timelines)
-    if late >= 0.5:
+    if late >= MOSTLY_LATE:
         text += f"; {late:.0%} of the all-reduce time a rank waits for the last one to start"
     return text
 

@@ -9,7 +9,7 @@ No server: learners hand in `~/.ddp_helpers/progress.json`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +17,13 @@ from ddp_helpers.classroom.seats import RANKS, SeatCost, measure
 from ddp_helpers.environment import facts as machine
 from ddp_helpers.environment.check import usable_cpu_count
 from ddp_helpers.environment.report import Check, EnvironmentReport
-from ddp_helpers.exercises import _progress, names, short_title
+from ddp_helpers.exercises import names, progress_file, short_title
 
 GIB = 2**30
 SHM_OF_A_SEAT = 32 * 2**20  # a few batches of loader workers; an estimate
 RESERVE = 0.1  # of the memory, for everything else
+CROWD = 2  # ranks a core: a cell takes twice as long, and nobody waits for it
+FILES_FACTOR = 2  # of what was measured: data, loader workers and figures open files, too
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def judge(seats: int, cost: SeatCost, room: Room) -> EnvironmentReport:
             _row("Ports", seats * cost.sockets, room.ports, _plain, PORT_ADVICE),
             _row("Processes", seats * cost.threads, room.threads, _threads, THREAD_ADVICE),
             _row("Open files", seats * cost.files, room.files, _plain, FILE_ADVICE),
-            _row("Open files of one", 2 * cost.most_files, room.files_of_a_process, _plain, ULIMIT),
+            _files_of_one(cost, room),
         )
     )
 
@@ -111,12 +113,17 @@ def _cores(seats: int, room: Room) -> Check:
     """Ranks share cores, so few cores never fail: they make everybody wait."""
     crowd = seats * RANKS / room.cores
     value = f"{room.cores} for {seats * RANKS} ranks, if all {seats} run a cell at once"
-    if crowd <= 2:
+    if crowd <= CROWD:
         return Check("CPU cores", "pass", value)
     advice = f"A cell can take up to {crowd:.0f} times as long while all run it at once. "
     return Check(
         "CPU cores", "warn", value, advice + "Let half of the room read, or work in pairs."
     )
+
+
+def _files_of_one(cost: SeatCost, room: Room) -> Check:
+    need, have = FILES_FACTOR * cost.most_files, room.files_of_a_process
+    return _row("Open files of one", need, have, _plain, ULIMIT)
 
 
 def _memory(seats: int, cost: SeatCost, room: Room) -> Check:
@@ -128,7 +135,7 @@ def _memory(seats: int, cost: SeatCost, room: Room) -> Check:
     return Check(row.name, row.status, row.value + each, row.advice)
 
 
-def _row(name: str, need: float, have: float, text, advice: str) -> Check:
+def _row(name: str, need: float, have: float, text: Callable[[float], str], advice: str) -> Check:
     value = f"{text(need)} needed, {'no limit' if have == math.inf else text(have)} there"
     if need > have:
         return Check(name, "fail", value, advice)
@@ -164,10 +171,10 @@ def report(files: Iterable[str | Path]) -> tuple[str, list[str]]:
     states, problems = {}, []
     for path in _spread(files):
         try:
-            states[path] = _progress.read(path)
+            states[path] = progress_file.read(path)
         except FileNotFoundError:
             problems.append(f"{path}: there is no such file")
-        except _progress.Damaged as damaged:
+        except progress_file.Damaged as damaged:
             problems.append(str(damaged))
     tables = [_table(LEARNER, _learners(states)), _table(EXERCISE, _exercises(states.values()))]
     return "\n\n".join(tables), problems
@@ -193,7 +200,7 @@ def _learners(states: dict[Path, dict]) -> list[tuple]:
         rows.append(
             (
                 name,
-                f"{len(_progress.passed(state))} of {len(names())}",
+                f"{len(progress_file.passed(state))} of {len(names())}",
                 sum(each["tries"] > 0 for each in records),
                 sum(each.get("hints", 0) for each in records),
                 sum(bool(each.get("saw_solution")) for each in records),

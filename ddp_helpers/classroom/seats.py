@@ -7,16 +7,16 @@ the second seat adds is the cost of each further one; libraries are in memory on
 from __future__ import annotations
 
 import contextlib
-import os
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 RANKS = 2
 PATIENCE = 120.0  # seconds for a seat to start: it loads torch
@@ -54,12 +54,12 @@ def measure() -> SeatCost:
             with _seat(folder, 2) as second:
                 both = _memory(_family(first.pid) + _family(second.pid))
                 family = _family(second.pid)
-                files = [_count(pid, "fd") for pid in family]
+                files = [_of(pid, psutil.Process.num_fds) for pid in family]
                 return SeatCost(
                     first_memory=alone,
                     memory=max(0, both - alone),
                     processes=len(family),
-                    threads=sum(_count(pid, "task") for pid in family),
+                    threads=sum(_of(pid, psutil.Process.num_threads) for pid in family),
                     sockets=sum(map(_sockets, family)),
                     files=sum(files),
                     most_files=max(files),
@@ -68,7 +68,7 @@ def measure() -> SeatCost:
 
 
 @contextlib.contextmanager
-def _seat(folder: str, number: int) -> Iterator[subprocess.Popen]:
+def _seat(folder: str, number: int) -> Iterator[subprocess.Popen[bytes]]:
     """A seat whose ranks have met and wait; it ends with the block."""
     own = Path(folder, str(number))
     own.mkdir()
@@ -79,6 +79,7 @@ def _seat(folder: str, number: int) -> Iterator[subprocess.Popen]:
         stdout=subprocess.DEVNULL,
         stderr=(own / "stderr").open("w"),
     )
+    assert seat.stdin  # it is a pipe
     try:
         limit = time.monotonic() + PATIENCE
         while len(list(own.glob("rank*"))) < RANKS:
@@ -121,8 +122,6 @@ def _hold(folder: str) -> None:
 
 
 def _family(pid: int) -> list[int]:
-    import psutil
-
     with contextlib.suppress(psutil.NoSuchProcess):
         seat = psutil.Process(pid)
         return [pid, *(child.pid for child in seat.children(recursive=True))]
@@ -131,23 +130,16 @@ def _family(pid: int) -> list[int]:
 
 def _memory(pids: list[int]) -> int:
     """Bytes; of pages that several processes share, each has its share (PSS)."""
-    total = 0
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-            total += 1024 * int(re.search(r"^Pss:\s+(\d+)", text, re.M)[1])
-    return total
-
-
-def _count(pid: int, what: str) -> int:
-    with contextlib.suppress(OSError):
-        return len(os.listdir(f"/proc/{pid}/{what}"))
-    return 0
+    return sum(_of(pid, lambda process: process.memory_full_info().pss) for pid in pids)
 
 
 def _sockets(pid: int) -> int:
-    import psutil
+    ports = lambda process: {c.laddr.port for c in process.net_connections("tcp") if c.laddr}
+    return _of(pid, lambda process: len(ports(process)))
 
+
+def _of(pid: int, count: Callable[[psutil.Process], int]) -> int:
+    """0 for a process that has gone meanwhile."""
     with contextlib.suppress(psutil.Error):
-        return len({c.laddr.port for c in psutil.Process(pid).net_connections("tcp") if c.laddr})
+        return count(psutil.Process(pid))
     return 0

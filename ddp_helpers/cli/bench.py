@@ -13,7 +13,15 @@ from ddp_helpers.bench.verdict import judge
 from ddp_helpers.environment.check import usable_cpu_count
 from ddp_helpers.group.lifetime import choose_backend
 from ddp_helpers.ranks.launcher import launch
-from ddp_helpers.timeline.records import COMPUTE, DATA, EXPOSED, OPTIMIZER, OTHER, mean_shares
+from ddp_helpers.timeline.records import (
+    COMPUTE,
+    DATA,
+    EXPOSED,
+    OPTIMIZER,
+    OTHER,
+    RankTimeline,
+    mean_shares,
+)
 
 HELP = """\
 TARGET is path/script.py:function. The function trains with DDP, as it would under torchrun, and
@@ -56,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     print(*filter(None, (_table(runs, _threads(options)), _devices(runs))), sep="\n", flush=True)
     _save_figure(options, runs)
     most = max(runs)
-    verdict = judge([one.timeline for one in runs[most][0]], usable_cpu_count())
+    verdict = judge(_timelines(runs[most][0]), usable_cpu_count())
     print(f"\n{most} rank{'s' * (most > 1)}: {verdict.kind}: {verdict.text}", flush=True)
     if not options.no_advice:
         print(_advice(options, most, verdict.advice))
@@ -75,7 +83,7 @@ def _backend(options: argparse.Namespace) -> str:
 
 def _devices(runs: Runs) -> str:
     """A note where the function itself took GPUs for some numbers of ranks only; else nothing."""
-    kinds = {n: rounds[0][0].timeline.device.partition(":")[0] for n, rounds in runs.items()}
+    kinds = {n: _timelines(rounds[0])[0].device.partition(":")[0] for n, rounds in runs.items()}
     if len(set(kinds.values())) < 2:
         return ""
     where = ", ".join(f"{n} on {kind}" for n, kind in kinds.items())
@@ -89,6 +97,11 @@ Runs = dict[int, list[list[Measured]]]
 def speed(ranks: Sequence[Measured]) -> float:
     """Samples a second of all ranks together."""
     return sum(one.samples / one.seconds for one in ranks)
+
+
+def _timelines(ranks: Sequence[Measured]) -> list[RankTimeline]:
+    """Of a first round, in which every rank is profiled."""
+    return [one.timeline for one in ranks if one.timeline is not None]
 
 
 def _scaling(options: argparse.Namespace) -> Runs:
@@ -133,7 +146,7 @@ def _table(runs: Runs, threads: int) -> str:
     for n, rounds in runs.items():
         rate = statistics.median(map(speed, rounds))
         gain = rate / alone
-        shares = mean_shares([one.timeline for one in rounds[0]])
+        shares = mean_shares(_timelines(rounds[0]))
         compute = sum(shares[kind] for kind in COMPUTE if kind != OPTIMIZER)
         lines.append(
             f"{n:>5} {rate:>11.1f} {gain:>9.2f} {gain * least / n:>11.0%} |{compute:>9.0%}"
@@ -163,7 +176,9 @@ def _advice(options: argparse.Namespace, ranks: int, changes: Sequence[Change]) 
                 unused |= {change} if measured[0].unused else set()
     lines = [f"tried on {ranks} rank{'s' * (ranks > 1)} (samples/s, before and after):"]
     lines += [_line(change, before, rates, change in unused) for change, rates in after.items()]
-    return "\n".join([*lines, _best(before, {c: r for c, r in after.items() if c not in unused})])
+    return "\n".join(
+        [*lines, recommendation(before, {c: r for c, r in after.items() if c not in unused})]
+    )
 
 
 def _line(change: Change, before: list[float], after: list[float], unused: bool) -> str:
@@ -177,7 +192,7 @@ def _line(change: Change, before: list[float], after: list[float], unused: bool)
     )
 
 
-def _best(before: list[float], after: dict[Change, list[float]]) -> str:
+def recommendation(before: list[float], after: dict[Change, list[float]]) -> str:
     """Only a change that won in every round is recommended; others may be luck."""
     sure = {
         change: statistics.median(rates) / statistics.median(before)
@@ -195,7 +210,7 @@ def _save_figure(options: argparse.Namespace, runs: Runs) -> None:
     from ddp_helpers.plots.style import save
 
     rates = {n: [speed(ranks) for ranks in rounds] for n, rounds in runs.items()}
-    shares = {n: mean_shares([one.timeline for one in rounds[0]]) for n, rounds in runs.items()}
+    shares = {n: mean_shares(_timelines(rounds[0])) for n, rounds in runs.items()}
     title = options.target.rpartition("/")[2]
     note = f"{usable_cpu_count()} CPU cores, {options.steps} steps a run"
     figure = plot_bench(rates, shares, title=title, note=note)

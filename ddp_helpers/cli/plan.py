@@ -29,6 +29,8 @@ LINKS = {
     "ethernet1": Link("Ethernet, 1 Gbit/s", 1e-4, 1.1e8, 0.5, 0.3),
 }
 DIGITS = 5000  # images of the course's data
+BUSY = 0.5  # other programs: fewer than that round to none
+GIVEN_ERROR = 0.1  # share by which times that were not measured here may be off
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,10 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--load-ms-per-sample", type=float, default=0.0, help="of loading in one process")
     add("--workers", type=int, default=0, help="loader processes of each rank")
     add("--batch-size", type=int, default=32, help="of each rank")
-    add("--ranks", type=_whole_numbers, default="1,2,4,8", help="such as 1,2,4 or 1:128")
+    add("--ranks", type=whole_numbers, default="1,2,4,8", help="such as 1,2,4 or 1:128")
     add("--ranks-per-node", type=int, help="all in one node, if not given")
-    add("--link", type=_link, help=f"inside a node: {', '.join(LINKS)}, or GB/s:microseconds")
-    add("--network", type=_link, help="between nodes, of a whole node; the same names")
+    add("--link", type=link_named, help=f"inside a node: {', '.join(LINKS)}, or GB/s:microseconds")
+    add("--network", type=link_named, help="between nodes, of a whole node; the same names")
     add("--bucket-cap-mb", type=float, help="DDP's; torch's default if not given")
     add("--accumulate", type=int, default=1, help="batches for each averaging")
     add("--gradients", choices=[*GRADIENT_BYTES], default="float32", help="what travels")
@@ -83,20 +85,25 @@ def run(options: argparse.Namespace) -> int:
 
 def table(prediction: Prediction, samples: int, epochs: float) -> str:
     """The prediction as text: a line for each number of ranks."""
-    hours = [part / 3600 * epochs for part in vars(prediction.epoch_seconds(samples)).values()]
-    cost = prediction.cost(samples, epochs)
-    step = prediction.step
+    columns = (
+        prediction.setup.ranks,
+        *vars(prediction.step).values(),
+        prediction.samples_per_second.value,
+        prediction.efficiency.value,
+        prediction.epoch_seconds(samples).value / 3600 * epochs,
+        prediction.cost(samples, epochs).value,
+        prediction.bound,
+    )
     lines = [
         f"{'ranks':>7}{'step (ms)':>12}{'range':>20}{'samples/s':>12}{'efficiency':>12}"
         f"{'hours':>10}{'cost':>11}  bound by"
     ]
-    for at, ranks in enumerate(prediction.setup.ranks):
-        low, high = _ms(step.low[at]), _ms(step.high[at])
+    for ranks, step, low, high, rate, efficiency, hours, cost, bound in zip(
+        *map(np.atleast_1d, columns), strict=True
+    ):
         lines.append(
-            f"{ranks:>7,}{_ms(step.value[at]):>12}{f'{low} to {high}':>20}"
-            f"{prediction.samples_per_second.value[at]:>12,.0f}"
-            f"{prediction.efficiency.value[at]:>12.0%}{hours[0][at]:>10.3g}"
-            f"{cost.value[at]:>11.4g}  {prediction.bound[at]}"
+            f"{ranks:>7,}{_ms(step):>12}{f'{_ms(low)} to {_ms(high)}':>20}{rate:>12,.0f}"
+            f"{efficiency:>12.0%}{hours:>10.3g}{cost:>11.4g}  {bound}"
         )
     return "\n".join(lines)
 
@@ -116,7 +123,7 @@ def describe(machine: Machine) -> str:
             f"as long when each has a rank; DDP adds {_ms(machine.step_overhead)} ms a step and "
             f"{_ms(machine.byte_overhead * 1e6)} ms a MB"
         )
-    if machine.background >= 0.5:
+    if machine.background >= BUSY:
         lines.append(
             f"  the machine was busy: about {machine.background:.0f} other programs wanted a core; "
             "predictions are for a machine as busy as that"
@@ -148,12 +155,16 @@ def _machine(options: argparse.Namespace) -> Machine:
             "which machine? --measure measures this one, --profile PATH reads a measured one, "
             "--link NAME describes one; --published needs none"
         )
-    changes: dict[str, object] = {"price_per_hour": options.price}
-    changes |= {"link": options.link} if options.link else {}
-    changes |= {"noise": options.noise} if options.noise is not None else {}
+    machine = dataclasses.replace(machine, price_per_hour=options.price)
+    if options.link:
+        machine = dataclasses.replace(machine, link=options.link)
+    if options.noise is not None:
+        machine = dataclasses.replace(machine, noise=options.noise)
     if options.network or options.ranks_per_node:
-        changes |= {"network": options.network, "ranks_per_node": options.ranks_per_node}
-    return dataclasses.replace(machine, **changes)
+        machine = dataclasses.replace(
+            machine, network=options.network, ranks_per_node=options.ranks_per_node
+        )
+    return machine
 
 
 def _work(options: argparse.Namespace) -> Work | None:
@@ -179,7 +190,7 @@ def _work(options: argparse.Namespace) -> Work | None:
         int(options.parameters),
         options.ms_per_sample / 1e3,
         options.ms_per_batch / 1e3,
-        error=0.1,
+        error=GIVEN_ERROR,
         **loading,
     )
 
@@ -200,8 +211,8 @@ def _save_figure(prediction: Prediction, machine: Machine, work: Work, path: str
     from ddp_helpers.plots.style import save
     from ddp_helpers.scaling.plots import plot_prediction
 
-    ranks = prediction.setup.ranks
-    efficiency = prediction.efficiency.value
+    ranks = np.atleast_1d(prediction.setup.ranks)
+    efficiency = np.atleast_1d(prediction.efficiency.value)
     fig = plot_prediction(prediction, title=f"Predicted: {work.name} on {machine.name}")
     alt = (
         f"Predicted samples a second and efficiency for {ranks[0]} to {ranks[-1]} ranks; "
@@ -210,7 +221,7 @@ def _save_figure(prediction: Prediction, machine: Machine, work: Work, path: str
     print(f"figure: {save(fig, Path(path), alt=alt)}")
 
 
-def _whole_numbers(text: str) -> list[int]:
+def whole_numbers(text: str) -> list[int]:
     """1,2,4 as it stands; 1:128 as powers of two from 1 to 128."""
     try:
         if ":" in text:
@@ -226,7 +237,7 @@ def _whole_numbers(text: str) -> list[int]:
         ) from None
 
 
-def _link(text: str) -> Link:
+def link_named(text: str) -> Link:
     if text in LINKS:
         return LINKS[text]
     bandwidth, _, latency = text.partition(":")

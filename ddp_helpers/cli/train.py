@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ddp_helpers import launch, process_group
 from ddp_helpers.cli.options import add_nprocs
+
+if TYPE_CHECKING:
+    from ddp_helpers.training.records import EpochRecord
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,8 +47,10 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _train_on_this_rank(**settings: object) -> list:
+def _train_on_this_rank(epochs: int, seed: int, checkpoint_path: str) -> list[EpochRecord]:
     from ddp_helpers.training import train_mnist_5k
 
     with process_group() as pg:
-        return train_mnist_5k(device=pg.device, **settings)
+        return train_mnist_5k(
+            epochs=epochs, seed=seed, checkpoint_path=checkpoint_path, device=pg.device
+        )

@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 
 CARD = "eth0"
+LEAST_BUCKET = 16_000  # bytes: ten full frames, as tbf drops a frame that is larger than it
 SECONDS = 10  # limit for each command here; all take milliseconds
 KEPT = ("--mount", "--net", "--uts", "--pid")
 # /proc and /sys must be those of the new machine; `read` ends when this process does
@@ -41,7 +42,7 @@ class Namespace:
     """One machine: `holder` is the process outside, `pid` the first one within, seen from here."""
 
     name: str
-    holder: subprocess.Popen
+    holder: subprocess.Popen[str]
     pid: int
     user: tuple[str, ...] = ()
 
@@ -67,7 +68,7 @@ class Namespace:
             self.run("tc", "qdisc", "delete", "dev", CARD, "root")
         if mbit is not None:
             # a bucket of 10 ms of the rate; what is too much waits, up to 1 s, and is not lost
-            size = max(16_000, round(mbit * 1e6 / 8 * 0.01))
+            size = max(LEAST_BUCKET, round(mbit * 1e6 / 8 * 0.01))
             shape = ("tbf", "rate", f"{mbit}mbit", "burst", f"{size}b", "latency", "1s")
             self.run("tc", "qdisc", "add", "dev", CARD, "root", *shape)
 
@@ -81,8 +82,9 @@ class Namespace:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
         self.holder.wait(SECONDS)  # it waits for that process, which waits for all others in it
-        self.holder.stdin.close()
-        self.holder.stdout.close()
+        for pipe in (self.holder.stdin, self.holder.stdout):
+            if pipe:
+                pipe.close()
 
 
 def joined(names: Sequence[str], addresses: Sequence[str]) -> tuple[Namespace, Namespace]:
@@ -149,14 +151,24 @@ def _network_of(machine: Namespace) -> list[str]:
 
 def _hold(unshare: list[str], name: str, user: tuple[str, ...]) -> Namespace:
     flags = [*KEPT, "--fork", "--kill-child"]
-    pipe = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     with tempfile.NamedTemporaryFile("w", prefix="hosts-") as hosts:
         hosts.write(HOSTS.format(name=name))
         hosts.flush()
         os.chmod(hosts.name, 0o644)
         script = INIT.format(name=name, hosts=hosts.name)
         command = [*unshare, *flags, "sh", "-c", script]
-        holder = subprocess.Popen(command, **pipe, text=True, start_new_session=True, env=_env())
+        holder = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env=_env(),
+        )
+        assert holder.stdin
+        assert holder.stdout
+        assert holder.stderr  # all three are pipes
         came = holder.stdout.readline() == "up\n"
     with holder.stderr as errors:
         if not came:

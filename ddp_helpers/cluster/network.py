@@ -15,8 +15,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore
 
 CLOCK_DIFFERENCE = 5.0  # seconds; more than this makes logs and time limits hard to compare
+DISCARD_PORT = 9  # nothing is sent there; connect() of UDP wants some port
+ANSWER_S = 10  # for the last word of a machine that has come: it takes milliseconds
 COMPARED = ("python", "torch", "nccl")
 
 
@@ -69,8 +75,7 @@ def torchrun_line(
     # the static rendezvous: node_rank 0 listens, and has rank 0, which writes the checkpoints
     start += [f"--nnodes={nnodes}", f"--node-rank={node_rank}"]
     start += [f"--master-addr={master_addr}", f"--master-port={master_port}"]
-    names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if interface else ()
-    variables = [f"{name}={shlex.quote(interface)}" for name in names]
+    variables = [_variables(shlex.quote(interface))] if interface else []
     return " ".join([*variables, shlex.join([*start, script, *arguments])])
 
 
@@ -100,7 +105,7 @@ def preflight(
 def resolve(host: str, nnodes: int) -> Check:
     """Whether the name means an address that the other machines can use as well."""
     try:
-        address = socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]
+        address = _address_of(host)
     except OSError as problem:
         found = f"the name {host} can't be resolved ({problem.strerror})"
         return Check("name", found, "give its address, or add it to /etc/hosts on every machine")
@@ -149,10 +154,16 @@ def named_cards(leads: str, master_addr: str, cards: Sequence[str]) -> list[Chec
     return []
 
 
+def _address_of(host: str) -> str:
+    """The first IPv4 address that the name means; raises OSError if there is none."""
+    address = socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0]
+    return str(address)  # of the IPv4 that is asked for it is a text
+
+
 def own_address(address: str) -> str:
     """This machine's address on the way there; nothing is sent to find out."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((address, 9))
+        probe.connect((address, DISCARD_PORT))
         return probe.getsockname()[0]
 
 
@@ -164,8 +175,7 @@ def card_of(own: str, cards: Mapping[str, Sequence[str]]) -> str:
 def interface_to(host: str) -> str | None:
     """The card that leads to this machine from here; None if that can't be told."""
     try:
-        address = socket.getaddrinfo(host, None, socket.AF_INET)[0][4][0]
-        card = card_of(own_address(address), _cards())
+        card = card_of(own_address(_address_of(host)), _cards())
     except OSError:
         return None
     return None if card in ("lo", "an unknown card") else card
@@ -176,7 +186,8 @@ def port_is_free(port: int) -> Check:
     try:
         socket.create_server(("", port)).close()
     except OSError as problem:
-        found = f"port {port} can't be listened on ({os.strerror(problem.errno)})"
+        reason = os.strerror(problem.errno) if problem.errno else problem
+        found = f"port {port} can't be listened on ({reason})"
         return Check("port", found, f"give another --master-port; ss -ltnp 'sport = :{port}'")
     return Check("port", f"{port} is free")
 
@@ -225,7 +236,7 @@ def meet(nnodes: int, node_rank: int, address: str, port: int, seconds: float) -
 
 
 def _ask_node_0(
-    store, node_rank: int, mine: Mapping[str, str], there: str, seconds: float
+    store: TCPStore, node_rank: int, mine: Mapping[str, str], there: str, seconds: float
 ) -> list[Check]:
     from torch.distributed import DistError
 
@@ -246,7 +257,7 @@ def _ask_node_0(
 
 
 def _answer_all(
-    store, nnodes: int, mine: Mapping[str, str], there: str, seconds: float
+    store: TCPStore, nnodes: int, mine: Mapping[str, str], there: str, seconds: float
 ) -> list[Check]:
     from torch.distributed import DistError
 
@@ -257,7 +268,7 @@ def _answer_all(
             store.wait([f"ask/{other}"], timedelta(seconds=max(0.1, end - time.monotonic())))
             store.set(f"time/{other}", repr(time.time()))
             checks.append(compare(mine, json.loads(store.get(f"facts/{other}")), f"node {other}"))
-            store.wait([f"done/{other}"], timedelta(seconds=10))
+            store.wait([f"done/{other}"], timedelta(seconds=ANSWER_S))
         except DistError:
             found = f"node {other} of {nnodes} did not come to {there} within {seconds:g} s"
             advice = f"start preflight there with --node-rank {other}, and let it reach this port"

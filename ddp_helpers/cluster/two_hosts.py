@@ -12,16 +12,17 @@ import os
 import socket
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ddp_helpers.cluster.host import Host
-from ddp_helpers.cluster.namespaces import CARD, NoNamespaces, joined
+from ddp_helpers.cluster.namespaces import CARD, Namespace, NoNamespaces, joined
 from ddp_helpers.ranks.interrupts import HeldInterrupts
 
 KIND = "DDP_HELPERS_TWO_HOSTS"  # "loopback" makes no namespaces; "namespaces" takes nothing else
 NAMES = ("first", "second")
 ADDRESSES = ("10.99.0.1", "10.99.0.2")  # they exist within the two namespaces only
+PORT = 29500  # torchrun's own; within the namespaces nobody else has it
 
 
 class TwoHosts:
@@ -98,20 +99,23 @@ def _make(folder: Path, kind: str | None) -> tuple[tuple[Host, Host], str]:
             reason = str(problem)
         else:
             places = zip(ADDRESSES, (CARD, CARD), namespaces, strict=True)
-            return _hosts(folder, 29500, places), "two network namespaces, joined by a cable (veth)"
+            return _hosts(folder, PORT, places), "two network namespaces, joined by a cable (veth)"
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     note = f"two nodes on the loopback of one machine, without a cable ({reason})"
     return _hosts(folder, port, [("127.0.0.1", "lo", None)] * 2), note
 
 
-def _hosts(folder: Path, port: int, places) -> tuple[Host, Host]:
+def _hosts(
+    folder: Path, port: int, places: Iterable[tuple[str, str, Namespace | None]]
+) -> tuple[Host, Host]:
     hosts = []
     for number, (address, card, namespace) in enumerate(places):
         place = folder / NAMES[number]
         place.mkdir(parents=True)
         hosts.append(Host(NAMES[number], number, address, card, port, place, namespace))
-    return tuple(hosts)
+    first, second = hosts
+    return first, second
 
 
 def _end(hosts: tuple[Host, Host]) -> None:

@@ -4,7 +4,7 @@
     check_environment()["/dev/shm"]     # one row: name, status, value, advice
 
 pass: nothing to do. warn: the course runs, but slower or with a trap. fail: it cannot run.
-The facts come from machine.py and nvidia.py, the table from environment_report.py.
+The facts come from facts.py and nvidia.py, the table from report.py.
 Nothing here touches CUDA: a process that has, can no longer fork safely, and holds GPU memory.
 """
 
@@ -31,8 +31,10 @@ MEMORY_FAIL, MEMORY_WARN = GIB // 2, 2 * GIB
 # Loader workers hand batches over in /dev/shm, and nccl keeps its buffers there (its manual asks
 # for 1 GiB). Two workers, each two batches ahead, of 256 float32 images of 3x224x224 fill 0.6 GiB.
 SHM_WARN = GIB
+SHM_FREE_WARN = SHM_WARN // 4  # less is not enough for even one worker with such batches
 # Each tensor a loader worker hands over holds one open file. 1024 is Linux's own default.
-OPEN_FILES_WARN = 1024
+OPEN_FILES_WARN, OPEN_FILES_ENOUGH = 1024, 4096
+MOST_INTERFACES = 6  # shown by name: a host of containers has hundreds
 PYTHON_MIN, TORCH_MIN = (3, 11), (2, 13)  # the same as in pyproject.toml
 
 
@@ -51,21 +53,21 @@ def check_environment() -> EnvironmentReport:
         found = nvidia.Findings(error=f"could not tell, because {type(error).__name__}: {error}")
     return EnvironmentReport(
         (
-            _row("Linux", _check_system),
-            _row("Python", _check_python),
-            _row("PyTorch", _check_torch, found),
-            _row("GPUs", _check_gpus, found),
-            _row("Backends", _check_backends, found),
-            _row("CPU cores", _check_cores),
-            _row("OMP_NUM_THREADS", _check_threads),
-            _row("Memory", _check_memory),
-            _row("/dev/shm", _check_shm),
-            _row("Open files", _check_open_files),
-            _row("Host name", _check_hostname),
-            _row("Loopback", _check_loopback),
-            _row("Network interfaces", _check_interfaces),
-            _row("Free port", _check_port),
-            _row("Leftover variables", _check_variables),
+            _row("Linux", check_system),
+            _row("Python", check_python),
+            _row("PyTorch", check_torch, found),
+            _row("GPUs", check_gpus, found),
+            _row("Backends", check_backends, found),
+            _row("CPU cores", check_cores),
+            _row("OMP_NUM_THREADS", check_threads),
+            _row("Memory", check_memory),
+            _row("/dev/shm", check_shm),
+            _row("Open files", check_open_files),
+            _row("Host name", check_hostname),
+            _row("Loopback", check_loopback),
+            _row("Network interfaces", check_interfaces),
+            _row("Free port", check_port),
+            _row("Leftover variables", check_variables),
         )
     )
 
@@ -125,7 +127,7 @@ def main_check(as_json: bool) -> int:
 # ------------------------------------------------------------------ rows: system, Python, torch
 
 
-def _check_system() -> Answer:
+def check_system() -> Answer:
     system, release, processor = machine.system()
     if system != "Linux":
         advice = "This course needs Linux: a server, a Docker container, or WSL2 on Windows."
@@ -134,7 +136,7 @@ def _check_system() -> Answer:
     return "pass", f"kernel {release.split('-')[0]}, {processor}{wsl}", ""
 
 
-def _check_python() -> Answer:
+def check_python() -> Answer:
     version = machine.python()
     value = ".".join(map(str, version))
     if version[:2] < PYTHON_MIN:
@@ -145,7 +147,7 @@ def _check_python() -> Answer:
 _INSTALL_CPU = "`pip install torch --index-url https://download.pytorch.org/whl/cpu`"
 
 
-def _check_torch(found: nvidia.Findings) -> Answer:
+def check_torch(found: nvidia.Findings) -> Answer:
     try:
         version, cuda, hip = machine.torch_build()
     except Exception as error:
@@ -194,7 +196,7 @@ def _compare_cuda(value: str, cuda: str | None, found: nvidia.Findings) -> Answe
 # ------------------------------------------------------------------ rows: GPUs and backends
 
 
-def _check_gpus(found: nvidia.Findings) -> Answer:
+def check_gpus(found: nvidia.Findings) -> Answer:
     if not found.gpus:
         return _no_gpus(found)
     value = ", ".join(f"{count} x {name}" for name, count in Counter(found.gpus).items())
@@ -221,7 +223,7 @@ def _no_gpus(found: nvidia.Findings) -> Answer:
     return "pass", "none, and that is fine: gloo runs on the CPU", ""
 
 
-def _check_backends(found: nvidia.Findings) -> Answer:
+def check_backends(found: nvidia.Findings) -> Answer:
     backends = machine.backends()
     if not backends:
         advice = "This torch was built without torch.distributed. "
@@ -237,7 +239,7 @@ def _check_backends(found: nvidia.Findings) -> Answer:
 # ------------------------------------------------------------------ rows: cores, memory, files
 
 
-def _check_cores() -> Answer:
+def check_cores() -> Answer:
     affinity, quota, cores = machine.affinity(), machine.cpu_quota(), usable_cpu_count()
     value = f"{cores} core" if cores == 1 else f"{cores} cores"
     if quota < affinity:
@@ -249,7 +251,7 @@ def _check_cores() -> Answer:
     return "pass", value, ""
 
 
-def _check_threads() -> Answer:
+def check_threads() -> Answer:
     setting, cores = os.environ.get("OMP_NUM_THREADS"), usable_cpu_count()
     if setting is None:
         return "pass", "not set", ""
@@ -269,7 +271,7 @@ def _size(size: int) -> str:
     return f"{size / GIB:.0f} GiB" if size >= 4 * GIB else f"{size / GIB:.1f} GiB"
 
 
-def _check_memory() -> Answer:
+def check_memory() -> Answer:
     free, total = machine.memory()
     value = f"{_size(free)} free of {_size(total)}"
     advice = "Close other programs, or raise the limit (`docker run --memory=4g`)."
@@ -280,7 +282,7 @@ def _check_memory() -> Answer:
     return "pass", value, ""
 
 
-def _check_shm() -> Answer:
+def check_shm() -> Answer:
     try:
         free, total = machine.shm()
     except (FileNotFoundError, PermissionError) as error:
@@ -293,31 +295,33 @@ def _check_shm() -> Answer:
         advice = "Loader workers and nccl need more. In Docker: `docker run --shm-size=2g ...`, or "
         advice += "`--ipc=host`. Elsewhere: `sudo mount -o remount,size=2g /dev/shm`. "
         return "warn", _size(total), advice + meanwhile
-    if free < SHM_WARN // 4:
+    if free < SHM_FREE_WARN:
         advice = f"Nearly full: see `ls -l /dev/shm` for what ended runs left behind. {meanwhile}"
         return "warn", f"{_size(free)} free of {_size(total)}", advice
     return "pass", _size(total), ""
 
 
-def _check_open_files() -> Answer:
+def check_open_files() -> Answer:
     soft, hard = machine.open_files()
     if soft >= OPEN_FILES_WARN:
         return "pass", "unlimited" if soft == math.inf else f"{soft}", ""
     advice = "Many loader workers may end in `Too many open files`."
     if hard > soft:
-        advice += f" `ulimit -n {min(4096, hard)}` in the shell that starts Python or JupyterLab."
+        advice += f" `ulimit -n {min(OPEN_FILES_ENOUGH, hard)}` in the shell that starts Python or "
+        advice += "JupyterLab."
     if hard < OPEN_FILES_WARN:
         # `ulimit -n 256` lowers the hard limit as well, and no later `ulimit` there can raise it
         advice += f" The hard limit is {hard}. If you set it with `ulimit`, open a new shell. If "
-        advice += "not, the administrator can raise it: `* - nofile 4096` in "
-        advice += "/etc/security/limits.conf and a new login, or `docker run --ulimit nofile=4096`."
+        advice += f"not, the administrator can raise it: `* - nofile {OPEN_FILES_ENOUGH}` in "
+        advice += "/etc/security/limits.conf and a new login, or "
+        advice += f"`docker run --ulimit nofile={OPEN_FILES_ENOUGH}`."
     return "warn", f"{soft}", advice
 
 
 # ------------------------------------------------------------------ rows: network, variables
 
 
-def _check_hostname() -> Answer:
+def check_hostname() -> Answer:
     # warn, not fail: on one machine gloo falls back to loopback, after a line of complaint
     name = machine.hostname()
     advice = 'Add it to the hosts file: `echo "127.0.1.1 $(hostname)" | sudo tee -a /etc/hosts`. '
@@ -332,7 +336,7 @@ def _check_hostname() -> Answer:
     return "pass", "resolves to this machine", ""
 
 
-def _check_loopback() -> Answer:
+def check_loopback() -> Answer:
     try:
         machine.loopback()
     except OSError as error:
@@ -348,12 +352,13 @@ def _check_loopback() -> Answer:
     return "pass", "127.0.0.1 and localhost work", ""
 
 
-def _check_interfaces() -> Answer:
+def check_interfaces() -> Answer:
     up = machine.interfaces()
     if not up:
         return "warn", "none is up with an address", "`sudo ip link set lo up` is enough here."
     shown = [f"{name} ({kinds})" for name, kinds in up.items()]
-    value = ", ".join(shown[:6]) + (f" and {len(shown) - 6} more" if len(shown) > 6 else "")
+    value, more = ", ".join(shown[:MOST_INTERFACES]), len(shown) - MOST_INTERFACES
+    value += f" and {more} more" if more > 0 else ""
     variables = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
     wrong = {v: names for v in variables if (names := machine.named_in_vain(v, up))}
     if not wrong:
@@ -363,7 +368,7 @@ def _check_interfaces() -> Answer:
     return "warn", f"{named}; up here: {value}", advice + f"`unset {' '.join(wrong)}`."
 
 
-def _check_port() -> Answer:
+def check_port() -> Answer:
     try:
         machine.free_port()
     except OSError as error:
@@ -375,7 +380,7 @@ def _check_port() -> Answer:
 _RUN_VARIABLES = "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT".split()
 
 
-def _check_variables() -> Answer:
+def check_variables() -> Answer:
     left = [name for name in _RUN_VARIABLES if name in os.environ]
     if left and not machine.launched():
         advice = f"`unset {' '.join(left)}` and start again: init_process_group() would read them, "

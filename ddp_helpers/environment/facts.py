@@ -1,6 +1,6 @@
 """Facts about this machine, one function each: /proc, control groups, sockets, torch's build.
 
-No opinion: environment.py says what is enough and what to do. A fact that cannot be had raises.
+No opinion: check.py says what is enough and what to do. A fact that cannot be had raises.
 A heavy import is inside the function that needs it. CUDA is touched in a child process only.
 """
 

@@ -1,6 +1,7 @@
 """What NVIDIA's driver says of itself and its GPUs, from its files and from `nvidia-smi`.
 
-Facts only: environment.py says what they mean. Nothing here touches CUDA.
+Facts only: check.py says what they mean. Nothing here touches CUDA. It asks a subprocess, not
+nvidia-ml-py: that loads the driver's library here, where a hung driver would hold this process.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import subprocess
 import time
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 SMI_LIMIT_S = 10.0  # eight GPUs without persistence mode really need several seconds
+KILL_WAIT_S = 0.5  # a process that can be killed is gone within milliseconds
 
 # Read below these, so that a test can put made-up trees in their place.
 PROC, DEV = Path("/proc"), Path("/dev")
@@ -41,24 +43,24 @@ class Findings:
 
 def look() -> Findings:
     """Asks the driver's files and nvidia-smi; `Findings.error` says when that gave no answer."""
-    traces = {
-        "device_file": any(DEV.glob("nvidia[0-9]*")),
-        "driver_loaded": (PROC / "driver/nvidia/version").exists(),
-    }
+    traces = Findings(
+        device_file=any(DEV.glob("nvidia[0-9]*")),
+        driver_loaded=(PROC / "driver/nvidia/version").exists(),
+    )
     query = ["--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
     try:
         (code, listed), (_, banner), (_, matrix) = _nvidia_smi(query, [], ["topo", "-m"])
     except FileNotFoundError:
-        return Findings(error="nvidia-smi was not found", smi_found=False, **traces)
+        return replace(traces, error="nvidia-smi was not found", smi_found=False)
     except OSError as error:
-        return Findings(error=f"nvidia-smi did not start: {error}", **traces)
+        return replace(traces, error=f"nvidia-smi did not start: {error}")
     if code != 0 or not listed.strip():
-        return Findings(error=f"nvidia-smi says: {listed.strip() or 'nothing'}", **traces)
+        return replace(traces, error=f"nvidia-smi says: {listed.strip() or 'nothing'}")
     # driver 610 renamed the banner's "CUDA Version" to "CUDA UMD Version"
     version = re.search(r"CUDA (?:UMD )?Version\s*:\s*(\d+)\.(\d+)", banner)
     cuda = (int(version[1]), int(version[2])) if version else None
     gpus = tuple(_gpu_name(line) for line in listed.strip().splitlines())
-    return Findings(gpus, _gpu_links(matrix), cuda, **traces)
+    return replace(traces, gpus=gpus, links=gpu_links(matrix), cuda=cuda)
 
 
 def _nvidia_smi(*questions: list[str]) -> list[tuple[int, str]]:
@@ -99,7 +101,7 @@ def _end(process: subprocess.Popen[str]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
         # a hung driver holds its caller in the kernel, where SIGKILL waits too: so shall not we
         with suppress(subprocess.TimeoutExpired):
-            process.wait(0.5)
+            process.wait(KILL_WAIT_S)
     if process.stdout:
         process.stdout.close()
 
@@ -120,7 +122,7 @@ _LINKS = {
 }
 
 
-def _gpu_links(matrix: str) -> str:
+def gpu_links(matrix: str) -> str:
     """How the pairs of GPUs are joined, from the table of `nvidia-smi topo -m`; empty for none."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", matrix)  # the header is underlined
     lines = [line.split() for line in plain.splitlines() if line.startswith("GPU")]

@@ -1,6 +1,6 @@
 """How the answers of `check_environment()` look: text in a terminal, a table in a notebook, JSON.
 
-A row is a `Check`, all of them an `EnvironmentReport`. What the rows say is in environment.py.
+A row is a `Check`, all of them an `EnvironmentReport`. What the rows say is in check.py.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _wrap(text: str, first: str, rest: str) -> list[str]:
 
 # Text takes the page's own colour and there is no background, so light and dark themes both work.
 # Each mark has a contrast of 3 or more on white and on #111, and says the same as the word.
-_MARKS = {
+MARKS = {
     "pass": ("#1a9850", "&#10003;"),
     "warn": ("#c77700", "&#9650;"),
     "fail": ("#e5484d", "&#10007;"),
@@ -100,7 +100,7 @@ _CELL = "text-align:left;vertical-align:top;padding:4px 8px;border:0;"
 
 
 def _html_row(check: Check) -> str:
-    colour, mark = _MARKS[check.status]
+    colour, mark = MARKS[check.status]
     text = _html_text(check.value)
     if check.advice:
         text += f'<div style="margin-top:2px">&rarr; {_html_text(check.advice)}</div>'

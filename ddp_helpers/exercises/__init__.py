@@ -8,7 +8,7 @@
     progress()                         # what is done, as a figure
 
 A file holds an `EXERCISE` record, `starter`, `solution`, `check`, known wrong answers (`WRONG`)
-and often other right ones (`ALSO_RIGHT`). Names that begin with `_` belong to the machinery.
+and often other right ones (`ALSO_RIGHT`). The other files are the machinery.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ddp_helpers.exercises import _progress
-from ddp_helpers.exercises._core import (
+from ddp_helpers.exercises import progress_file
+from ddp_helpers.exercises.core import (
     NotYet,
     check_signature,
     files,
@@ -93,7 +93,7 @@ def check(number: str, answer: Callable, seconds: float = LIMIT) -> Checked:
     Raises:
         ValueError: there is no such exercise.
     """
-    from ddp_helpers.exercises._ranks import Ranks
+    from ddp_helpers.exercises.on_ranks import Ranks
 
     module = load(number)
     ranks = Ranks(answer, seconds, module.EXERCISE.name)
@@ -116,9 +116,9 @@ def check(number: str, answer: Callable, seconds: float = LIMIT) -> Checked:
 def _note(done: Checked) -> None:
     now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     changes: dict[str, object] = {"tries": 1, "last_at": now}
-    if done.passed and done.number not in _progress.passed(_progress.current()):
+    if done.passed and done.number not in progress_file.passed(progress_file.current()):
         changes["passed_at"] = now
-    _progress.note(done.number, **changes)
+    progress_file.note(done.number, **changes)
 
 
 def hint(number: str, which: int | None = None) -> None:
@@ -129,10 +129,10 @@ def hint(number: str, which: int | None = None) -> None:
     """
     hints = load(number).EXERCISE.hints
     if which is None:
-        record = _progress.current()["exercises"].get(number, {})
+        record = progress_file.current()["exercises"].get(number, {})
         which = min(record.get("hints", 0) + 1, len(hints))
         if record.get("hints", 0) < len(hints):
-            _progress.note(number, hints=1)
+            progress_file.note(number, hints=1)
     if not 1 <= which <= len(hints):
         raise ValueError(f"hint {which} of {number}: expected 1 to {len(hints)}")
     print(f"{number}, hint {which} of {len(hints)}: {hints[which - 1]}")
@@ -145,20 +145,20 @@ def solution(number: str) -> None:
         ValueError: there is no such exercise.
     """
     module = load(number)
-    _progress.note(number, saw_solution=True)
+    progress_file.note(number, saw_solution=True)
     print(f"{source_of(module, 'solution')}\n\n# {module.EXERCISE.lesson}")
 
 
 def progress() -> Figure:
     """Print what is done, and return a figure of it. The file: `~/.ddp_helpers/progress.json`."""
-    from ddp_helpers.exercises._figure import plot_progress
+    from ddp_helpers.exercises.figure import plot_progress
 
-    state = _progress.current()
-    done, known = set(_progress.passed(state)), names()
+    state = progress_file.current()
+    done, known = set(progress_file.passed(state)), names()
     for notebook in dict.fromkeys(number.partition(".")[0] for number in known):
         here = names(notebook)
         left = [f"{n} {short_title(n)}" for n in here if n not in done]
         rest = f"; next: {left[0]}" if left else ""
         print(f"notebook {notebook}: {len(here) - len(left)} of {len(here)} done{rest}")
-    print(f"kept in {_progress.path()}")
+    print(f"kept in {progress_file.path()}")
     return plot_progress(known, state)

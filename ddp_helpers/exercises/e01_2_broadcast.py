@@ -4,8 +4,8 @@ import torch
 import torch.distributed as dist
 
 from ddp_helpers.evidence.sent_calls import watched
-from ddp_helpers.exercises._core import Exercise, NotYet, Wrong
-from ddp_helpers.exercises._ranks import by_rank, expect, only
+from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
+from ddp_helpers.exercises.on_ranks import by_rank, expect, only
 
 EXERCISE = Exercise(
     title="Rebuild broadcast",

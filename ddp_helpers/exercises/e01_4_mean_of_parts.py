@@ -3,8 +3,8 @@
 import torch
 import torch.distributed as dist
 
-from ddp_helpers.exercises._core import Exercise, Wrong
-from ddp_helpers.exercises._ranks import by_rank, expect
+from ddp_helpers.exercises.core import Exercise, Wrong
+from ddp_helpers.exercises.on_ranks import by_rank, expect
 
 EXERCISE = Exercise(
     title="The mean of unequal parts",

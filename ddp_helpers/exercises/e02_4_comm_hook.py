@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_helpers.evidence.sent_calls import watched
-from ddp_helpers.exercises._core import Exercise, NotYet, Wrong
-from ddp_helpers.exercises._ranks import expect
+from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
+from ddp_helpers.exercises.on_ranks import expect
 
 EXERCISE = Exercise(
     title="Half the bytes",

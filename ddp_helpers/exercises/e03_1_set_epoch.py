@@ -3,7 +3,7 @@
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from ddp_helpers.exercises._core import Exercise, NotYet, Wrong
+from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
 
 EXERCISE = Exercise(
     title="A new order in each epoch",

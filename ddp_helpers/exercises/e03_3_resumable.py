@@ -3,7 +3,7 @@
 import torch
 import torch.distributed as dist
 
-from ddp_helpers.exercises._core import Exercise, NotYet, Wrong
+from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
 
 EXERCISE = Exercise(
     title="Go on in mid-epoch",

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from ddp_helpers.exercises._core import Exercise, NotYet, Wrong
+from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
 
 EXERCISE = Exercise(
     title="A checkpoint that is whole",

@@ -4,8 +4,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ddp_helpers.exercises._core import Exercise, NotYet, Wrong
-from ddp_helpers.exercises._ranks import different
+from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
+from ddp_helpers.exercises.on_ranks import different
 
 EXERCISE = Exercise(
     title="Find the bug: the same noise everywhere",

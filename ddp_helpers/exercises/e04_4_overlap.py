@@ -5,8 +5,8 @@ import time
 import torch
 import torch.distributed as dist
 
-from ddp_helpers.exercises._core import Exercise, NotYet, Wrong
-from ddp_helpers.exercises._ranks import by_rank, expect
+from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
+from ddp_helpers.exercises.on_ranks import by_rank, expect
 
 EXERCISE = Exercise(
     title="Make it faster: overlap",

@@ -5,7 +5,7 @@ import random
 import torch
 import torch.distributed as dist
 
-from ddp_helpers.exercises._core import Exercise, NotYet, Wrong
+from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
 from ddp_helpers.group.lifetime import process_group
 from ddp_helpers.ranks.launcher import LaunchError, launch
 

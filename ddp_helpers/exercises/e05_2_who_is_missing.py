@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from ddp_helpers.exercises._core import Exercise, NotYet, Wrong
+from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
 
 EXERCISE = Exercise(
     title="Who is missing?",

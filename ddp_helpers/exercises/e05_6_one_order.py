@@ -3,8 +3,8 @@
 import torch
 import torch.distributed as dist
 
-from ddp_helpers.exercises._core import Exercise, NotYet, Wrong
-from ddp_helpers.exercises._ranks import by_rank, show
+from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
+from ddp_helpers.exercises.on_ranks import by_rank, show
 
 EXERCISE = Exercise(
     title="Find the bug: crossed collectives",

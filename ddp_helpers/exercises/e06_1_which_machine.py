@@ -1,6 +1,6 @@
 """From a rank to its machine, and back."""
 
-from ddp_helpers.exercises._core import Exercise, NotYet, Wrong
+from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
 
 EXERCISE = Exercise(
     title="Which machine, which GPU?",

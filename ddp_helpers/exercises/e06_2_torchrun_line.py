@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ddp_helpers.exercises._core import Exercise, NotYet, Wrong
+from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
 
 EXERCISE = Exercise(
     title="A command for each machine",

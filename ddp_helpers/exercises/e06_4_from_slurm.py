@@ -1,6 +1,6 @@
 """Slurm's variables, as torch wants them."""
 
-from ddp_helpers.exercises._core import Exercise, NotYet, Wrong
+from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
 
 EXERCISE = Exercise(
     title="From Slurm to torch",

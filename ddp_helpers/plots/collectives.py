@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import LogLocator
 
-from ddp_helpers.plots.style import BLUE, GREY, SKY, STYLE, look, new_figure, rank_rows
+from ddp_helpers.plots.style import BLUE, GREY, SKY, STYLE, Look, look, new_figure, rank_rows
 
-MIXED = {"facecolor": "white", "edgecolor": GREY, "hatch": "////"}
+MIXED: Look = {"facecolor": "white", "edgecolor": GREY, "hatch": "////"}
 
 
 @matplotlib.rc_context(STYLE)
@@ -118,7 +118,7 @@ def _draw_collective(
     ax.spines["bottom"].set_visible(False)
 
 
-def _draw_number(ax: Axes, rank: int, at: int, value: float, style: Mapping[str, object]) -> None:
+def _draw_number(ax: Axes, rank: int, at: int, value: float, style: Look) -> None:
     ax.add_patch(Rectangle((at - 0.46, rank - 0.4), 0.92, 0.8, **style))
     # on stripes a number needs a ground of its own
     box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8} if style.get("hatch") else None

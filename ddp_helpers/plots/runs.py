@@ -1,4 +1,4 @@
-"""Figures of measured runs, drawn from records and files only; `figures.py` has their look."""
+"""Figures of measured runs, drawn from records and files only; `style.py` has their look."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Protocol
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -26,11 +27,16 @@ from ddp_helpers.plots.style import (
     SKY,
     STYLE,
     VERMILLION,
+    Look,
     look,
     new_figure,
+    new_pair,
     rank_rows,
     settle,
 )
+
+MOST_TURNS = 40  # of samples: with more, a square is too narrow for its number
+_REPEATED_LINE = 2.5
 
 
 class Epoch(Protocol):
@@ -80,7 +86,7 @@ def plot_training(
         raise ValueError("no records to plot: expected at least one EpochRecord for each run")
     ranks = sorted({record.world_size for run in runs.values() for record in run})
     text = f"{title} ({_ranks(ranks)})" if title else f"Training on {_ranks(ranks)}"
-    fig, (left, right) = new_figure(7.6, 3.4, text, note, columns=2)
+    fig, left, right = new_pair(7.6, 3.4, text, note)
     for at, (label, run) in enumerate(runs.items()):
         _draw_run(left, right, at, f"{label} ({_ranks([run[0].world_size])})" if label else "", run)
     left.set(xlabel="epoch", ylabel="loss (cross-entropy, nats)", ylim=(0, None))
@@ -154,7 +160,7 @@ def plot_sample_assignment(
     world_size = len(assignment)
     height = 1.5 + 0.42 * world_size
     fig, ax = new_figure(8, height, f"{text} ({_ranks([world_size])}, {n} samples)", None)
-    turns = n <= 40
+    turns = n <= MOST_TURNS
     for rank, share in enumerate(assignment):
         for turn, index in enumerate(share, start=1):
             _draw_sample(ax, rank, index, str(turn) if turns else "", uses[index] > 1)
@@ -218,30 +224,35 @@ def _draw_run(left: Axes, right: Axes, at: int, label: str, run: Sequence[Epoch]
     epochs = [record.epoch + 1 for record in run]
     test_color = LINES[at % len(LINES)] if label else VERMILLION
     train_color = test_color if label else BLUE
-    style = {"marker": MARKERS[at % len(MARKERS)], "markersize": 5}
-    left.plot(epochs, [record.train_loss for record in run], "--", color=train_color, **style)
-    left.plot(epochs, [record.test_loss for record in run], "-", color=test_color, **style)
+    marker = MARKERS[at % len(MARKERS)]
+    train = [record.train_loss for record in run]
+    left.plot(epochs, train, "--", color=train_color, marker=marker, markersize=5)
+    test = [record.test_loss for record in run]
+    left.plot(epochs, test, "-", color=test_color, marker=marker, markersize=5)
     accuracy = [100 * record.test_accuracy for record in run]
-    right.plot(epochs, accuracy, "-", color=test_color, label=label, **style)
+    right.plot(epochs, accuracy, "-", color=test_color, label=label, marker=marker, markersize=5)
     if not label:
-        place = {"xytext": (0, -14), "textcoords": "offset points", "ha": "center"}
-        right.annotate(f"{accuracy[-1]:.1f} %", (epochs[-1], accuracy[-1]), **place)
+        right.annotate(
+            f"{accuracy[-1]:.1f} %",
+            (epochs[-1], accuracy[-1]),
+            xytext=(0, -14),
+            textcoords="offset points",
+            ha="center",
+        )
 
 
 def _training_legend(several: bool) -> list[Line2D]:
-    colors = (GREY, GREY) if several else (BLUE, VERMILLION)
-    names = (("training", "--"), ("test", "-"))
+    train_color, test_color = (GREY, GREY) if several else (BLUE, VERMILLION)
     return [
-        Line2D([], [], color=color, linestyle=line, label=name)
-        for color, (name, line) in zip(colors, names, strict=True)
+        Line2D([], [], color=train_color, linestyle="--", label="training"),
+        Line2D([], [], color=test_color, linestyle="-", label="test"),
     ]
 
 
 def _draw_sample(ax: Axes, rank: int, index: int, text: str, repeated: bool) -> None:
-    style = {"facecolor": FILLS[rank % len(FILLS)], "edgecolor": GREY, "linewidth": 0.8}
-    if repeated:
-        style |= {"edgecolor": VERMILLION, "linewidth": 2.5}
-    ax.add_patch(Rectangle((index - 0.42, rank - 0.4), 0.84, 0.8, **style))
+    edge, line = (VERMILLION, _REPEATED_LINE) if repeated else (GREY, 0.8)
+    fill: Look = {"facecolor": FILLS[rank % len(FILLS)], "edgecolor": edge}
+    ax.add_patch(Rectangle((index - 0.42, rank - 0.4), 0.84, 0.8, linewidth=line, **fill))
     ax.text(index, rank, text, ha="center", va="center", fontsize=9, color="black")
 
 
@@ -252,18 +263,22 @@ def _assignment_legend(ax: Axes, *, turns: bool, repeated: bool, unused: bool) -
             Line2D([], [], marker="$1$", color=GREY, linestyle="", label="turn on that rank")
         )
     if repeated:
-        frame = {"facecolor": "none", "edgecolor": VERMILLION, "linewidth": 2.5}
-        handles.append(Patch(label="used more than once", **frame))
+        frame: Look = {"facecolor": "none", "edgecolor": VERMILLION}
+        handles.append(Patch(label="used more than once", linewidth=_REPEATED_LINE, **frame))
     if unused:
-        cross = {"marker": "x", "color": VERMILLION, "linestyle": ""}
-        handles.append(Line2D([], [], label="not used", **cross))
+        handles.append(Line2D([], [], marker="x", color=VERMILLION, linestyle="", label="not used"))
     _legend_above(ax, handles)
 
 
-def _legend_above(ax: Axes, handles: list[Patch | Line2D]) -> None:
+def _legend_above(ax: Axes, handles: Sequence[Artist]) -> None:
     if handles:
-        place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": min(len(handles), 5)}
-        ax.legend(handles=handles, borderaxespad=0.2, **place)
+        ax.legend(
+            handles=handles,
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            ncols=min(len(handles), 5),
+            borderaxespad=0.2,
+        )
 
 
 def _overlap(marks: Sequence[Span]) -> bool:

@@ -14,10 +14,14 @@ import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
 
 GREY = "#767676"  # contrast 4.5 on white, 4.2 on JupyterLab's dark #111111
 BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
@@ -27,7 +31,7 @@ FILLS = (SKY, ORANGE, GREEN, PURPLE, BLUE, VERMILLION)  # for areas, drawn with 
 MARKERS, HATCHES = "osD^vP*X", ("", "///", "...", "xxx")
 
 DPI = 144
-STYLE = {
+STYLE: dict[RcKeyType, Any] = {
     "font.size": 10,
     "text.color": GREY,
     "axes.labelcolor": GREY,
@@ -42,6 +46,14 @@ STYLE = {
     "legend.labelcolor": GREY,
     "hatch.linewidth": 0.8,
 }
+
+
+class Look(TypedDict, total=False):
+    """How an area is filled, as matplotlib's patches and bars take it."""
+
+    facecolor: str
+    edgecolor: str
+    hatch: str
 
 
 class CourseFigure(Figure):
@@ -95,12 +107,28 @@ def save(fig: Figure, path: str | Path, alt: str) -> Path:
 
 
 def new_figure(
-    width: float, height: float, title: str, note: str | None, columns: int = 1
-) -> tuple[CourseFigure, Axes | np.ndarray]:
+    width: float, height: float, title: str, note: str | None
+) -> tuple[CourseFigure, Axes]:
     """A Figure that pyplot knows nothing of, so that no notebook shows it a second time."""
-    fig = CourseFigure(figsize=(width, height), layout="constrained")
-    fig.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
-    axes = fig.subplots(1, columns)
+    fig = _new_figure(width, height, title, note, columns=1)
+    return fig, fig.axes[0]
+
+
+def new_pair(
+    width: float, height: float, title: str, note: str | None
+) -> tuple[CourseFigure, Axes, Axes]:
+    """The same with two Axes, side by side."""
+    fig = _new_figure(width, height, title, note, columns=2)
+    left, right = fig.axes
+    return fig, left, right
+
+
+def _new_figure(
+    width: float, height: float, title: str, note: str | None, columns: int
+) -> CourseFigure:
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
+    fig = CourseFigure(figsize=(width, height), layout=layout)
+    fig.subplots(1, columns)
     fig.suptitle(title, fontweight="bold", fontsize=11)
     for ax in fig.axes:
         ax.tick_params(colors=GREY)  # ticks are made late, when the style is gone
@@ -108,7 +136,7 @@ def new_figure(
         ax.set_axisbelow(True)
     if note:
         fig.supxlabel(note, x=0.99, ha="right", fontsize=9, color=GREY)
-    return fig, axes
+    return fig
 
 
 def settle(fig: CourseFigure) -> CourseFigure:
@@ -118,7 +146,7 @@ def settle(fig: CourseFigure) -> CourseFigure:
     return fig
 
 
-def look(kind: int) -> dict[str, object]:
+def look(kind: int) -> Look:
     """Colour, then hatch, so that also the seventh kind of work has a look of its own."""
     hatch = HATCHES[(kind // len(FILLS)) % len(HATCHES)]
     return {"facecolor": FILLS[kind % len(FILLS)], "edgecolor": GREY, "hatch": hatch}

@@ -10,6 +10,9 @@ from ddp_helpers.scaling.formulas import ring
 from ddp_helpers.scaling.records import Link
 
 RESAMPLES = 200
+REWEIGHTINGS = 30  # the weights have settled long before
+LEAST_RESIDUAL = 1e-3  # as a share: a point that is met better would get an endless weight
+MOST_ERROR = 0.9  # a fit that is off by more says nothing; a Link asks for a share below 1
 
 
 def fit_link(name: str, points: Sequence[tuple[int, int, float]], source: str = "") -> Link:
@@ -40,8 +43,8 @@ def fit_link(name: str, points: Sequence[tuple[int, int, float]], source: str = 
     left = np.abs(columns @ (latency, per_byte) / table[:, 2] - 1)
     spread = bootstrap(lambda rows: robust_fit(columns[rows], table[rows, 2]), len(table))
     values = np.array([latency, per_byte])
-    off = np.maximum(spread / np.maximum(values, 1e-12), np.median(left))
-    off = np.clip(off, 0.0, 0.9)
+    off = np.maximum(spread / np.maximum(values, 1e-12), np.median(left))  # a latency may be 0
+    off = np.clip(off, 0.0, MOST_ERROR)
     return Link(name, float(latency), float(1 / per_byte), float(off[0]), float(off[1]), source)
 
 
@@ -59,10 +62,10 @@ def robust_fit(
     scale = times if scale is None else scale
     scaled, right = columns / scale[:, None], times / scale
     weights = np.ones(len(times))
-    for _ in range(30):
+    for _ in range(REWEIGHTINGS):
         root = np.sqrt(weights)
         found = _not_negative(scaled * root[:, None], right * root)
-        weights = 1 / np.maximum(np.abs(scaled @ found - right), 1e-3)
+        weights = 1 / np.maximum(np.abs(scaled @ found - right), LEAST_RESIDUAL)
     return found
 
 
@@ -89,7 +92,7 @@ def fit_batches(times: dict[int, Sequence[float]]) -> tuple[float, float, float]
     found = robust_fit(columns, seconds)
     per_batch, per_sample = found if both else (0.0, found[0])
     left = np.abs(columns @ found / seconds - 1)
-    return float(per_batch), float(per_sample), float(min(np.median(left) * 2, 0.9))
+    return float(per_batch), float(per_sample), float(min(np.median(left) * 2, MOST_ERROR))
 
 
 def spread(times: Sequence[float]) -> float:

@@ -17,7 +17,7 @@ class Linear:
     fixed: np.ndarray
     per_byte: np.ndarray
 
-    def __call__(self, size: np.ndarray) -> np.ndarray:
+    def __call__(self, size: float | np.ndarray) -> np.ndarray:
         return self.fixed + self.per_byte * size
 
     def __add__(self, other: Linear) -> Linear:
@@ -88,7 +88,7 @@ def hierarchical(
 
 
 def buckets(
-    size: float, cap_mb: np.ndarray | None, tensors: int | None
+    size: float, cap_mb: float | np.ndarray | None, tensors: int | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """How DDP cuts gradients of `size` bytes: (number, bytes of the first, bytes of each other).
 

@@ -2,7 +2,7 @@
 
     machine = measure_machine()                        # on 1 and 2 ranks
     work = measure_work(SmallCNN, make_batch)          # on 1 rank
-    predict(machine, work, Setup(ranks=4)).step        # scaling.py
+    predict(machine, work, Setup(ranks=4)).step        # scaling/step_time.py
 
 Each rank has one thread, as launch() gives it when there are as many ranks as cores. Of repeated
 times the lower quartile counts: other programs make a step slower, never faster.
@@ -21,7 +21,7 @@ from torch import nn
 from ddp_helpers.environment.check import usable_cpu_count
 from ddp_helpers.scaling.fits import fit_link, robust_fit, spread
 from ddp_helpers.scaling.rank_probes import backend, time_all_reduce, time_steps
-from ddp_helpers.scaling.records import Machine, Setup, Work, plain
+from ddp_helpers.scaling.records import Machine, Setup, Work
 from ddp_helpers.scaling.step_time import predict
 from ddp_helpers.scaling.work_costs import (
     SMALL_BATCHES,
@@ -34,8 +34,12 @@ from ddp_helpers.scaling.work_costs import (
 )
 
 MESSAGES = (2**12, 2**14, 2**16, 2**18, 2**20, 2**21, 2**22)  # bytes
-MODEL_ERROR = 0.1  # bench_scaling.py, two rounds on two busy cores: 5 and 13 % in the median
+# by tests/benchmarks/bench_scaling.py, two rounds on two busy cores: 5 and 13 % in the median
+MODEL_ERROR = 0.1
 PROBE_WIDTHS = (128, 384)
+# of one round, so that it takes a few seconds; rounds make up for the rest
+STEPS, STEP_ROUNDS, MESSAGE_ROUNDS = 10, 2, 8
+WHOLE_CORE = 0.95  # a rank that gets this share of a core has no other program beside it
 
 
 def measure_machine(
@@ -83,7 +87,14 @@ def measure_round() -> Round:
         probe = _Probe(width)
         one, two, ddp = (
             run_on_ranks(
-                time_steps, n, probe, make_probe_batch, SMALL_BATCHES, steps=10, rounds=2, ddp=ddp
+                time_steps,
+                n,
+                probe,
+                make_probe_batch,
+                SMALL_BATCHES,
+                steps=STEPS,
+                rounds=STEP_ROUNDS,
+                ddp=ddp,
             )
             for n, ddp in ((1, None), (2, None), (2, {}))
         )
@@ -107,7 +118,9 @@ def measure_round() -> Round:
 
 
 def _messages(one_core: bool) -> tuple[dict[int, float], float]:
-    (times, busy), *_ = run_on_ranks(time_all_reduce, 2, MESSAGES, 8, one_core=one_core)
+    (times, busy), *_ = run_on_ranks(
+        time_all_reduce, 2, MESSAGES, MESSAGE_ROUNDS, one_core=one_core
+    )
     return {size: undisturbed(each) for size, each in times.items()}, busy
 
 
@@ -142,7 +155,7 @@ def machine_from(
 def _background(found: Sequence[Round]) -> float:
     """How many other programs want a core: two ranks get less than a core each if any do."""
     share = statistics.median(each.share for each in found)
-    return max(usable_cpu_count() / share - 2, 0.0) if share < 0.95 else 0.0
+    return max(usable_cpu_count() / share - 2, 0.0) if share < WHOLE_CORE else 0.0
 
 
 class _Probe:
@@ -162,7 +175,7 @@ def _with_overheads(machine: Machine, rounds: Sequence[Round]) -> Machine:
         for at, batch, seconds in each.steps:
             work = each.works[at]
             setup = Setup(ranks=2, batch_size_per_rank=batch)
-            left.append(seconds - plain(predict(machine, work, setup).step.value))
+            left.append(seconds - float(predict(machine, work, setup).step.value))
             rows.append((1.0, 4.0 * work.parameters))
             scale.append(seconds)
     # an error counts against the whole step: what is left may be close to nothing

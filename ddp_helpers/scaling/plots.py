@@ -1,4 +1,4 @@
-"""Figures of predictions, with their ranges; `figures.py` has their look."""
+"""Figures of predictions, with their ranges; `plots/style.py` has their look."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from ddp_helpers.plots.style import GREY, LINES, MARKERS, STYLE, new_figure, settle
-from ddp_helpers.scaling.records import Prediction
+from ddp_helpers.plots.style import GREY, LINES, MARKERS, STYLE, new_pair, settle
+from ddp_helpers.scaling.records import Prediction, Range
+
+LOG_FROM = 16  # times as many ranks: a linear axis would show the small numbers as one
+MOST_MARKERS = 30  # with more on one line they touch
 
 
 @matplotlib.rc_context(STYLE)
@@ -43,11 +46,12 @@ def plot_prediction(
                 f"prediction {label!r} has {np.shape(each.step.value)} numbers: expected one for "
                 "each of several ranks, Setup(ranks=np.array([1, 2, 4]))"
             )
-    fig, (left, right) = new_figure(8.2, 3.6, title, note, columns=2)
+    fig, left, right = new_pair(8.2, 3.6, title, note)
     for at, (label, each) in enumerate(named.items()):
-        _draw(left, each.setup.ranks, each.samples_per_second, at, label)
-        percent = [100 * part for part in vars(each.efficiency).values()]
-        _draw(right, each.setup.ranks, type(each.efficiency)(*percent), at, label)
+        row = np.asarray(each.setup.ranks)
+        _draw(left, row, each.samples_per_second, at, label)
+        percent = Range(*(100 * part for part in vars(each.efficiency).values()))
+        _draw(right, row, percent, at, label)
     first = next(iter(named.values()))
     ranks = np.asarray(first.setup.ranks)
     one = first.samples_per_second.value / ranks / (first.efficiency.value)
@@ -59,7 +63,7 @@ def plot_prediction(
         ax.set_xticks(_some_powers_of_two(ranks))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         ax.set_xlabel("ranks")
-    if ranks.max() > 16 * ranks.min():
+    if ranks.max() > LOG_FROM * ranks.min():
         left.set_yscale("log")
         left.yaxis.set_minor_formatter("")
     else:
@@ -78,11 +82,11 @@ def _some_powers_of_two(ranks: np.ndarray) -> list[int]:
     return [2**power for power in range(int(first), int(last) + 1, apart)]
 
 
-def _draw(ax: Axes, ranks: np.ndarray, band, at: int, label: str) -> None:
-    style = {"marker": MARKERS[at % len(MARKERS)], "markersize": 4 if len(ranks) <= 30 else 0}
-    color = LINES[at % len(LINES)]
+def _draw(ax: Axes, ranks: np.ndarray, band: Range, at: int, label: str) -> None:
+    marker, size = MARKERS[at % len(MARKERS)], 4 if len(ranks) <= MOST_MARKERS else 0
+    color, name = LINES[at % len(LINES)], label or "predicted, with its range"
     ax.fill_between(ranks, band.low, band.high, color=color, alpha=0.25, linewidth=0)
-    ax.plot(ranks, band.value, color=color, label=label or "predicted, with its range", **style)
+    ax.plot(ranks, band.value, color=color, label=name, marker=marker, markersize=size)
 
 
 def _draw_measured(ax: Axes, prediction: Prediction, measured: Mapping[int, float]) -> None:

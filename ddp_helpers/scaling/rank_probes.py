@@ -1,6 +1,7 @@
 """What runs inside a rank to measure it: all-reduce, computing, loading, whole DDP steps.
 
-Each function returns raw times in seconds; `machine_costs.py` starts them and makes sense of them.
+Each function returns raw times in seconds; `machine_costs.py` and `work_costs.py` start them and
+make sense of them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +19,20 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ddp_helpers.group.lifetime import choose_backend, process_group
 
+WARM_UP_STEPS = 3  # DDP makes its buckets anew after the first
+CALLS = 3  # of all-reduce between two looks at the clock, which takes time of its own
 MOST_RANKS = 4  # that the course compares; with fewer GPUs all of them use the CPU
 
 MakeModel = Callable[[], nn.Module]
 MakeBatch = Callable[[int], tuple[Tensor, Tensor]]
 LossFunction = Callable[[Tensor, Tensor], Tensor]
+
+
+class DdpOptions(TypedDict, total=False):
+    """Arguments of DistributedDataParallel that the cost model knows."""
+
+    bucket_cap_mb: float
+    gradient_as_bucket_view: bool
 
 
 @dataclass(frozen=True)
@@ -68,10 +79,10 @@ def time_all_reduce(
                 _wait_for(pg.device)
                 dist.barrier()
                 started = time.perf_counter()
-                for _ in range(3):
+                for _ in range(CALLS):
                     dist.all_reduce(tensor)
                 _wait_for(pg.device)
-                found[size].append((time.perf_counter() - started) / 3)
+                found[size].append((time.perf_counter() - started) / CALLS)
                 tensor.fill_(1.0)  # sums of sums would overflow
         busy = (time.process_time() - cpu) / (time.perf_counter() - wall)
     return found, busy
@@ -85,7 +96,7 @@ def time_steps(
     steps: int,
     rounds: int = 1,
     loss_function: LossFunction | None = None,
-    ddp: dict[str, object] | None = None,
+    ddp: DdpOptions | None = None,
     accumulation_steps: int = 1,
     hook: str | None = None,
 ) -> dict[int, StepTimes]:
@@ -105,10 +116,11 @@ def time_steps(
         loss_function = loss_function or nn.functional.cross_entropy
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
         found: dict[int, list[tuple[float, ...]]] = {size: [] for size in batch_sizes}
-        for at in range(rounds + 1):  # the first is a warm-up: DDP makes its buckets anew
+        for at in range(rounds + 1):  # the first is a warm-up
             for size in batch_sizes:
-                batch = tuple(part.to(pg.device) for part in make_batch(size))
-                for _ in range(steps if at else 3):
+                inputs, targets = make_batch(size)
+                batch = inputs.to(pg.device), targets.to(pg.device)
+                for _ in range(steps if at else WARM_UP_STEPS):
                     times = _one_step(model, optimizer, loss_function, batch, accumulation_steps)
                     found[size] += [times] if at else []
     return {size: StepTimes(*zip(*times, strict=True)) for size, times in found.items()}
@@ -139,9 +151,10 @@ def _one_step(
     had = time.process_time()
     forward = backward = 0.0
     for at in range(accumulation_steps):
-        last = at == accumulation_steps - 1
-        quiet = contextlib.nullcontext() if last or not hasattr(model, "no_sync") else None
-        with quiet or model.no_sync():
+        messages: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if at < accumulation_steps - 1 and isinstance(model, DistributedDataParallel):
+            messages = model.no_sync()
+        with messages:
             started = _now(inputs.device)
             loss = loss_function(model(inputs), targets) / accumulation_steps
             middle = _now(inputs.device)

@@ -14,6 +14,7 @@ inputs to their good or to their bad end at once, so they are wide on purpose.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -93,7 +94,7 @@ def step_seconds(machine: Machine, work: Work, setup: Setup) -> np.ndarray:
     rows = max(1, SLICE * shape[0] // max(found.size, 1))
     for start in range(0, shape[0], rows):
         part = slice(start, start + rows)
-        cut = {
+        cut: dict[str, Any] = {  # of those fields that may hold arrays
             name: array[part] if array.ndim == len(shape) and array.shape[0] > 1 else array
             for name, array in arrays.items()
         }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,8 +27,12 @@ from ddp_helpers.scaling.rank_probes import (
 )
 from ddp_helpers.scaling.records import Setup, Work
 
+R = TypeVar("R")
 SMALL_BATCHES = (8, 32)
 SECONDS = 60.0  # limit of each launch
+STEPS_OF_A_MEAN = 5  # by then ranks that share a core have had their turns
+BACKWARD_SHARES = (0.05, 0.95)  # a busy machine can measure nonsense; Work refuses 0 and 1
+LEAST_ERROR = 0.02  # as a share: no measurement is better than that
 
 
 def measure_work(
@@ -58,10 +63,13 @@ def measure_work(
         raise ValueError(f"batch_sizes={batch_sizes!r}: expected one or more, each at least 1")
     options = {"steps": steps, "rounds": rounds, "loss_function": loss_function}
     times = run_on_ranks(time_steps, 1, make_model, make_batch, tuple(batch_sizes), **options)[0]
-    work = work_of(make_model, times, name)
-    loading = {"data_seconds_per_sample": data_seconds_per_sample, "data_workers": data_workers}
     note = f"measured on one rank with one thread, batches of {_words(batch_sizes)}"
-    return dataclasses.replace(work, notes=(note,), **loading)
+    return dataclasses.replace(
+        work_of(make_model, times, name),
+        data_seconds_per_sample=data_seconds_per_sample,
+        data_workers=data_workers,
+        notes=(note,),
+    )
 
 
 def measure_loading(make_loader: Callable[[], Iterable], *, batches: int = 20) -> float:
@@ -74,8 +82,8 @@ def measure_loading(make_loader: Callable[[], Iterable], *, batches: int = 20) -
         ValueError: the loader has workers, or fewer than two batches.
     """
     loader = make_loader()
-    if getattr(loader, "num_workers", 0):
-        raise ValueError(f"num_workers={loader.num_workers}: expected 0, as workers hide the time")
+    if workers := getattr(loader, "num_workers", 0):
+        raise ValueError(f"num_workers={workers}: expected 0, as workers hide the time")
     times = time_loading(make_loader, batches)
     if not times:
         raise ValueError("the loader gave fewer than two batches: make the dataset bigger")
@@ -132,10 +140,11 @@ def undisturbed_step(times: Sequence[float]) -> float:
     Ranks that share a core take turns, so that a short step of one follows a long one; their
     mean is what training sees.
     """
-    whole = len(times) // 5 * 5
+    whole = len(times) // STEPS_OF_A_MEAN * STEPS_OF_A_MEAN
     if not whole:
         return float(np.mean(times))
-    return undisturbed(np.asarray(times[:whole], dtype=float).reshape(-1, 5).mean(axis=1))
+    rows = np.asarray(times[:whole], dtype=float).reshape(-1, STEPS_OF_A_MEAN)
+    return undisturbed(rows.mean(axis=1))
 
 
 def make_probe(width: int) -> nn.Module:
@@ -158,14 +167,14 @@ def work_of(make_model: MakeModel, times: dict[int, StepTimes], name: str | None
     per_batch, per_sample, error = fit_batches({size: [each] for size, each in both.items()})
     shares = [undisturbed(each.backward) / both[size] for size, each in times.items()]
     return Work(
-        name or getattr(make_model, "__name__", "model"),
+        name or str(getattr(make_model, "__name__", "model")),
         parameters=sum(sizes),
         seconds_per_sample=per_sample,
         seconds_per_batch=per_batch,
-        backward_share=min(max(statistics.median(shares), 0.05), 0.95),
+        backward_share=float(np.clip(statistics.median(shares), *BACKWARD_SHARES)),
         optimizer_seconds=statistics.median(undisturbed(t.optimizer) for t in times.values()),
         tensors=len(sizes),
-        error=max(error, 0.02),
+        error=max(error, LEAST_ERROR),
     )
 
 
@@ -174,7 +183,9 @@ def forward_backward(times: StepTimes) -> float:
     return undisturbed([a + b for a, b in zip(times.forward, times.backward, strict=True)])
 
 
-def run_on_ranks(function: Callable, nprocs: int, *args: object, **kwargs: object) -> list:
+def run_on_ranks(
+    function: Callable[..., R], nprocs: int, *args: object, **kwargs: object
+) -> list[R]:
     """The values of `launch`, each rank with one thread and without output."""
     result = launch(
         function,

@@ -20,7 +20,9 @@ from ddp_helpers.plots.style import (
     MARKERS,
     STYLE,
     VERMILLION,
+    Look,
     new_figure,
+    new_pair,
     settle,
 )
 from ddp_helpers.timeline.intervals import Interval, difference, intersection
@@ -40,15 +42,15 @@ from ddp_helpers.timeline.records import (
 )
 
 _SKY, _ORANGE, _, _PURPLE = FILLS[:4]
-LOOKS = {
-    FORWARD: {"facecolor": _SKY},
-    BACKWARD: {"facecolor": BLUE},
-    OPTIMIZER: {"facecolor": _PURPLE, "hatch": "..."},
-    DATA: {"facecolor": _ORANGE, "hatch": "xxx"},
-    EXPOSED: {"facecolor": VERMILLION, "hatch": "///"},
-    OTHER: {"facecolor": "none"},
+LOOKS: dict[str, Look] = {
+    FORWARD: {"facecolor": _SKY, "edgecolor": GREY},
+    BACKWARD: {"facecolor": BLUE, "edgecolor": GREY},
+    OPTIMIZER: {"facecolor": _PURPLE, "edgecolor": GREY, "hatch": "..."},
+    DATA: {"facecolor": _ORANGE, "edgecolor": GREY, "hatch": "xxx"},
+    EXPOSED: {"facecolor": VERMILLION, "edgecolor": GREY, "hatch": "///"},
+    OTHER: {"facecolor": "none", "edgecolor": GREY},
 }
-_HIDDEN = {"facecolor": GREEN}
+_HIDDEN: Look = {"facecolor": GREEN, "edgecolor": GREY}
 _NEAR = 0.002  # of the step: gaps below are too narrow to be seen
 
 
@@ -77,8 +79,8 @@ def plot_overlap(
     origin = min(one.start_ns for one in steps)
     length = max(one.stop_ns for one in steps) - origin
     text = title or "Compute and communication of one step"
-    size = (8, 1.8 + 0.8 * len(steps))
-    fig, ax = new_figure(*size, f"{text} ({len(steps)} ranks)", _note(timelines, note))
+    text = f"{text} ({len(steps)} ranks)"
+    fig, ax = new_figure(8, 1.8 + 0.8 * len(steps), text, _note(timelines, note))
     for row, one in enumerate(steps):
         _draw_step(ax, row, one, origin, length)
     ax.set(xlim=(0, length / 1e6), ylim=(2.5 * len(steps) - 0.5, -0.6), xlabel="time (ms)")
@@ -124,7 +126,7 @@ def plot_shares(
     for row, timelines in enumerate(runs.values()):
         left = 0.0
         for kind, share in mean_shares(timelines).items():
-            ax.barh(row, 100 * share, 0.6, left=left, edgecolor=GREY, **LOOKS[kind])
+            ax.barh(row, 100 * share, 0.6, left=left, **LOOKS[kind])
             left += 100 * share
     ax.set(xlim=(0, 100), ylim=(len(runs) - 0.5, -0.5), xlabel="share of the step (%)")
     ax.set_yticks(range(len(runs)), list(runs))
@@ -167,7 +169,7 @@ def plot_sweep(
             f"{len(labels)} labels, {len(seconds)} times and {len(overlaps)} overlaps: expected "
             "equally many, at least one"
         )
-    fig, (left, right) = new_figure(8, 3.4, title, note, columns=2)
+    fig, left, right = new_pair(8, 3.4, title, note)
     places = range(len(labels))
     for at, repeats in enumerate(seconds):
         left.plot([at] * len(repeats), [1e3 * one for one in repeats], ".", color=GREY)
@@ -214,7 +216,7 @@ def _draw(
     height: float,
     intervals: Sequence[Interval],
     at: tuple[int, int],
-    style: Mapping[str, object],
+    style: Look,
 ) -> None:
     """Neighbours with a gap that nobody can see become one rectangle."""
     origin, length = at
@@ -226,16 +228,23 @@ def _draw(
             near.append([start, stop])
     for start, stop in near:
         corner, width = ((start - origin) / 1e6, top), (stop - start) / 1e6
-        ax.add_patch(Rectangle(corner, width, height, edgecolor=GREY, linewidth=0.4, **style))
+        ax.add_patch(Rectangle(corner, width, height, linewidth=0.4, **style))
 
 
-def _legend(fig: Figure, looks: Mapping[str, Mapping[str, object]]) -> None:
+def _legend(fig: Figure, looks: Mapping[str, Look]) -> None:
     """Above the axes, as wide as the figure; kept out of the layout, it can't make axes narrow."""
     (ax,) = fig.axes
-    handles = [Patch(label=label, edgecolor=GREY, **style) for label, style in looks.items()]
+    handles = [Patch(label=label, **style) for label, style in looks.items()]
     place = blended_transform_factory(fig.transFigure, ax.transAxes)
-    options = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "bbox_transform": place}
-    legend = ax.legend(handles=handles, ncols=6, columnspacing=1.2, borderaxespad=0.2, **options)
+    legend = ax.legend(
+        handles=handles,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1),
+        bbox_transform=place,
+        ncols=6,
+        columnspacing=1.2,
+        borderaxespad=0.2,
+    )
     legend.set_in_layout(False)
     ax.set_title(" ", fontsize=14)  # keeps its room
 

@@ -60,7 +60,7 @@ class record_timeline:
         )
 
     def __enter__(self) -> record_timeline:
-        with _without_notes_of_kineto():
+        with without_notes_of_kineto():
             self._profile.start()
         return self
 
@@ -70,7 +70,7 @@ class record_timeline:
             if self._device != "cpu":
                 torch.cuda.synchronize()
             self.done += 1
-            with _without_notes_of_kineto():
+            with without_notes_of_kineto():
                 self._profile.step()
         return not self.finished
 
@@ -85,7 +85,7 @@ class record_timeline:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with _without_notes_of_kineto():
+        with without_notes_of_kineto():
             self._profile.stop()
 
     def result(self) -> RankTimeline:
@@ -99,17 +99,20 @@ class record_timeline:
                 f"{self.done} steps were done, expected {self.skip + self.steps} (skip + steps): "
                 "call timeline.step() after each step, record fewer, or loop longer"
             )
+        profiler = self._profile.profiler
+        assert profiler is not None  # it was started
+        assert profiler.kineto_results is not None  # and stopped
         grouped = dist.is_available() and dist.is_initialized()
         return RankTimeline(
             rank=dist.get_rank() if grouped else int(os.environ.get("RANK", 0)),
             world_size=dist.get_world_size() if grouped else int(os.environ.get("WORLD_SIZE", 1)),
-            steps=steps_of(read_events(self._profile.profiler.kineto_results.events())),
+            steps=steps_of(read_events(profiler.kineto_results.events())),
             device=self._device,
         )
 
 
 @contextlib.contextmanager
-def _without_notes_of_kineto() -> Iterator[None]:
+def without_notes_of_kineto() -> Iterator[None]:
     """Drop the lines `USDT:...` that the profiler's library writes to stderr, and only those."""
     try:
         before = os.dup(2)

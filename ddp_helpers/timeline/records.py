@@ -56,8 +56,9 @@ class StepTimeline:
         """The step cut into KINDS: no moment is in two of them, and none is left out."""
         whole = [(self.start_ns, self.stop_ns)]
         sets = {kind: self.work.get(kind, ()) for kind in (*COMPUTE, DATA)}
-        sets[EXPOSED] = [(call.start_ns, call.stop_ns) for call in self.collectives]
-        parts, taken = {}, []
+        sets[EXPOSED] = tuple((call.start_ns, call.stop_ns) for call in self.collectives)
+        parts: dict[str, list[Interval]] = {}
+        taken: list[Interval] = []
         for kind in _BY_PRIORITY:
             parts[kind] = difference(intersection(whole, sets[kind]), taken)
             taken = union(taken, parts[kind])

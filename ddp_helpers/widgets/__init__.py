@@ -14,7 +14,7 @@ import inspect
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ddp_helpers.widgets._base import Explorable
+    from ddp_helpers.widgets.base import Explorable
 
 NAMES = (
     *("machine_room", "collectives", "ring", "one_step", "sampler", "accumulation", "ladder"),

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 from ddp_helpers.plots.style import BLUE, GREY, ORANGE, SKY, VERMILLION
 from ddp_helpers.ranks.launcher import launch
-from ddp_helpers.widgets._scene import Scene
+from ddp_helpers.widgets.scene import Scene
 
 if TYPE_CHECKING:
-    from ddp_helpers.widgets._base import Explorable, Picture
+    from ddp_helpers.widgets.base import Explorable, Picture
 
 WAYS = ("no no_sync", "forward and backward in no_sync", "only backward in no_sync")
 LEFT, ROW = 64, 34
+NARROWEST = 40  # pixels of a micro-batch with its number in it
 
 
 def talks(steps: int, accumulate: int, way: str) -> list[bool]:
@@ -39,6 +40,8 @@ def count_on_a_rank(steps: int, accumulate: int, way: str) -> list[bool]:
 
     from ddp_helpers.group.lifetime import process_group
 
+    asked: list[bool] = []
+
     def note(state, bucket):
         asked.append(True)
         return allreduce_hook(state, bucket)
@@ -48,7 +51,8 @@ def count_on_a_rank(steps: int, accumulate: int, way: str) -> list[bool]:
         ddp.register_comm_hook(None, note)
         optimizer, seen = torch.optim.SGD(ddp.parameters(), lr=0.1), []
         for at in range(steps * accumulate):
-            asked, last = [], (at + 1) % accumulate == 0
+            asked.clear()
+            last = (at + 1) % accumulate == 0
             silent = contextlib.nullcontext if last or way == WAYS[0] else ddp.no_sync
             x = torch.randn(8, 4, device=pg.device)
             if way == WAYS[2]:
@@ -74,7 +78,7 @@ def draw(
     steps: int, accumulate: int, ranks: int, way: str, mib: int, result: list[list[bool]] | None
 ) -> Picture:
     """A row a rank, a box a micro-batch, a bar through all ranks where they talk."""
-    from ddp_helpers.widgets._base import Picture
+    from ddp_helpers.widgets.base import Picture
 
     spoken = talks(steps, accumulate, way)
     shown = result[0] if result else spoken
@@ -112,14 +116,14 @@ def _scene(spoken: list[bool], accumulate: int, ranks: int) -> Scene:
         scene.text(LEFT - 8, top + 13, f"rank {rank}", anchor="end")
         for at in range(len(spoken)):
             scene.box(LEFT + wide * at, top, 0.72 * wide, 26, fill=SKY)
-            if wide > 40:
+            if wide > NARROWEST:
                 scene.text(LEFT + wide * (at + 0.36), top + 13, at + 1, size=11, color="#000000")
     for at, aloud in enumerate(spoken):
         x, last = LEFT + wide * (at + 0.85), (at + 1) % accumulate == 0
         if aloud:
             color = BLUE if last else VERMILLION
-            look = {"fill": color, "hatch": not last}
-            scene.box(x - 0.09 * wide, 40, 0.18 * wide, ROW * ranks, **look)
+            left, width = x - 0.09 * wide, 0.18 * wide
+            scene.box(left, 40, width, ROW * ranks, fill=color, hatch=not last)
         if last:
             scene.line(x, 40 + ROW * ranks, x, 50 + ROW * ranks, color=ORANGE, width=3.0)
             scene.text(x, 60 + ROW * ranks, "step", size=11)
@@ -146,7 +150,7 @@ def explorable(
     """Choose how to accumulate, and see when the ranks talk; then count it."""
     from ipywidgets import Dropdown, IntSlider
 
-    from ddp_helpers.widgets._base import Explorable
+    from ddp_helpers.widgets.base import Explorable
 
     controls = {
         "steps": IntSlider(steps, 1, 4, description="optimizer steps"),

@@ -10,15 +10,16 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ddp_helpers.plots.style import FILLS, GREY
 from ddp_helpers.ranks.launcher import launch
-from ddp_helpers.widgets._scene import Scene
+from ddp_helpers.widgets.scene import Scene
 
 if TYPE_CHECKING:
-    from ddp_helpers.widgets._base import Explorable, Picture
+    from ddp_helpers.widgets.base import Explorable, Picture
 
 OPS = (
     *("broadcast", "all_reduce", "reduce", "all_gather"),
@@ -127,7 +128,7 @@ def run(op: str, ranks: int, count: int, kib: int) -> list[Moved]:
 
 def draw(op: str, ranks: int, count: int, kib: int, result: list[Moved] | None) -> Picture:
     """Before and after; a question mark where nobody has run yet."""
-    from ddp_helpers.widgets._base import Picture
+    from ddp_helpers.widgets.base import Picture
 
     before = [numbers(op, rank, ranks, count) for rank in range(ranks)]
     scene = Scene(900, 64 + ROW * ranks)
@@ -162,17 +163,17 @@ def _in_words(
         )
     answers = [f"rank {rank} {_listed(moved.after)}" for rank, moved in enumerate(result)]
     text = f"{op} ran on {ranks} real ranks (CPU, gloo). After it: {'; '.join(answers)}."
-    if all(moved.sent is not None for moved in result):
-        total = sum(moved.sent for moved in result) / 1024
-        most = max(moved.sent for moved in result) / 1024
+    sent = [moved.sent / 1024 for moved in result if moved.sent is not None]
+    if len(sent) == ranks:
         text += (
-            f" Sent by all ranks together: {total:,.0f} KiB; the busiest sent {most:,.0f} KiB. "
+            f" Sent by all ranks together: {sum(sent):,.0f} KiB; "
+            f"the busiest sent {max(sent):,.0f} KiB. "
             f"One block is {kib} KiB."
         )
     return text
 
 
-def _listed(values: object) -> str:
+def _listed(values: Sequence[float]) -> str:
     return ", ".join(f"{value:g}" for value in values) or "nothing"
 
 
@@ -180,14 +181,16 @@ def _sent(moved: Moved) -> str:
     return "" if moved.sent is None else f"sent {moved.sent / 1024:,.0f} KiB"
 
 
-def _row(scene: Scene, left: float, top: float, values: object, owner: dict[float, int]) -> None:
+def _row(
+    scene: Scene, left: float, top: float, values: Sequence[float], owner: dict[float, int]
+) -> None:
     if not values:
         scene.text(left, top + 14, "nothing", anchor="start", size=11)
     for at, value in enumerate(values):
         x = left + CELL * at
         rank = owner.get(value)
-        look = {"fill": FILLS[rank]} if rank is not None else {"fill": "#ffffff", "hatch": True}
-        scene.box(x, top, CELL - 3, ROW - 6, **look)
+        fill = "#ffffff" if rank is None else FILLS[rank]
+        scene.box(x, top, CELL - 3, ROW - 6, fill=fill, hatch=rank is None)
         text = f"{value:g}"
         if rank is None:  # a number needs a ground of its own on stripes
             wide = min(CELL - 7, 4 + 7.5 * len(text))
@@ -209,7 +212,7 @@ def explorable(op: str = "all_reduce", ranks: int = 3, count: int = 2, kib: int 
     """Choose a call, predict what each rank will hold, and run it."""
     from ipywidgets import Dropdown, IntSlider
 
-    from ddp_helpers.widgets._base import Explorable
+    from ddp_helpers.widgets.base import Explorable
 
     controls = {
         "op": Dropdown(value=op, options=OPS, description="call"),

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from ddp_helpers import faults
 from ddp_helpers.plots.style import BLUE, GREEN, GREY, ORANGE, VERMILLION
-from ddp_helpers.widgets._scene import Scene
+from ddp_helpers.widgets.scene import Scene
 
 if TYPE_CHECKING:
     from ddp_helpers.evidence.records import RankResult
     from ddp_helpers.faults import Seen
-    from ddp_helpers.widgets._base import Explorable, Picture
+    from ddp_helpers.widgets.base import Explorable, Picture
 
 VERSIONS = ("faulty", "mended")
 NOT_YET = "..."
@@ -27,6 +27,7 @@ ENDS = {
     "was ended by the launcher": ORANGE,
     "was killed or left early": BLUE,
 }
+THINNEST = 2.0  # pixels of a rank that lived for a moment
 HATCHED = ("raised an error", "was killed or left early")
 
 
@@ -72,7 +73,7 @@ def run(group: str, fault: str, version: str, guess: str) -> Seen:
 
 def draw(group: str, fault: str, version: str, guess: str, result: Seen | None) -> Picture:
     """How long each rank lived and how it ended; below, what it printed, and the code."""
-    from ddp_helpers.widgets._base import Picture
+    from ddp_helpers.widgets.base import Picture
 
     ranks = result.result.ranks if result and result.result else ()
     scene = _scene(ranks, run=result is not None)
@@ -136,9 +137,9 @@ def _scene(ranks: tuple[RankResult, ...], *, run: bool) -> Scene:
     for at, rank in enumerate(ranks):
         y, end = 32 + row * at, how_it_ended(rank)
         scene.text(left - 8, y + 11, f"rank {rank.rank}", anchor="end")
-        look = {"fill": ENDS[end], "hatch": end in HATCHED}
-        scene.box(left, y, max(2.0, wide * rank.seconds / top), 22, **look)
-        where = left + wide * rank.seconds / top + 8
+        width = wide * rank.seconds / top
+        scene.box(left, y, max(THINNEST, width), 22, fill=ENDS[end], hatch=end in HATCHED)
+        where = left + width + 8
         scene.text(where, y + 11, f"{end}, {rank.seconds:.1f} s", anchor="start", size=11)
     scene.axis(left, 36 + row * len(ranks), wide, top, "time that the rank lived (s)")
     return scene
@@ -150,7 +151,7 @@ def explorable(
     """Pick a fault, run it, and find out what it is."""
     from ipywidgets import Dropdown
 
-    from ddp_helpers.widgets._base import Explorable
+    from ddp_helpers.widgets.base import Explorable
 
     group = faults.load(fault).FAULT.group
     controls = {

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from ddp_helpers import templates
 from ddp_helpers.plots.style import GREEN, GREY, SKY, VERMILLION
-from ddp_helpers.widgets._scene import Scene
+from ddp_helpers.widgets.scene import Scene
 
 if TYPE_CHECKING:
-    from ddp_helpers.widgets._base import Explorable, Picture
+    from ddp_helpers.widgets.base import Explorable, Picture
 
 FOLDER = Path(templates.__file__).parent
 SHOWN = ("with 2 lines around", "whole files")
@@ -91,7 +91,7 @@ RUNGS = _find_rungs()
 
 def draw(rung: int, shown: str) -> Picture:
     """A bar for each rung, and the two files of one of them."""
-    from ddp_helpers.widgets._base import Picture
+    from ddp_helpers.widgets.base import Picture
 
     before, after = RUNGS[rung - 1]
     same, new, gone = counts(before, after)
@@ -114,9 +114,9 @@ def _scene(rung: int) -> Scene:
         chosen = at + 1 == rung
         scene.text(left - 8, y + 8, f"{pair[1]}.py", anchor="end", bold=chosen)
         for count, color in zip(counts(*pair), (SKY, GREEN, VERMILLION), strict=True):
-            look = {"fill": color, "hatch": color == VERMILLION, "line": 0.5}
-            scene.box(x, y, wide * count / top, 16, **look)
-            x += wide * count / top
+            width, gone = wide * count / top, color == VERMILLION
+            scene.box(x, y, width, 16, fill=color, hatch=gone, line=0.5)
+            x += width
         text = "{} stay, {} new, {} gone".format(*counts(*pair))
         scene.text(x + 8, y + 8, text, anchor="start", size=11)
         if chosen:
@@ -173,7 +173,7 @@ def explorable(rung: int = 2, shown: str = SHOWN[0]) -> Explorable:
     """Climb from one process to the full template, one small step at a time."""
     from ipywidgets import Dropdown, IntSlider
 
-    from ddp_helpers.widgets._base import Explorable
+    from ddp_helpers.widgets.base import Explorable
 
     controls = {
         "rung": IntSlider(min(rung, len(RUNGS)), 1, len(RUNGS), description="rung"),

@@ -9,15 +9,16 @@ from ddp_helpers.environment import facts as machine
 from ddp_helpers.environment.check import check_environment, usable_cpu_count
 from ddp_helpers.environment.report import EnvironmentReport
 from ddp_helpers.plots.style import BLUE, GREY, VERMILLION
-from ddp_helpers.widgets._scene import Scene
+from ddp_helpers.widgets.scene import Scene
 
 if TYPE_CHECKING:
-    from ddp_helpers.widgets._base import Explorable, Picture
+    from ddp_helpers.widgets.base import Explorable, Picture
 
 GIB = 1024**3
-# Measured with torch 2.13 (environment.py): after one DDP step; the process that starts the ranks
+# Measured with torch 2.13 (environment/check.py): after one DDP step; in the starting process
 GIB_OF_A_RANK, GIB_OF_THE_LAUNCHER = 0.3, 0.2
 BATCHES_AHEAD = 2  # DataLoader's default prefetch_factor, per worker
+LONGEST = 1.5  # of what there is: a longer bar is cut, its text says how much is asked for
 ROWS = ("all rows", "not pass")
 
 
@@ -84,7 +85,7 @@ def draw(
     result: tuple[EnvironmentReport, Room],
 ) -> Picture:
     """A bar for each thing that can run out, and the report below."""
-    from ddp_helpers.widgets._base import Picture
+    from ddp_helpers.widgets.base import Picture
 
     report, room = result
     found = needs(room, ranks, threads, workers, batch_mib)
@@ -107,16 +108,22 @@ def _scene(found: list[Need]) -> Scene:
     scene.text(left, 12, "What the plan takes of this machine", anchor="start", bold=True, size=13)
     for at, need in enumerate(found):
         top = 32 + 34 * at
-        share = min(1.5, need.wanted / need.there) if need.there else 1.5
+        share = min(LONGEST, need.wanted / need.there) if need.there else LONGEST
         scene.text(left - 8, top + 11, need.name, anchor="end")
         look = {"fill": BLUE} if need.fits else {"fill": VERMILLION, "hatch": True}
         scene.box(left, top, wide * share, 22, **look)
         text = f"{need.wanted:.3g} of {need.there:.3g} {need.unit}"
         text += "" if need.fits else ": too much"
-        scene.text(left + 1.5 * wide + 12, top + 11, text, anchor="start", size=11)
+        scene.text(left + LONGEST * wide + 12, top + 11, text, anchor="start", size=11)
     bottom = 38 + 34 * len(found)
     scene.line(left + wide, 26, left + wide, bottom, color=GREY, width=2.0, dashed=True)
-    scene.axis(left, bottom, 1.5 * wide, 150, "share of what there is (%); the dashed line is all")
+    scene.axis(
+        left,
+        bottom,
+        LONGEST * wide,
+        100 * LONGEST,
+        "share of what there is (%); the dashed line is all",
+    )
     return scene
 
 
@@ -126,7 +133,7 @@ def explorable(
     """Plan ranks, threads and loader workers, and see what runs out first."""
     from ipywidgets import Dropdown, IntSlider
 
-    from ddp_helpers.widgets._base import Explorable
+    from ddp_helpers.widgets.base import Explorable
 
     controls = {
         "ranks": IntSlider(ranks, 1, 16, description="ranks"),

@@ -5,17 +5,21 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ddp_helpers.plots.style import FILLS, GREY, LINES
 from ddp_helpers.ranks.launcher import LaunchStopped, launch
-from ddp_helpers.widgets._base import Explorable
-from ddp_helpers.widgets._scene import Scene
+from ddp_helpers.widgets.base import Explorable
+from ddp_helpers.widgets.scene import Scene
 
 if TYPE_CHECKING:
-    from ddp_helpers.widgets._base import Picture
+    from ipywidgets import DOMWidget
 
+    from ddp_helpers.widgets.base import Picture
+
+GUESSING = 2.4  # nats, just above ln 10: the loss of a model that guesses among ten digits
 PER_SECOND = 8  # redraws
 MOST_POINTS = 120
 WINDOW = 2.0  # seconds over which the throughput is taken
@@ -59,7 +63,7 @@ class Watch:
     """A `View` of `launch()` that keeps what the ranks tell, and calls back when there is news."""
 
     ranks: list[OfRank]
-    news: object = None
+    news: Callable[[], object] | None = None
     stop: bool = False
     failed: str = ""
     _drawn_at: float = 0.0
@@ -88,6 +92,7 @@ class Watch:
 def train(epochs: int, batch_size: int, slow_ms: int) -> float:
     """Train on the digits; rank 1 sleeps `slow_ms` in each step. Returns the last loss."""
     import torch
+    from torch.utils.data import DistributedSampler
 
     from ddp_helpers.data.digits import load_mnist_5k
     from ddp_helpers.data.loaders import make_train_loader
@@ -102,9 +107,11 @@ def train(epochs: int, batch_size: int, slow_ms: int) -> float:
         loader = make_train_loader(
             load_mnist_5k(), batch_size, rank=pg.rank, world_size=pg.world_size
         )
+        sampler = loader.sampler
+        assert isinstance(sampler, DistributedSampler)  # of every make_train_loader
         step, total = 0, epochs * len(loader)
         for epoch in range(epochs):
-            loader.sampler.set_epoch(epoch)
+            sampler.set_epoch(epoch)
             for images, labels in loader:
                 time.sleep(slow_ms / 1000 if pg.rank == 1 else 0)
                 logits = ddp(images.to(pg.device))
@@ -119,7 +126,7 @@ def train(epochs: int, batch_size: int, slow_ms: int) -> float:
 
 def draw(ranks: int, epochs: int, batch_size: int, slow_ms: int, result: Watch | None) -> Picture:
     """Progress and throughput on the left, the losses on the right."""
-    from ddp_helpers.widgets._base import Picture
+    from ddp_helpers.widgets.base import Picture
 
     told = result.ranks if result else [OfRank(how="not started") for _ in range(ranks)]
     scene = Scene(900, max(196, 40 + 52 * len(told)))
@@ -166,7 +173,7 @@ def _losses(scene: Scene, told: list[OfRank]) -> None:
     scene.text(left, 12, "loss (cross-entropy, nats)", anchor="start", bold=True, size=13)
     points = [point for one in told for point in one.losses]
     last = max((one.total for one in told), default=0) or 1
-    peak = max([2.4, *(loss for _, loss in points)])
+    peak = max([GUESSING, *(loss for _, loss in points)])
     for share in (0.0, 0.5, 1.0):
         y = top + high * (1 - share)
         scene.line(left, y, left + wide, y, color=GREY, width=0.5)
@@ -183,11 +190,13 @@ def _losses(scene: Scene, told: list[OfRank]) -> None:
 class Monitor(Explorable):
     """Starts a training in the background, so that its controls and its stop button stay alive."""
 
-    def __init__(self, controls: dict[str, object]) -> None:
+    result: Watch | None
+
+    def __init__(self, controls: Mapping[str, DOMWidget]) -> None:
         from ipywidgets import Button
 
-        options = {"run": watched, "run_label": "Train on real ranks"}
-        super().__init__("A training, watched live", controls, draw, **options)
+        title, label = "A training, watched live", "Train on real ranks"
+        super().__init__(title, controls, draw, run=watched, run_label=label)
         self.stop_button = Button(
             description="Stop", icon="stop", tooltip="End these ranks", disabled=True
         )

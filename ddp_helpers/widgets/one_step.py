@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from ddp_helpers.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
 from ddp_helpers.ranks.launcher import launch
-from ddp_helpers.widgets._scene import Scene
+from ddp_helpers.widgets.scene import Scene
 
 if TYPE_CHECKING:
-    from ddp_helpers.widgets._base import Explorable, Picture
+    from ddp_helpers.widgets.base import Explorable, Picture
 
 MODELS = ("SmallCNN", "60 thin layers")
 KINDS = {
@@ -27,7 +27,7 @@ KINDS = {
     "average": GREEN,
 }
 HATCHED = ("copy weights", "collect")
-REPEATS = 9
+WARM_UP, REPEATS = 2, 9
 LEFT, WIDE, ROW = 150, 690, 30
 
 
@@ -110,7 +110,7 @@ def _sum_gradients(model, replicas):
         ours.grad = sum(parameter.grad for parameter in theirs)
 
 
-def ddp_step(ddp, images, labels, rank: int, averages: list) -> _Notes:
+def ddp_step(ddp, images, labels, rank: int, averages: list[list[float]]) -> _Notes:
     """One step of DDP; `averages` gets the start and stop of each all-reduce, by its hook."""
     import torch
 
@@ -136,28 +136,30 @@ def measure_on_a_rank(name: str, batch: int) -> list[list[list]]:
 
     def timed(state, bucket):
         averages.append([time.perf_counter(), 0.0])
-        mine = averages[-1]
+        this = averages[-1]
 
         def end(done):
-            mine[1] = time.perf_counter()
+            this[1] = time.perf_counter()
             return done.value()
 
         return allreduce_hook(state, bucket).then(end)
 
     with process_group("gloo") as pg, ThreadPoolExecutor(pg.world_size) as pool:
         torch.manual_seed(0)
-        model, averages, steps = model_named(name), [], []
+        model, steps = model_named(name), []
+        averages: list[list[float]] = []
         ddp = torch.nn.parallel.DistributedDataParallel(deepcopy(model), bucket_cap_mb=0.1)
         ddp.register_comm_hook(None, timed)
         replicas = [deepcopy(model) for _ in range(pg.world_size)]
         images, labels = torch.randn(batch, 1, 28, 28), torch.randint(0, 10, (batch,))
-        share = [tensor.chunk(pg.world_size)[pg.rank] for tensor in (images, labels)]
-        for _ in range(REPEATS + 2):
+        mine, right = (tensor.chunk(pg.world_size)[pg.rank] for tensor in (images, labels))
+        for _ in range(WARM_UP + REPEATS):
             dist.barrier()
             alone = threads_step(model, replicas, images, labels, pool) if pg.is_main else _Notes()
             dist.barrier()
-            steps.append([alone.parts, ddp_step(ddp, *share, pg.rank, averages).parts])
-    return steps[2:]  # the first ones warm up
+            told = ddp_step(ddp, mine, right, pg.rank, averages)
+            steps.append([alone.parts, told.parts])
+    return steps[WARM_UP:]
 
 
 def run(model: str, workers: int, batch: int, moment: int) -> dict[str, Step]:
@@ -204,7 +206,7 @@ def draw(
     model: str, workers: int, batch: int, moment: int, result: dict[str, Step] | None
 ) -> Picture:
     """Both steps on one time axis; a line marks the moment."""
-    from ddp_helpers.widgets._base import Picture
+    from ddp_helpers.widgets.base import Picture
 
     scene = Scene(LEFT + WIDE + 40, 114 + (2 * ROW + 8) * workers)
     _legend(scene)
@@ -216,7 +218,7 @@ def draw(
         )
         return Picture(scene, words)
     top = max(step.ms for step in result.values())
-    y = 44
+    y = 44.0
     for way, step in result.items():
         y = _rows(scene, y, way, step, top)
     now = top * moment / 100
@@ -244,9 +246,11 @@ def _rows(scene: Scene, y: float, way: str, step: Step, top: float) -> float:
                 left, wide = WIDE * part.start / top, WIDE * (part.stop - part.start) / top
                 lower = part.name == "average"
                 height = 8 if lower else ROW - 8
-                look = {"fill": KINDS[part.name], "hatch": part.name in HATCHED, "line": 0.5}
                 at = y + ROW - 7 if lower else y
-                scene.box(LEFT + left, at, max(1.0, wide), height, **look)
+                color, hatch = KINDS[part.name], part.name in HATCHED
+                scene.box(
+                    *(LEFT + left, at, max(1.0, wide), height), fill=color, hatch=hatch, line=0.5
+                )
         y += ROW + (8 if talks else 0)
     return y + 10
 
@@ -264,7 +268,7 @@ def explorable(
     """Measure one step of each way, then move through it."""
     from ipywidgets import Dropdown, IntSlider
 
-    from ddp_helpers.widgets._base import Explorable
+    from ddp_helpers.widgets.base import Explorable
 
     controls = {
         "model": Dropdown(value=model, options=MODELS, description="model"),
@@ -273,5 +277,4 @@ def explorable(
         "moment": IntSlider(moment, 0, 100, description="moment (% of the longer step)"),
     }
     title = "One step: DataParallel (threads) and DDP (processes)"
-    options = {"run": run, "run_label": "Measure", "keeps": ["moment"]}
-    return Explorable(title, controls, draw, **options)
+    return Explorable(title, controls, draw, run=run, run_label="Measure", keeps=["moment"])

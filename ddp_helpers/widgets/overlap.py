@@ -8,15 +8,16 @@ from ddp_helpers.plots.style import BLUE, GREEN, GREY, PURPLE, SKY, VERMILLION
 from ddp_helpers.ranks.launcher import launch
 from ddp_helpers.timeline.intervals import difference, intersection
 from ddp_helpers.timeline.records import BACKWARD, FORWARD, OPTIMIZER, RankTimeline, overlap
-from ddp_helpers.widgets._scene import Scene
+from ddp_helpers.widgets.scene import Scene
 
 if TYPE_CHECKING:
     from ddp_helpers.timeline.records import StepTimeline
-    from ddp_helpers.widgets._base import Explorable, Picture
+    from ddp_helpers.widgets.base import Explorable, Picture
 
 BUCKETS = (0.05, 0.25, 1.0, 25.0)  # MiB
 COLORS = {FORWARD: SKY, BACKWARD: BLUE, OPTIMIZER: PURPLE}
 LEFT, WIDE, ROW = 150, 690, 26
+THINNEST = 0.8  # pixels: what took no time to speak of is still to be seen
 
 
 def record_on_a_rank(layers: int, width: int, batch: int, bucket_mib: float) -> RankTimeline:
@@ -65,7 +66,7 @@ def draw(
     result: list[RankTimeline] | None,
 ) -> Picture:
     """The last recorded step: for each rank a lane of compute and one of all-reduce."""
-    from ddp_helpers.widgets._base import Picture
+    from ddp_helpers.widgets.base import Picture
 
     scene = Scene(LEFT + WIDE + 40, 36 + 2 * ROW * ranks + 14 * ranks + 40)
     _legend(scene)
@@ -115,13 +116,15 @@ def _lanes(scene: Scene, y: float, rank: int, step: StepTimeline, origin: int, t
         (VERMILLION, difference(calls, backward)),
     ):
         for start, stop in parts:
-            look = {"fill": color, "hatch": color == VERMILLION}
-            _bar(scene, place(start), y + ROW, place(stop), **look)
+            striped = color == VERMILLION
+            _bar(scene, place(start), y + ROW, place(stop), fill=color, hatch=striped)
     return y + 2 * ROW + 14
 
 
-def _bar(scene: Scene, x: float, y: float, to_x: float, **look: object) -> None:
-    scene.box(x, y, max(0.8, to_x - x), ROW - 6, line=0.5, **look)
+def _bar(
+    scene: Scene, x: float, y: float, to_x: float, *, fill: str | None, hatch: bool = False
+) -> None:
+    scene.box(x, y, max(THINNEST, to_x - x), ROW - 6, line=0.5, fill=fill, hatch=hatch)
 
 
 def _legend(scene: Scene) -> None:
@@ -138,7 +141,7 @@ def explorable(
     """Choose a model and a bucket size, and record where the time goes."""
     from ipywidgets import Dropdown, IntSlider, SelectionSlider
 
-    from ddp_helpers.widgets._base import Explorable
+    from ddp_helpers.widgets.base import Explorable
 
     controls = {
         "layers": IntSlider(layers, 1, 12, description="layers"),

@@ -1,4 +1,4 @@
-"""What more ranks would bring: the cost model of `scaling.py`, and this machine beside it.
+"""What more ranks would bring: the cost model of `scaling/`, and this machine beside it.
 
 Links are rated values with wide errors. What is measured is measured here, when asked for.
 """
@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ddp_helpers.plots.style import BLUE, GREY, VERMILLION
-from ddp_helpers.scaling.records import GRADIENT_BYTES, Link, Machine, Setup, Work
+from ddp_helpers.scaling.records import GRADIENT_BYTES, Link, Machine, Numbers, Setup, Work
 from ddp_helpers.scaling.step_time import predict
-from ddp_helpers.widgets._scene import Scene, ticks
+from ddp_helpers.widgets.scene import Scene, ticks
 
 if TYPE_CHECKING:
     from ddp_helpers.scaling.records import Prediction
-    from ddp_helpers.widgets._base import Explorable, Picture
+    from ddp_helpers.widgets.base import Explorable, Picture
 
 _NVLINK = Link("NVLink", 1e-5, 2e11, 0.5, 0.3, source="rated")
 MACHINES = {
@@ -42,6 +42,7 @@ MACHINES = {
 DTYPES = tuple(name for name in GRADIENT_BYTES if name != "float64")
 LEFT, WIDE, HIGH, TOP = 84, 560, 220, 30
 MEASURED_RANKS = (1, 2, 4)
+MOST_POINTS = 33  # of the curve: more are not to be seen, and each is a shape to draw
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def draw(
     result: Measured | None,
 ) -> Picture:
     """Samples a second against ranks, with their range; below, this machine if it was measured."""
-    from ddp_helpers.widgets._base import Picture
+    from ddp_helpers.widgets.base import Picture
 
     ranks, told = plan(machine, millions, ms, batch, accumulate, dtype, most)
     scene = Scene(900, TOP + HIGH + 46)
@@ -118,19 +119,20 @@ def _in_words(
     told: Prediction,
 ) -> str:
     speed, good = told.samples_per_second, told.efficiency
-    step = float(told.step.value[-1])
-    wait = float(told.exposed[-1]) / step
+    wait = _last(told.exposed) / _last(told.step.value)
     return (
         f"Predicted for {machine}, {millions:g} million parameters, {ms:g} ms a sample, batches "
-        f"of {batch} x {accumulate}: {most} ranks train {speed.value[-1]:,.0f} samples/s "
-        f"({speed.low[-1]:,.0f} to {speed.high[-1]:,.0f}), an efficiency of {good.value[-1]:.0%} "
-        f"({good.low[-1]:.0%} to {good.high[-1]:.0%}). {wait:.0%} of a step waits for messages."
+        f"of {batch} x {accumulate}: {most} ranks train {_last(speed.value):,.0f} samples/s "
+        f"({_last(speed.low):,.0f} to {_last(speed.high):,.0f}), an efficiency of "
+        f"{_last(good.value):.0%} ({_last(good.low):.0%} to {_last(good.high):.0%}). "
+        f"{wait:.0%} of a step waits for messages."
     )
 
 
 def _curve(scene: Scene, ranks: np.ndarray, told: Prediction) -> None:
-    most, speed = int(ranks[-1]), told.samples_per_second
-    top = float(speed.value[0]) * most
+    most = int(ranks[-1])
+    speed, low, high = map(np.asarray, vars(told.samples_per_second).values())
+    top = float(speed[0]) * most
     x = lambda n: LEFT + WIDE * n / most
     y = lambda value: TOP + HIGH * (1 - min(1.05, float(value) / top))
     for tick in ticks(top):
@@ -138,11 +140,11 @@ def _curve(scene: Scene, ranks: np.ndarray, told: Prediction) -> None:
         scene.text(LEFT - 6, y(tick), f"{tick:,.10g}", anchor="end", size=11)
     scene.axis(LEFT, TOP + HIGH, WIDE, most, "ranks")
     scene.line(x(0), y(0), x(most), y(top), color=GREY, width=1.5, dashed=True)
-    few = np.unique(np.linspace(0, most - 1, min(most, 33)).astype(int))
+    few = np.unique(np.linspace(0, most - 1, min(most, MOST_POINTS)).astype(int))
     for at in few:
-        scene.line(x(ranks[at]), y(speed.low[at]), x(ranks[at]), y(speed.high[at]), width=1.0)
+        scene.line(x(ranks[at]), y(low[at]), x(ranks[at]), y(high[at]), width=1.0)
     for at, to in itertools.pairwise(few):
-        ends = x(ranks[at]), y(speed.value[at]), x(ranks[to]), y(speed.value[to])
+        ends = x(ranks[at]), y(speed[at]), x(ranks[to]), y(speed[to])
         scene.line(*ends, color=BLUE, width=2.5)
     scene.text(
         x(most) - 6,
@@ -157,15 +159,19 @@ def _parts(scene: Scene, told: Prediction) -> None:
     """Where the time of a step goes at the largest number of ranks."""
     left, wide = LEFT + WIDE + 40, 190
     scene.text(left, TOP + 12, "a step at the right end", anchor="start", bold=True, size=13)
-    last = lambda numbers: float(np.broadcast_to(numbers, np.shape(told.step.value))[-1])
-    step = float(told.step.value[-1])
-    parts = {"compute": last(told.compute), "waits for messages": last(told.exposed)}
+    step = _last(told.step.value)
+    parts = {"compute": _last(told.compute), "waits for messages": _last(told.exposed)}
     parts["other"] = max(0.0, step - sum(parts.values()))
     for at, (name, seconds) in enumerate(parts.items()):
         y = TOP + 40 + 46 * at
         scene.text(left, y, f"{name}: {1e3 * seconds:,.3g} ms", anchor="start")
-        look = {"fill": (BLUE, VERMILLION, GREY)[at], "hatch": at == 1}
-        scene.box(left, y + 10, max(1.0, wide * seconds / step), 14, line=0.5, **look)
+        color, width = (BLUE, VERMILLION, GREY)[at], max(1.0, wide * seconds / step)
+        scene.box(left, y + 10, width, 14, fill=color, hatch=at == 1, line=0.5)
+
+
+def _last(numbers: Numbers) -> float:
+    """At the largest number of ranks; one number holds for all of them."""
+    return float(np.atleast_1d(numbers)[-1])
 
 
 def _measured_table(found: Measured) -> str:
@@ -202,7 +208,7 @@ def explorable(
     """Plan a run on a machine that you don't have; then compare the model with yours."""
     from ipywidgets import Dropdown, IntSlider, SelectionSlider
 
-    from ddp_helpers.widgets._base import Explorable
+    from ddp_helpers.widgets.base import Explorable
 
     sizes = sorted({0.1, 1.0, 10.0, 25.6, 124.0, 350.0, 1000.0, millions})
     times = sorted({0.05, 0.2, 0.5, 1.5, 5.0, 20.0, ms})
@@ -219,5 +225,5 @@ def explorable(
     }
     title = "Scaling planner: what do more ranks bring?"
     keeps = [name for name in controls if name != "batch"]
-    options = {"run": run, "run_label": "Measure this machine", "keeps": keeps, "complete": True}
-    return Explorable(title, controls, draw, **options)
+    label = "Measure this machine"
+    return Explorable(title, controls, draw, run=run, run_label=label, keeps=keeps, complete=True)

@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ddp_helpers.plots.style import BLUE, FILLS, GREY, VERMILLION
-from ddp_helpers.widgets._scene import Scene
+from ddp_helpers.widgets.scene import Scene
 
 if TYPE_CHECKING:
-    from ddp_helpers.widgets._base import Explorable, Picture
+    from ddp_helpers.widgets.base import Explorable, Picture
 
 Held = list[list[frozenset[int]]]
 """For each rank and each chunk: whose numbers are in the sum that it holds."""
 
 WIDE, ROW, LEFT = 400, 44, 54  # pixels of a panel, of a rank, before the first chunk
+NARROWEST = 9  # pixels of a slot that holds a number
+MOST_NAMED = 5  # ranks: with more, `chunk 0` does not fit above its chunk
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def waited_for(schedule: list[list[Send]], ranks: int, steps: int, mib: float) -
 
 def draw(ranks: int, mib: int, step: int) -> Picture:
     """Both ways after the same number of steps."""
-    from ddp_helpers.widgets._base import Picture
+    from ddp_helpers.widgets.base import Picture
 
     step = min(step, 2 * (ranks - 1))
     ways = {"ring": ring_schedule(ranks), "through rank 0": naive_schedule(ranks)}
@@ -116,7 +118,7 @@ def _panel(
             _chunk(scene, *place, whose, ranks, fresh=(rank, chunk) in arrived)
     for chunk in range(ranks):
         middle = left + LEFT + wide * chunk + (wide - 14) / 2
-        scene.text(middle, 32, f"chunk {chunk}" if ranks < 6 else chunk, size=11)
+        scene.text(middle, 32, f"chunk {chunk}" if ranks <= MOST_NAMED else chunk, size=11)
     for send in now:
         for chunk in send.chunks:
             at = left + LEFT + wide * (chunk + 1) - 8
@@ -136,7 +138,7 @@ def _chunk(
     slot = wide / ranks
     for rank in sorted(whose):
         scene.box(left + slot * rank, top, slot, 28, fill=FILLS[rank], line=0.5)
-        if slot >= 9:
+        if slot >= NARROWEST:
             scene.text(left + slot * (rank + 0.5), top + 14, rank, size=11, color="#000000")
     whole = len(whose) == ranks
     edge, line = (VERMILLION, 3.5) if fresh else (GREY, 2.0 if whole else 1.0)
@@ -146,12 +148,12 @@ def _chunk(
 def _arrow(scene: Scene, at: float, source: int, target: int, ranks: int) -> None:
     """From one row to another; from the last row to the first it leaves and comes in again."""
     start, end = 46 + ROW * source + 14, 46 + ROW * target + 14
-    look = {"color": VERMILLION, "width": 2.0}
+    color, width = VERMILLION, 2.0
     if source == ranks - 1 and target == 0 and ranks > 2:
-        scene.line(at, start, at, start + 26, **look)
-        scene.line(at, end - 26, at, end, arrow=True, **look)
+        scene.line(at, start, at, start + 26, color=color, width=width)
+        scene.line(at, end - 26, at, end, color=color, width=width, arrow=True)
     else:
-        scene.line(at, start, at, end, arrow=True, **look)
+        scene.line(at, start, at, end, color=color, width=width, arrow=True)
 
 
 def _costs(
@@ -171,7 +173,7 @@ def explorable(ranks: int = 4, mib: int = 8, step: int = 2) -> Explorable:
     """Walk through the steps; a slot with a rank's number says whose gradients are in a sum."""
     from ipywidgets import IntSlider
 
-    from ddp_helpers.widgets._base import Explorable
+    from ddp_helpers.widgets.base import Explorable
 
     controls = {
         "ranks": IntSlider(ranks, 2, 6, description="ranks"),

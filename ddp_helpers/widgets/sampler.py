@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ddp_helpers.plots.style import FILLS, GREY, VERMILLION
-from ddp_helpers.widgets._scene import Scene
+from ddp_helpers.widgets.scene import Scene, WordsLook
 
 if TYPE_CHECKING:
-    from ddp_helpers.widgets._base import Explorable, Picture
+    from ddp_helpers.widgets.base import Explorable, Picture
 
 MOST_SAMPLES = 40
+MOST_NAMED = 8  # numbers of samples in a sentence
 LEFT, ROOM, WIDEST, ROW = 64, 880, 34, 26  # pixels
 
 
@@ -82,7 +83,7 @@ def draw(
     epoch: int,
 ) -> Picture:
     """The deal of one epoch, rank by rank and sample by sample."""
-    from ddp_helpers.widgets._base import Picture
+    from ddp_helpers.widgets.base import Picture
 
     indices = order(samples, shuffle=shuffle, epoch=epoch if set_epoch else 0)
     before = order(samples, shuffle=shuffle, epoch=epoch - 1 if set_epoch else 0)
@@ -118,7 +119,9 @@ def _used(dealt: Deal) -> str:
 
 
 def _some(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
+    return ", ".join(map(str, numbers[:MOST_NAMED])) + (
+        ", ..." if len(numbers) > MOST_NAMED else ""
+    )
 
 
 def _uses(dealt: Deal) -> Counter[int]:
@@ -167,8 +170,8 @@ def _dataset(scene: Scene, dealt: Deal, samples: int, top: float) -> None:
 def _sample(
     scene: Scene, left: float, top: float, rank: int, text: str, twice: bool, cell: float
 ) -> None:
-    edge = {"edge": VERMILLION, "line": 3.0, "hatch": True} if twice else {"edge": GREY}
-    scene.box(left, top, cell - 2, ROW - 4, fill=FILLS[rank % len(FILLS)], **edge)
+    fill, edge, line = FILLS[rank % len(FILLS)], *((VERMILLION, 3.0) if twice else (GREY, 1.0))
+    scene.box(left, top, cell - 2, ROW - 4, fill=fill, edge=edge, line=line, hatch=twice)
     if twice:  # a number needs a ground of its own on stripes
         wide = min(cell - 5, 4 + 7 * len(text))
         middle = left + cell / 2 - 1
@@ -176,8 +179,8 @@ def _sample(
     scene.text(left + cell / 2 - 1, top + ROW / 2 - 2, text, size=11, color="#000000")
 
 
-_HEAD = {"anchor": "start", "bold": True, "size": 13}
-_NOTE = {"anchor": "start", "size": 11}
+_HEAD: WordsLook = {"anchor": "start", "bold": True, "size": 13}
+_NOTE: WordsLook = {"anchor": "start", "size": 11}
 
 
 def explorable(
@@ -192,7 +195,7 @@ def explorable(
     """Move the dataset, the ranks and the epoch, and see who gets which index."""
     from ipywidgets import Checkbox, IntSlider
 
-    from ddp_helpers.widgets._base import Explorable
+    from ddp_helpers.widgets.base import Explorable
 
     controls = {
         "samples": IntSlider(samples, 1, MOST_SAMPLES, description="samples"),

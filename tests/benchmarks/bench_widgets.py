@@ -16,7 +16,7 @@ import time
 
 from ddp_helpers import widgets
 from ddp_helpers.environment import usable_cpu_count
-from ddp_helpers.widgets._base import Explorable
+from ddp_helpers.widgets.base import Explorable
 
 LIMIT = 50.0  # ms, median
 
@@ -56,7 +56,7 @@ def main() -> int:
             ways["with a result"] = sorted(shown.keeps)
         for way, names in ways.items():
             if way:
-                shown.result = shown._run(**shown.values)
+                shown.result = shown.on_ranks(**shown.values)
             times = redraws(shown, names, options.rounds)
             median, worst = statistics.median(times), max(times)
             slow += median > LIMIT

@@ -24,8 +24,8 @@ from soak_hosts import KernelHost, MemoryWatch
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 EXERCISE = (
-    "from ddp_helpers.exercises import _core, check\n"
-    "checked = check('01.2', _core.load('01.2').solution, seconds={limit})"
+    "from ddp_helpers.exercises import core, check\n"
+    "checked = check('01.2', core.load('01.2').solution, seconds={limit})"
 )
 
 

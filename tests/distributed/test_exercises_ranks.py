@@ -5,11 +5,11 @@ import os
 
 import pytest
 
-from ddp_helpers.exercises import _core, check
+from ddp_helpers.exercises import check, core
 
 pytestmark = pytest.mark.usefixtures("no_process_left")
-NUMBERS = list(_core.files())
-MODULES = {number: _core.load(number) for number in NUMBERS}
+NUMBERS = list(core.files())
+MODULES = {number: core.load(number) for number in NUMBERS}
 SHORT = 1.0  # seconds for what is meant to hang
 
 

@@ -2,6 +2,9 @@
 
 python tests/docs/links.py            lists the external ones, and where they stand
 python tests/docs/links.py --check    asks for each of them; 1 if one is gone. Needs a network
+
+Markdown is read by markdown-it-py, and Sphinx's linkcheck asks. By hand is what neither knows:
+links between the files of a repository, JupyterLab's anchors, addresses in the texts of modules.
 """
 
 from __future__ import annotations
@@ -10,28 +13,35 @@ import argparse
 import ast
 import json
 import re
+import socket
 import sys
-import time
-import urllib.error
-import urllib.request
+import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from mdit_py_plugins.anchors import anchors_plugin
+
 ROOT = Path(__file__).resolve().parents[2]
-CODE = re.compile(r"^ *(```|~~~).*?^ *\1|`[^`\n]*`", re.MULTILINE | re.DOTALL)
-LINK = re.compile(
-    r"\]\(\s*<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\s*\)"  # [text](target), ![text](target "title")
-    r"|^ {0,3}\[[^\]]+\]:\s*(\S+)"  # [text]: target
-    r"|<(https?://[^>\s]+)>"
-    r"|\b(?:href|src)=[\"']([^\"']+)",
-    re.MULTILINE,
-)
+MARKDOWN = MarkdownIt("commonmark").enable("table").use(anchors_plugin, max_level=6)
+MARKDOWN.normalizeLink = lambda url: url  # as it is written: an odd letter is to be seen
+HTML_LINK = re.compile(r"\b(?:href|src)=[\"']([^\"']+)")
+HTML_ANCHOR = re.compile(r"\b(?:id|name)=[\"']([^\"']+)")
+WORDS = ("text", "code_inline")
 URL = re.compile(r"https?://[^\s\"'<>()\[\]{}`]+[^\s\"'<>()\[\]{}`.,;:!?]")
-HEADING = re.compile(r"^#{1,6} +(.+?) *#* *$", re.MULTILINE)
-REFUSED = (401, 403, 429)  # a server that does not like programs; people may well get the page
-ANSWER_SECONDS = 20
+REFUSED = ("401", "403", "429")  # a server that does not like programs; people may get the page
+TRIES = 3  # servers have bad moments
+ASKING = {  # settings of Sphinx's linkcheck
+    "linkcheck_timeout": "20",
+    "linkcheck_workers": "8",
+    "linkcheck_rate_limit_timeout": "60",
+    "linkcheck_allow_unauthorized": "1",
+    "linkcheck_report_timeouts_as_broken": "1",
+    "linkcheck_anchors": "0",  # many sites make their anchors by a script
+    "user_agent": "Mozilla/5.0 (link check)",
+}
 
 
 def pages() -> list[Path]:
@@ -55,23 +65,37 @@ def markdown(path: Path) -> str:
     return "\n\n".join("".join(cell["source"]) for cell in cells)
 
 
+def tokens(text: str) -> Iterator[Token]:
+    """The parts of a Markdown text, those within a line after the line."""
+    for token in MARKDOWN.parse(text):
+        yield token
+        yield from token.children or ()
+
+
 def targets(text: str) -> list[str]:
     """Where the links and images of a Markdown text lead; code is left out."""
-    return [next(filter(None, hit)) for hit in LINK.findall(CODE.sub("", text))]
+    found: list[str] = []
+    for token in tokens(text):
+        if token.type in ("link_open", "image"):
+            found.append(str(token.attrGet("href") or token.attrGet("src")))
+        elif token.type in ("html_inline", "html_block"):
+            found += HTML_LINK.findall(token.content)
+    return found
 
 
 def anchors(path: Path) -> set[str]:
     """What may stand behind the # of a link to a page: as GitHub and as JupyterLab name it."""
-    text = re.sub(r"^ *(```|~~~).*?^ *\1", "", markdown(path), flags=re.MULTILINE | re.DOTALL)
-    found: set[str] = set(re.findall(r"\b(?:id|name)=[\"']([^\"']+)", text))
-    for heading in HEADING.findall(text):
-        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)|[`*]", r"\1", heading)
-        if path.suffix == ".ipynb":
-            found.add(plain.replace(" ", "-"))
-            continue
-        slug = re.sub(r"[^\w\- ]", "", plain.lower()).replace(" ", "-")
-        again = sum(bool(re.fullmatch(rf"{re.escape(slug)}(-\d+)?", name)) for name in found)
-        found.add(f"{slug}-{again}" if again else slug)
+    found: set[str] = set()
+    is_notebook, in_heading = path.suffix == ".ipynb", False
+    for token in tokens(markdown(path)):
+        if token.type in ("html_inline", "html_block"):
+            found.update(HTML_ANCHOR.findall(token.content))
+        elif token.type == "heading_open" and not is_notebook:
+            found.add(str(token.attrGet("id")))
+        elif token.type == "inline" and in_heading and is_notebook:
+            parts = [part.content for part in token.children or () if part.type in WORDS]
+            found.add("".join(parts).replace(" ", "-"))
+        in_heading = token.type == "heading_open"
     return found
 
 
@@ -126,39 +150,41 @@ def _strings_with_urls(path: Path) -> Iterator[str]:
             yield from (hit for hit in hits if not hit.startswith("http://www.w3.org/"))
 
 
-def ask(url: str, tries: int = 3, pause: float = 5.0) -> tuple[bool, str]:
-    """Whether a link still leads somewhere, and what the server said."""
-    request = urllib.request.Request(
-        url, headers={"User-Agent": "Mozilla/5.0 (link check)", "Accept": "*/*"}
-    )
-    said = ""
-    for attempt in range(tries):
-        if attempt:
-            time.sleep(pause)
-        try:
-            with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as answer:
-                return True, str(answer.status)
-        except urllib.error.HTTPError as error:
-            if error.code in REFUSED:
-                return True, f"{error.code}, to programs: please look"
-            said = str(error.code)
-            if error.code in (404, 410):
-                break
-        except OSError as error:
-            said = str(getattr(error, "reason", error))
-    return False, said
-
-
-def check(links: dict[str, list[str]], **patience: float) -> int:
+def check(links: dict[str, list[str]], tries: int = TRIES) -> int:
     """Ask for all links, print what is not well; 1 if one is gone, else 0."""
-    with ThreadPoolExecutor(8) as several:
-        answers = list(several.map(lambda url: ask(url, **patience), links))
-    for (url, files), (good, said) in zip(links.items(), answers, strict=True):
-        if not good or said != "200":
-            print(f"{'ok  ' if good else 'GONE'} {url} ({said}): {', '.join(files)}")
-    gone = sum(not good for good, _ in answers)
+    gone = 0
+    for url, said in sorted(_asked(links, tries).items()):
+        refused = said in REFUSED
+        gone += not refused
+        hint = ", to programs: please look" if refused else ""
+        print(f"{'ok  ' if refused else 'GONE'} {url} ({said}{hint}): {', '.join(links[url])}")
     print(f"{len(links)} links, {gone} gone")
     return int(gone > 0)
+
+
+def _asked(links: dict[str, list[str]], tries: int) -> dict[str, str]:
+    """Those that Sphinx calls broken: the number that the server said, or why it said none."""
+    from sphinx.cmd.build import build_main
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "index.md").write_text("# Links\n\n" + "".join(f"- <{url}>\n" for url in links))
+        settings = {**ASKING, "extensions": "myst_parser", "linkcheck_retries": str(tries)}
+        options = [part for item in settings.items() for part in ("-D", "=".join(item))]
+        limit = socket.getdefaulttimeout()  # Sphinx sets another one, for the whole process
+        try:
+            build_main(["-b", "linkcheck", "-C", "-Q", *options, name, str(folder / "out")])
+        finally:
+            socket.setdefaulttimeout(limit)
+        lines = (folder / "out" / "output.json").read_text().splitlines()
+    answers = [json.loads(line) for line in lines]
+    unasked = set(links) - {answer["uri"] for answer in answers}
+    if unasked:
+        raise RuntimeError(
+            f"Sphinx did not ask for {sorted(unasked)}: run it without -Q to see why"
+        )
+    broken = [answer for answer in answers if answer["status"] == "broken"]
+    return {each["uri"]: re.match(r"\d{3}\b|.*", each["info"])[0] for each in broken}
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, watched
 
 from ddp_helpers.exercises import names
-from ddp_helpers.exercises._core import load, source_of
+from ddp_helpers.exercises.core import load, source_of
 from ddp_helpers.templates import template_files
 from ddp_helpers.widgets import NAMES as EXPLORABLES
 from ddp_helpers.widgets.ladder import RUNGS

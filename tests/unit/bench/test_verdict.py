@@ -5,7 +5,7 @@ import pytest
 from ddp_helpers.bench.plots import describe_bench, plot_bench
 from ddp_helpers.bench.records import Change
 from ddp_helpers.bench.verdict import judge
-from ddp_helpers.cli.bench import _best
+from ddp_helpers.cli.bench import recommendation
 from ddp_helpers.timeline.records import (
     BACKWARD,
     DATA,
@@ -57,10 +57,10 @@ def test_a_late_rank_is_mentioned():
 
 def test_only_what_won_every_round_is_recommended():
     bigger, view = Change(batch_factor=4), Change(gradient_as_bucket_view=True)
-    text = _best([100, 110, 90], {bigger: [190, 200, 210], view: [500, 500, 80]})
+    text = recommendation([100, 110, 90], {bigger: [190, 200, 210], view: [500, 500, 80]})
     assert text == "try: a batch 4 times as big on each rank: 2.00 times as fast here"
-    assert "none of it" in _best([100, 100], {bigger: [300, 99]})
-    assert "none of it" in _best([100], {})
+    assert "none of it" in recommendation([100, 100], {bigger: [300, 99]})
+    assert "none of it" in recommendation([100], {})
 
 
 def test_the_figure_shows_speed_and_shares():

@@ -8,7 +8,7 @@ import pytest
 from ddp_helpers import cli
 from ddp_helpers.classroom import room as classroom
 from ddp_helpers.classroom.seats import SeatCost, measure
-from ddp_helpers.exercises import _progress, names
+from ddp_helpers.exercises import names, progress_file
 
 MIB, GIB = 2**20, 2**30
 COST = SeatCost(500 * MIB, 400 * MIB, 5, 13, 7, 90, 40, 0)
@@ -89,9 +89,9 @@ def test_the_room_is_looked_at():
 
 def write(path, learner, monkeypatch, **exercises):
     monkeypatch.setenv("DDP_HELPERS_PROGRESS", str(path))
-    monkeypatch.setattr(_progress, "_user", lambda: learner)
+    monkeypatch.setattr(progress_file, "_user", lambda: learner)
     for number, changes in exercises.items():
-        _progress.note(number.replace("_", "."), **changes)
+        progress_file.note(number.replace("_", "."), **changes)
     return path
 
 

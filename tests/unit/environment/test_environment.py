@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from ddp_helpers.environment import Check, EnvironmentReport, check_environment, facts, nvidia
 from ddp_helpers.environment import check as env
-from ddp_helpers.environment.report import _MARKS
+from ddp_helpers.environment.report import MARKS
 
 GIB = 1024**3
 # fmt: off
@@ -279,7 +279,7 @@ def luminance(colour):
 @pytest.mark.parametrize("page", ["#ffffff", "#111111"])
 def test_marks_can_be_seen_on_light_and_on_dark_pages(status, page):
     # 3:1 is what WCAG 2.1 asks of symbols (1.4.11); the words take the page's own colour
-    low, high = sorted((luminance(_MARKS[status][0]), luminance(page)))
+    low, high = sorted((luminance(MARKS[status][0]), luminance(page)))
     assert (high + 0.05) / (low + 0.05) >= 3
 
 
@@ -698,12 +698,12 @@ Space = namedtuple("Space", "f_frsize f_blocks f_bavail")
 
 def test_shm_is_read_from_the_file_system(tmp_path, monkeypatch):
     monkeypatch.setattr(facts, "DEV", tmp_path)
-    assert env._check_shm()[0] == "fail"  # there is none
+    assert env.check_shm()[0] == "fail"  # there is none
     (tmp_path / "shm").mkdir()
     monkeypatch.setattr(os, "statvfs", {tmp_path / "shm": Space(4096, 16384, 10)}.get)
     assert facts.shm() == (40960, 64 * 2**20)
     monkeypatch.setattr(os, "access", lambda *_: False)
-    status, value, advice = env._check_shm()
+    status, value, advice = env.check_shm()
     assert (status, value) == ("fail", "not usable: this process may not write there")
     assert "mount" in advice
 
@@ -736,7 +736,7 @@ def test_open_files_below_a_high_hard_limit_need_no_administrator(machine):
 
 
 def test_open_files_after_a_real_ulimit():
-    code = "import ddp_helpers.environment.check as e; print(e._check_open_files())"
+    code = "import ddp_helpers.environment.check as e; print(e.check_open_files())"
     command = ["bash", "-c", 'ulimit -n 256; exec "$0" -c "$1"', sys.executable, code]
     shown = subprocess.check_output(command, text=True, timeout=60)
     assert shown.startswith("('warn', '256', ")
@@ -749,7 +749,7 @@ def test_open_files_of_a_real_process():
         "import resource; hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]; "
         "resource.setrlimit(resource.RLIMIT_NOFILE, (300, hard)); "
         "import ddp_helpers.environment.check as e; "
-        "print(e.machine.open_files()[0], e._check_open_files()[0])"
+        "print(e.machine.open_files()[0], e.check_open_files()[0])"
     )
     shown = subprocess.check_output([sys.executable, "-c", code], text=True, timeout=60)
     assert shown == "300 warn\n"
@@ -888,7 +888,7 @@ def test_a_launchers_variables_are_fine(machine, marks):
 
 def status_in_a_rank(_rank, queue):
     os.environ["RANK"] = "0"
-    queue.put(env._check_variables()[0])
+    queue.put(env.check_variables()[0])
 
 
 def test_ranks_of_torch_multiprocessing_have_a_launcher():

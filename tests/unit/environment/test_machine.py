@@ -6,7 +6,7 @@ from collections import namedtuple
 import pytest
 
 from ddp_helpers.environment import facts as machine
-from ddp_helpers.environment.nvidia import _gpu_links
+from ddp_helpers.environment.nvidia import gpu_links
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from ddp_helpers.environment.nvidia import _gpu_links
     ],
 )
 def test_links(matrix, links):
-    assert _gpu_links(matrix) == links
+    assert gpu_links(matrix) == links
 
 
 def test_real_interfaces_have_loopback_first():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ddp_helpers import exercises
-from ddp_helpers.exercises import _core, _progress, hint, names, progress, solution, task
+from ddp_helpers.exercises import core, hint, names, progress, progress_file, solution, task
 
 
 @pytest.fixture(autouse=True)
@@ -37,13 +37,13 @@ def test_a_task_can_be_started_from_what_is_printed(number, capsys):
     task(number)
     printed = capsys.readouterr().out
     code = printed.partition("Start from:\n\n")[2]
-    name = _core.load(number).EXERCISE.name
+    name = core.load(number).EXERCISE.name
     assert f"def {name}(" in code
     assert f'check("{number}", {name})' in code
     compile(code, "task", "exec")
     exec(code.partition("check(")[0], space := {})  # its imports are there
-    used = space[name].__code__.co_names + _core.load(number).solution.__code__.co_names
-    missing = {n for n in used if n in vars(_core.load(number)) and n not in space}
+    used = space[name].__code__.co_names + core.load(number).solution.__code__.co_names
+    missing = {n for n in used if n in vars(core.load(number)) and n not in space}
     assert missing <= {"starter", "solution"}
     assert "NotYet" not in printed
 
@@ -53,12 +53,12 @@ def test_its_solution_is_shown_under_the_learners_name(number, capsys, file):
     solution(number)
     code = capsys.readouterr().out
     compile(code, "solution", "exec")
-    assert f"def {_core.load(number).EXERCISE.name}(" in code
+    assert f"def {core.load(number).EXERCISE.name}(" in code
     assert read(file)["exercises"][number]["saw_solution"] is True
 
 
 def test_each_hint_tells_more_and_is_counted(capsys, file):
-    hints = _core.load("01.3").EXERCISE.hints
+    hints = core.load("01.3").EXERCISE.hints
     for which in (1, 2, 3, 4, 4):
         hint("01.3")
         assert capsys.readouterr().out == f"01.3, hint {which} of 4: {hints[which - 1]}\n"
@@ -91,8 +91,8 @@ def test_what_cannot_travel_is_told_so(capsys):
 
 
 def test_progress_is_a_figure_and_a_text(capsys, file):
-    _progress.note("01.2", tries=3, passed_at="2026-01-02T10:00:00")
-    _progress.note("01.3", tries=1)
+    progress_file.note("01.2", tries=3, passed_at="2026-01-02T10:00:00")
+    progress_file.note("01.3", tries=1)
     figure = progress()
     assert f"1 of {len(names())} exercises done" in figure.get_suptitle()
     texts = [text.get_text() for text in figure.axes[0].texts]
@@ -103,11 +103,11 @@ def test_progress_is_a_figure_and_a_text(capsys, file):
 
 
 def test_a_damaged_file_is_kept_and_a_new_one_begins(capsys, file):
-    _progress.note("01.1", tries=1)
+    progress_file.note("01.1", tries=1)
     whole = file.read_text()
     for number, damaged in enumerate((whole[: len(whole) // 2], "[]", "", '{"format": 7}'), 1):
         file.write_text(damaged)
-        _progress.note("01.2", tries=1)
+        progress_file.note("01.2", tries=1)
         printed = capsys.readouterr().out
         assert "is no progress file, or damaged" in printed
         assert "it is kept as progress.damaged-" in printed
@@ -118,13 +118,13 @@ def test_a_damaged_file_is_kept_and_a_new_one_begins(capsys, file):
 
 
 def test_a_write_that_fails_loses_nothing(capsys, file, monkeypatch):
-    _progress.note("01.1", tries=1)
+    progress_file.note("01.1", tries=1)
 
     def full(*args):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    _progress.note("01.1", tries=1)
+    progress_file.note("01.1", tries=1)
     assert "progress is not kept: [Errno 28]" in capsys.readouterr().out
     assert read(file)["exercises"]["01.1"]["tries"] == 1
     assert not list(file.parent.glob(".*tmp"))
@@ -140,8 +140,8 @@ def test_a_place_that_cannot_be_written_does_not_stop_a_check(capsys, monkeypatc
 
 def test_two_notebooks_at_once_lose_no_try(file):
     code = (
-        "from ddp_helpers.exercises import _progress\n"
-        "for _ in range(40): _progress.note('01.1', tries=1)"
+        "from ddp_helpers.exercises import progress_file\n"
+        "for _ in range(40): progress_file.note('01.1', tries=1)"
     )
     with ThreadPoolExecutor() as pool:
         runs = [
@@ -153,9 +153,9 @@ def test_two_notebooks_at_once_lose_no_try(file):
 
 
 def test_a_lock_that_is_held_is_not_waited_for(file, capsys, monkeypatch):
-    monkeypatch.setattr(_progress, "PATIENCE", 0.1)
-    with _progress._locked():
-        assert _progress.note("01.1", tries=1) == {}
+    monkeypatch.setattr(progress_file, "PATIENCE", 0.1)
+    with progress_file.locked():
+        assert progress_file.note("01.1", tries=1) == {}
     assert "is held by another process" in capsys.readouterr().out
 
 
@@ -172,5 +172,5 @@ def test_each_notebook_lists_its_exercises(notebook):
     text = next(t for t in ("".join(c["source"]) for c in cells) if "## Exercises\n" in t)
     assert "from ddp_helpers.exercises import check, hint, progress, solution, task" in text
     for number in names(notebook):
-        exercise = _core.load(number).EXERCISE
+        exercise = core.load(number).EXERCISE
         assert f"| {number} | {exercise.title} | {exercise.minutes} |" in text

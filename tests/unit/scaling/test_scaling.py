@@ -490,10 +490,10 @@ def test_plan_says_what_is_missing(words, text, capsys):
 
 
 def test_words_of_the_command():
-    assert plan_command._whole_numbers("1:100") == [1, 2, 4, 8, 16, 32, 64, 100]
-    assert plan_command._link("25:10") == Link("25:10 us link", 1e-5, 25e9)
+    assert plan_command.whole_numbers("1:100") == [1, 2, 4, 8, 16, 32, 64, 100]
+    assert plan_command.link_named("25:10") == Link("25:10 us link", 1e-5, 25e9)
     for wrong in ("", "a", "1;2"):
         with pytest.raises(argparse.ArgumentTypeError, match="expected whole numbers"):
-            plan_command._whole_numbers(wrong)
+            plan_command.whole_numbers(wrong)
     with pytest.raises(argparse.ArgumentTypeError, match="expected one of nvlink"):
-        plan_command._link("wire")
+        plan_command.link_named("wire")

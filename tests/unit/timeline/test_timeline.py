@@ -211,9 +211,9 @@ def test_mistakes_are_named():
 def test_the_profilers_own_lines_are_dropped_and_others_kept(capfd):
     import os
 
-    from ddp_helpers.timeline.record import _without_notes_of_kineto
+    from ddp_helpers.timeline.record import without_notes_of_kineto
 
-    with _without_notes_of_kineto():
+    with without_notes_of_kineto():
         os.write(2, b"USDT:2026 profiler_start\nout of memory\n")
     os.write(2, b"after\n")
     assert capfd.readouterr().err == "out of memory\nafter\n"

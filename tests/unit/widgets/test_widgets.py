@@ -30,8 +30,8 @@ from ddp_helpers.widgets import (
     ring,
     sampler,
 )
-from ddp_helpers.widgets._base import WIDGET_VIEW, Explorable, Picture
-from ddp_helpers.widgets._scene import Line, Scene, ticks
+from ddp_helpers.widgets.base import WIDGET_VIEW, Explorable, Picture
+from ddp_helpers.widgets.scene import Line, Scene, ticks
 
 settings.register_profile("slow machines", deadline=None)
 settings.load_profile("slow machines")
@@ -98,10 +98,10 @@ def test_a_wrong_name_or_start_is_told():
 
 def test_values_that_do_not_go_together_keep_the_picture_and_say_why():
     shown = widgets.explore("sampler", samples=2, ranks=4)
-    before = shown._view.value
+    before = shown.view.value
     shown.controls["drop_last"].value = True
-    assert "Not possible: drop_last with 2 samples for 4 ranks" in shown._status.value
-    assert shown._view.value == before
+    assert "Not possible: drop_last with 2 samples for 4 ranks" in shown.status.value
+    assert shown.view.value == before
 
 
 def test_what_a_run_raises_is_shown_and_the_button_works_again():
@@ -111,12 +111,12 @@ def test_what_a_run_raises_is_shown_and_the_button_works_again():
     scene = lambda result: Picture(Scene(10, 10), "some words")
     shown = Explorable("a title", {}, scene, run=fails)
     shown.button.click()
-    assert "RuntimeError: no ranks &lt;today&gt;" in shown._status.value
+    assert "RuntimeError: no ranks &lt;today&gt;" in shown.status.value
     assert not shown.button.disabled
-    shown._run = lambda: 7
+    shown.on_ranks = lambda: 7
     shown.button.click()
     assert shown.result == 7
-    assert "some words" in shown._status.value
+    assert "some words" in shown.status.value
 
 
 def test_both_drawings_of_a_scene_hold_all_its_shapes():
@@ -187,8 +187,8 @@ def test_without_set_epoch_the_words_say_that_the_order_repeats():
     shown = widgets.explore("sampler", epoch=2)
     assert "Another order than in epoch 1" in shown.picture().words
     shown.controls["set_epoch"].value = False
-    assert "The same order as in epoch 1" in shown._status.value
-    assert "gets 6 samples" in shown._status.value
+    assert "The same order as in epoch 1" in shown.status.value
+    assert "gets 6 samples" in shown.status.value
 
 
 @given(st.integers(2, 8))

@@ -80,7 +80,7 @@ def imports_of(module: ModuleType) -> str:
     code = inspect.getsource(module.starter) + inspect.getsource(module.solution)
     lines = []
     for node in ast.parse(inspect.getsource(module)).body:
-        if isinstance(node, ast.ImportFrom) and node.module.startswith("ddp_helpers."):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ddp_helpers."):
             continue  # the machinery
         if isinstance(node, ast.Import | ast.ImportFrom):
             called = [alias.asname or alias.name for alias in node.names]

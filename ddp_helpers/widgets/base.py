@@ -13,9 +13,13 @@ import html
 import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from ddp_helpers.plots.style import png_bytes
-from ddp_helpers.widgets._scene import Scene
+from ddp_helpers.widgets.scene import Scene
+
+if TYPE_CHECKING:
+    from ipywidgets import DOMWidget
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
@@ -50,7 +54,7 @@ class Explorable:
     def __init__(
         self,
         title: str,
-        controls: Mapping[str, object],
+        controls: Mapping[str, DOMWidget],
         draw: Callable[..., Picture],
         *,
         run: Callable[..., object] | None = None,
@@ -61,11 +65,11 @@ class Explorable:
     ) -> None:
         import ipywidgets
 
-        self.title, self.controls, self._draw, self._run = title, dict(controls), draw, run
+        self.title, self.controls, self._draw, self.on_ranks = title, dict(controls), draw, run
         self.result, self.keeps, self.complete = result, frozenset(keeps), complete
         self._busy = threading.Lock()
-        self._view = ipywidgets.HTML(layout={"margin": "0"})
-        self._status = ipywidgets.HTML(layout={"margin": "0"})
+        self.view = ipywidgets.HTML(layout={"margin": "0"})
+        self.status = ipywidgets.HTML(layout={"margin": "0"})
         for name, control in self.controls.items():
             control.style.description_width = "initial"
             if isinstance(control, ipywidgets.IntSlider | ipywidgets.SelectionSlider):
@@ -87,19 +91,19 @@ class Explorable:
         flow = {"flex_flow": "row wrap", "align_items": "center", "grid_gap": "2px 18px"}
         heading = ipywidgets.HTML(f"<b>{html.escape(title)}</b>")
         self.widget = ipywidgets.VBox(
-            [heading, ipywidgets.Box(row, layout=flow), self._view, self._status]
+            [heading, ipywidgets.Box(row, layout=flow), self.view, self.status]
         )
         self.widget.add_class("ddp-explorable")
         self.redraw()
 
     @property
-    def values(self) -> dict[str, object]:
-        """What the controls say now."""
+    def values(self) -> dict[str, Any]:
+        """What the controls say now: arguments of `draw` and `run`."""
         return {name: control.value for name, control in self.controls.items()}
 
     def picture(self) -> Picture:
         """The picture for the controls as they are."""
-        more = {"result": self.result} if self._run else {}
+        more = {"result": self.result} if self.on_ranks else {}
         return self._draw(**self.values, **more)
 
     def redraw(self) -> None:
@@ -107,22 +111,23 @@ class Explorable:
         try:
             picture = self.picture()
         except ValueError as error:
-            self._status.value = _status(f"Not possible: {error}")
+            self.status.value = _status(f"Not possible: {error}")
             return
-        self._view.value = picture.scene.svg(picture.words)
-        self._status.value = _status(picture.words) + picture.detail
+        self.view.value = picture.scene.svg(picture.words)
+        self.status.value = _status(picture.words) + picture.detail
 
     def run(self) -> None:
         """Run on real ranks with the controls as they are, and show what came of it."""
+        assert self.on_ranks is not None  # otherwise there is no button
         if not self._busy.acquire(blocking=False):
             return  # a second click while the ranks run
         self.button.disabled = True
-        self._status.value = _status("The ranks run ...")
+        self.status.value = _status("The ranks run ...")
         try:
-            self.result = self._run(**self.values)
+            self.result = self.on_ranks(**self.values)
             self.redraw()
         except Exception as error:  # in a callback nobody else would show it
-            self._status.value = _status(f"{type(error).__name__}: {error}")
+            self.status.value = _status(f"{type(error).__name__}: {error}")
         finally:
             self.button.disabled = False
             self._busy.release()
@@ -142,8 +147,8 @@ class Explorable:
         """
         live = self.widget._repr_mimebundle_() or {}
         picture = self.picture()
-        if self._run and self.result is None and not self.complete:
-            picture = self._draw(**self.values, result=self._run(**self.values))
+        if self.on_ranks and self.result is None and not self.complete:
+            picture = self._draw(**self.values, result=self.on_ranks(**self.values))
         return static_bundle(self.title, picture) | {
             kind: data for kind, data in live.items() if kind == WIDGET_VIEW
         }

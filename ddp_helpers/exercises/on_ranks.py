@@ -12,16 +12,18 @@ import random
 import re
 import time
 from collections.abc import Callable, Collection
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from ddp_helpers.evidence.records import LaunchResult, name_ranks
 from ddp_helpers.evidence.sent_calls import Call
-from ddp_helpers.exercises._core import NotYet
+from ddp_helpers.exercises.core import NotYet
 from ddp_helpers.group.lifetime import process_group
 from ddp_helpers.ranks.launcher import LaunchError, LaunchTimeoutError, launch
 
+T = TypeVar("T")
 GRACE = 1.0  # seconds between the verdicts of two ranks
 RECORDED = "20000"  # calls that torch's flight recorder keeps
 SAID_ALREADY = (
@@ -38,14 +40,11 @@ class Ranks:
         self.answer, self.limit, self.name = answer, limit, name
         self.tried: list[int] = []
 
-    def run(
-        self, on_rank: Callable, nprocs: int, *args: object, group: bool = True, **options: object
-    ) -> list:
+    def run(self, on_rank: Callable, nprocs: int, *args: object, group: bool = True) -> list:
         """`on_rank(answer, *args)` on each rank, within a group; the values in rank order.
 
         Args:
             group: start a process group around it.
-            options: for `launch()`.
 
         Raises:
             NotYet: a rank failed, hung, died, or raised NotYet itself.
@@ -58,21 +57,21 @@ class Ranks:
                 timeout=self.limit,
                 env={"TORCH_FR_BUFFER_SIZE": RECORDED},
                 echo=False,
-                **options,
             )
         except LaunchError as error:
             raise NotYet(self._in_words(error, nprocs)) from None
-        quit_early = [rank.rank for rank in result.ranks if rank.value is None]
+        values = result.values
+        quit_early = [rank for rank, value in enumerate(values) if value is None]
         if quit_early:
             raise NotYet(
                 f"{name_ranks(quit_early)} ended the whole process inside {self.name}: return "
                 "instead of calling exit"
             )
-        said = [rank.value[1] for rank in result.ranks if rank.value[1]]
-        if said:
-            raise NotYet(said[0] + _printed(result))
+        reasons = [reason for _, reason in values if reason]
+        if reasons:
+            raise NotYet(reasons[0] + _printed(result))
         self.tried.append(nprocs)
-        return [rank.value[0] for rank in result.ranks]
+        return [got for got, _ in values]
 
     def _in_words(self, error: LaunchError, nprocs: int) -> str:
         errors = [rank.error for rank in error.result.ranks if rank.error]
@@ -90,11 +89,13 @@ class Ranks:
     def _without_our_lines(self, report: str) -> str:
         """The report, without lines of the machinery that the learner has not written."""
         lines = [line for line in report.splitlines() if not line.startswith(SAID_ALREADY)]
-        ours = r" at \S*_ranks\.py, line \d+, in _on_rank.*"
+        ours = r" at \S*on_ranks\.py, line \d+, in _on_rank.*"
         return re.sub(ours, f", after {self.name} had returned there", "\n".join(lines))
 
 
-def _on_rank(on_rank: Callable, answer: Callable, args: tuple, group: bool, seed: int) -> tuple:
+def _on_rank(
+    on_rank: Callable, answer: Callable, args: tuple, group: bool, seed: int
+) -> tuple[object, str]:
     with process_group("gloo") if group else contextlib.nullcontext():
         if group:  # the same on all ranks, and another one in each check
             torch.manual_seed(seed)
@@ -163,7 +164,7 @@ def show(value: object) -> str:
     return text if len(text) < 80 else text[:77] + "..."
 
 
-def by_rank(make: Callable[[int], torch.Tensor]) -> list[torch.Tensor]:
+def by_rank(make: Callable[[int], T]) -> list[T]:
     """`make(rank)` for all ranks, the same list on each: nobody has to ask."""
     return [make(rank) for rank in range(dist.get_world_size())]
 

@@ -21,7 +21,7 @@ def plot_progress(numbers: Sequence[str], state: dict) -> CourseFigure:
 
     Args:
         numbers: the ids of all exercises, in order.
-        state: a progress file as `_progress.read` gives it.
+        state: a progress file as `progress_file.read` gives it.
     """
     notebooks = list(dict.fromkeys(number.partition(".")[0] for number in numbers))
     done = sum(kind_of(state, number) == "done" for number in numbers)

@@ -66,7 +66,7 @@ def note(number: str, **changes: object) -> dict:
     Where the file can't be written, says so and goes on: a check must not fail for that.
     """
     try:
-        with _locked():
+        with locked():
             state = current()
             record = state["exercises"].setdefault(number, {"tries": 0, "hints": 0})
             for name, value in changes.items():
@@ -85,7 +85,7 @@ def passed(state: dict) -> list[str]:
 
 
 @contextlib.contextmanager
-def _locked() -> Iterator[None]:
+def locked() -> Iterator[None]:
     """One writer at a time, so that no notebook overwrites what another has just noted."""
     path().parent.mkdir(parents=True, exist_ok=True)
     with open(path().with_suffix(".lock"), "a") as lock:
