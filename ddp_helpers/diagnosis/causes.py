@@ -11,10 +11,10 @@ import re
 import signal
 from collections.abc import Iterable, Sequence
 
-from ddp_helpers.diagnosis.error_texts import CONSEQUENCES, KNOWN_ERRORS
 from ddp_helpers.diagnosis.hang_causes import find_hang_cause
-from ddp_helpers.diagnosis.known_lines import OUT_OF_MEMORY, recognise_exit_code, recognise_lines
+from ddp_helpers.diagnosis.known_lines import line_means, recognise_exit_code, recognise_lines
 from ddp_helpers.diagnosis.log_text import find_errors, plain_text
+from ddp_helpers.diagnosis.rule_files import consequences, known_errors
 from ddp_helpers.diagnosis.rules import Diagnosis, recognise
 from ddp_helpers.evidence.records import RankError, RankResult, name_ranks
 from ddp_helpers.evidence.waits import waiting_in
@@ -22,7 +22,7 @@ from ddp_helpers.evidence.waits import waiting_in
 
 def is_consequence(error: RankError) -> bool:
     """True if the rank failed only because another rank went away or never came."""
-    return recognise(str(error), CONSEQUENCES) is not None
+    return recognise(str(error), consequences()) is not None
 
 
 def diagnose(ranks: Sequence[RankResult], *, hang: bool = False) -> list[Diagnosis]:
@@ -58,19 +58,19 @@ def diagnose_text(text: str, exit_code: int | None = None) -> list[Diagnosis]:
     if exit_code == 0:
         return []
     errors = find_errors(text)
-    own = [error for error in errors if not recognise(error, CONSEQUENCES)]
+    own = [error for error in errors if not recognise(error, consequences())]
     found = _distinct([*recognise_lines(plain_text(text)), *map(_meaning, own)])
     found = found or _distinct([recognise_exit_code(exit_code)])
     unknown = [error for error in own if not _meaning(error)]
     if not found and not unknown:
-        found = _distinct(recognise(error, CONSEQUENCES) for error in errors)
+        found = _distinct(recognise(error, consequences()) for error in errors)
     if unknown or (exit_code and not found):
         found.append(_not_recognised(unknown, text, exit_code))
     return found
 
 
 def _meaning(error: str) -> Diagnosis | None:
-    return recognise(error, KNOWN_ERRORS)
+    return recognise(error, known_errors())
 
 
 def _distinct(found: Iterable[Diagnosis | None]) -> list[Diagnosis]:
@@ -97,7 +97,7 @@ def _not_recognised(unknown: Sequence[str], text: str, exit_code: int | None) ->
 def _killed(crashed: Sequence[RankResult]) -> Diagnosis | None:
     killed = [rank for rank in crashed if rank.exit_code == -signal.SIGKILL]
     if any(rank.out_of_memory for rank in killed):
-        return OUT_OF_MEMORY
+        return line_means("out-of-memory")
     if killed:
         return Diagnosis(
             "killed",
@@ -109,10 +109,11 @@ def _killed(crashed: Sequence[RankResult]) -> Diagnosis | None:
 
 def _last_words(rank: RankResult) -> Diagnosis | None:
     """The last error that a rank printed before it ended without a Python exception."""
-    if rank.exit_code == -signal.SIGABRT or rank.exit_code > 0:
+    code = rank.exit_code or 0
+    if code == -signal.SIGABRT or code > 0:
         errors = find_errors(rank.output)
         return _meaning(errors[-1]) if errors else None
-    return recognise_exit_code(rank.exit_code)
+    return recognise_exit_code(code)
 
 
 def _ended_early(ranks: Sequence[RankResult]) -> Diagnosis | None:

@@ -109,7 +109,7 @@ def _how(rank: RankResult) -> str:
 
 def signal_in_words(number: int) -> str:
     """`SIGSEGV (a crash in compiled code)`."""
-    words = {
+    words: dict[int, str] = {
         signal.SIGKILL: "killed from outside",
         signal.SIGSEGV: "a crash in compiled code",
         signal.SIGABRT: "compiled code gave up; its message is in the rank's output",
