@@ -19,6 +19,8 @@ from ddp_helpers.diagnosis.rules import Diagnosis, recognise
 from ddp_helpers.evidence.records import RankError, RankResult, name_ranks
 from ddp_helpers.evidence.waits import waiting_in
 
+LONGEST = 200  # characters of a line of the log: two lines of a terminal say which one it is
+
 
 def is_consequence(error: RankError) -> bool:
     """True if the rank failed only because another rank went away or never came."""
@@ -84,9 +86,11 @@ def _distinct(found: Iterable[Diagnosis | None]) -> list[Diagnosis]:
 def _not_recognised(unknown: Sequence[str], text: str, exit_code: int | None) -> Diagnosis:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if unknown:
-        shown = "first error: " + unknown[0].splitlines()[0][:200]
+        shown = "first error: " + unknown[0].splitlines()[0][:LONGEST]
     else:
-        shown = f"exit code {exit_code}, last line: {lines[-1][:200] if lines else '(no output)'}"
+        shown = (
+            f"exit code {exit_code}, last line: {lines[-1][:LONGEST] if lines else '(no output)'}"
+        )
     return Diagnosis(
         "not-recognised",
         f"not recognised; {shown}",

@@ -22,7 +22,8 @@ NOT_PART = re.compile(
     r"The above exception was|-- Process \d|\s*File \"|=====|-----|terminate called"
 )
 WRAPPERS = ("ProcessRaisedException", "ProcessExitedException", "ChildFailedError")
-LONGEST_MESSAGE = 12  # lines
+LONGEST_MESSAGE = 12  # lines; NCCL's and load_state_dict's name the reason within them
+WHAT_WITHIN = 2  # lines after an abort: what() is the next, if no other thread comes between
 
 
 def read_lines(text: str) -> list[tuple[str, str]]:
@@ -55,7 +56,7 @@ def _errors(lines: list[tuple[int, str]]) -> Iterator[tuple[int, str]]:
         if (header := HEADER.match(line)) and header[1] not in WRAPPERS:
             yield number, _join(header[1], header[2] or "", following)
         elif abort := ABORT.search(line):
-            what = next(filter(None, map(WHAT.match, following[:2])), None)
+            what = next(filter(None, map(WHAT.match, following[:WHAT_WITHIN])), None)
             yield number, f"{abort[1]}: {what[1] if what else ''}"
         elif warning := NCCL_WARNING.match(line):
             yield number, f"ncclWarning: [WARN] {warning[1] or warning[2]}"
