@@ -36,6 +36,7 @@ def diagnose(ranks: Sequence[RankResult], *, hang: bool = False) -> list[Diagnos
     """
     raised = sorted((rank.error for rank in ranks if rank.error), key=lambda error: error.at)
     crashed = [rank for rank in ranks if not rank.error and rank.exit_code]
+    # what the system did to a rank is sure; what a log says may be about something else
     found = [_killed(crashed)]
     found += [_meaning(str(error)) for error in raised if not is_consequence(error)]
     found += [_last_words(rank) for rank in crashed]
@@ -115,18 +116,19 @@ def _last_words(rank: RankResult) -> Diagnosis | None:
     """The last error that a rank printed before it ended without a Python exception."""
     code = rank.exit_code or 0
     if code == -signal.SIGABRT or code > 0:
-        errors = find_errors(rank.output)
+        errors = find_errors(rank.output)  # the rank went on after all but the last
         return _meaning(errors[-1]) if errors else None
     return recognise_exit_code(code)
 
 
 def _ended_early(ranks: Sequence[RankResult]) -> Diagnosis | None:
+    # a rank that finished leaves the others in one of two ways: cut off, or waiting still
     lost = [rank.rank for rank in ranks if rank.error and is_consequence(rank.error)]
     open_ended = [rank for rank in ranks if not (rank.error or rank.ok)]
     waiting = lost + [rank.rank for rank in open_ended if waiting_in(rank.stack)]
     finished = [rank.rank for rank in ranks if rank.ok]
     own = [rank for rank in ranks if not rank.ok and rank.rank not in waiting]
-    if waiting and finished and not own:
+    if waiting and finished and not own:  # one with trouble of its own is the cause instead
         return Diagnosis(
             "rank-ended-early",
             f"{name_ranks(finished)} finished while {name_ranks(waiting)} still waited for it",

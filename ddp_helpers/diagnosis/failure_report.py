@@ -63,8 +63,9 @@ def find_causes(ranks: Sequence[RankResult]) -> list[RankResult]:
     """The ranks that failed for a reason of their own, the first to fail first."""
     failed = [rank for rank in ranks if not rank.ok and not _was_ended(rank)]
     own = [rank for rank in failed if not (rank.error and is_consequence(rank.error))]
+    # a rank that died raised nothing, so nobody knows when: it may have been first
     own.sort(key=lambda rank: rank.error.at if rank.error else 0.0)
-    return own or failed
+    return own or failed  # if all were cut off, there is nothing better to show
 
 
 def _was_ended(rank: RankResult) -> bool:

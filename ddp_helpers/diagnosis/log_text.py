@@ -11,16 +11,19 @@ from collections.abc import Iterator
 
 MARK = re.compile(r"(?:\[(?:rank ?|default|\w[\w.-]*:)?(\d+)\]:? ?|(\d+): )")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+# the whole line is the type, or the type and a colon: a sentence may mention ValueError, too
 HEADER = re.compile(
     r"(?:[A-Za-z_][\w.]*\.)?([A-Z]\w*(?:Error|Exception|Interrupt|Exit)|gaierror)(?:: (.*)|:?)$"
 )
 ABORT = re.compile(r"terminate called after throwing an instance of '(?:\w+::)*(\w+)'")
 WHAT = re.compile(r"\s*what\(\):\s*(.*)")
+# with the host, process and GPU in front, or with the time in front and the host behind NCCL
 NCCL_WARNING = re.compile(r".*\] (?:NCCL WARN|NCCL.* WARN) (.*)|.*NCCL WARN (.*)")
 NOT_PART = re.compile(
     r"Traceback \(most recent|Exception raised from|frame #\d|During handling of the above|"
     r"The above exception was|-- Process \d|\s*File \"|=====|-----|terminate called"
 )
+# raised by launchers around a rank's own error, which stands in the log itself
 WRAPPERS = ("ProcessRaisedException", "ProcessExitedException", "ChildFailedError")
 LONGEST_MESSAGE = 12  # lines; NCCL's and load_state_dict's name the reason within them
 WHAT_WITHIN = 2  # lines after an abort: what() is the next, if no other thread comes between
@@ -43,6 +46,7 @@ def plain_text(text: str) -> str:
 
 def find_errors(text: str) -> list[str]:
     """The errors in a log, as `Type: message`, in order of appearance; no launcher's wrappers."""
+    # ranks print at the same time: a message goes on in the next line of the same rank
     by_rank: dict[str, list[tuple[int, str]]] = {}
     for number, (rank, line) in enumerate(read_lines(text)):
         by_rank.setdefault(rank, []).append((number, line))
