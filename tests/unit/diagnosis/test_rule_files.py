@@ -186,6 +186,79 @@ def test_a_type_is_a_whole_name():
     assert rule.match("OSError, port 80 in use") is None
 
 
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """A folder of rule files of a test's own: a function writes one, the others are empty."""
+    reads = (known_errors, known_lines, consequences)
+
+    def forget():
+        for read in reads:
+            read.cache_clear()
+
+    for name in FORMS:
+        (tmp_path / name).write_text("rule = []\n")
+    monkeypatch.setattr("ddp_helpers.diagnosis.rule_files.FOLDER", tmp_path)
+    forget()
+    yield lambda name, text: (tmp_path / name).write_text(text, encoding="utf-8")
+    forget()
+
+
+WRITTEN = """
+[[rule]]
+kind = "port-taken"
+group = "Ränge that meet"
+types = ["OSError", "DIST"]
+message = ['port (\\d+)', 'in use']
+cause = 'port \\1'
+advice = "another"
+examples = [
+'''
+  OSError: port 80
+    is taken
+''',
+'''
+OSError: in use''',
+]
+"""
+
+
+def test_a_record_becomes_a_rule_as_it_is_written(files):
+    files("errors_gpu.toml", WRITTEN)
+    assert known_errors() == (
+        KnownError(
+            kind="port-taken",
+            group="Ränge that meet",
+            types=("OSError", "DIST"),
+            message=(r"port (\d+)", "in use"),
+            cause=r"port \1",
+            advice="another",
+            examples=("  OSError: port 80\n    is taken", "OSError: in use"),
+        ),
+    )
+    assert (known_lines(), consequences()) == ((), ())
+
+
+def test_each_file_is_read_into_its_own_rules_in_order(files):
+    named = {name: f"k{number}" for number, name in enumerate(FORMS)}
+    for name, kind in named.items():
+        text = WRITTEN.replace("port-taken", kind)
+        if FORMS[name] is KnownLine:
+            text = re.sub("types = .*", "", text).replace("message", "line")
+        files(name, text + text.replace(kind, f"{kind}-second"))
+    assert [rule.kind for rule in known_rules()] == [
+        f"k{number}{which}" for number in range(4) for which in ("", "-second")
+    ]
+    assert [rule.kind for rule in known_errors()] == ["k0", "k0-second", "k1", "k1-second"]
+    assert {type(rule) for rule in known_lines()} == {KnownLine}
+    assert [rule.kind for rule in consequences()] == ["k3", "k3-second"]
+
+
+def test_a_key_that_no_rule_has_is_not_passed_over(files):
+    files("errors.toml", WRITTEN.replace("advice", "advise"))
+    with pytest.raises(TypeError, match="advise"):
+        known_errors()
+
+
 def test_the_rules_are_read_once_and_only_when_something_failed():
     code = (
         "import ddp_helpers\nfrom ddp_helpers import launch\n"
