@@ -2,7 +2,7 @@
 
 import pytest
 
-from ddp_helpers.diagnosis import Diagnosis, diagnose, diagnose_text
+from ddp_helpers.diagnosis import Diagnosis, diagnose, diagnose_text, is_consequence
 from ddp_helpers.diagnosis.known_lines import line_means, recognise_exit_code
 from ddp_helpers.diagnosis.log_text import LONGEST_MESSAGE, find_errors, plain_text, read_lines
 from ddp_helpers.evidence.records import RankError, RankResult
@@ -260,3 +260,25 @@ def test_one_cause_of_each_kind_is_told_the_first():
     ranks = [RankResult(n, exit_code=1, error=error) for n, error in enumerate(errors)]
     (found,) = diagnose(ranks)
     assert found.cause == "only 1 of 4 ranks came"
+
+
+def test_what_a_rank_printed_before_it_raised_is_not_its_cause():
+    bad = RankResult(0, exit_code=1, error=RankError("ValueError", "bad", ""), output=TAKEN)
+    assert kinds(bad) == []
+
+
+def test_a_consequence_is_no_cause_even_if_another_rule_knows_its_words():
+    text = (
+        "NCCL error in: NCCLUtils.cpp:77, unhandled system error, NCCL version 2.19.3\n"
+        "ncclSystemError: System call (e.g. socket, malloc) failed.\n"
+        "Last error:\nsocketProgress: Connection reset by peer"
+    )
+    error = RankError("DistBackendError", text, "")
+    assert is_consequence(error)
+    assert kinds(RankResult(0, exit_code=1, error=error)) == []
+
+
+def test_the_first_line_of_each_rank_is_the_beginning_of_a_line():
+    first = RankResult(0, exit_code=3, output="epoch 1\n")
+    killed = RankResult(1, exit_code=3, output="srun: error: node7: task 3: Killed\n")
+    assert kinds(first, killed) == ["killed"]

@@ -261,6 +261,12 @@ def test_ranks_that_wait_for_one_that_ended_are_no_matter_of_time():
     ]
 
 
+def test_a_hang_is_told_by_where_ranks_stand_and_by_no_traceback():
+    lines = report(raised(0, "ValueError: bad"), standing(1, LINE, INSIDE), timeout=1.0)
+    assert lines[0] == "the ranks did not end within 1 s, and were ended"
+    assert not any(line.startswith("full traceback") for line in lines)
+
+
 # ---- the sanitizer ended the run
 
 SERIOUS = Finding("weights-differ", "rank 1 has other weights", "broadcast them", place=LINE)
