@@ -34,7 +34,7 @@ def read_lines(text: str) -> list[tuple[str, str]]:
     lines = []
     for line in COLOUR.sub("", text).splitlines():
         mark = MARK.match(line)
-        rank = next(filter(None, mark.groups()), "") if mark else ""
+        rank = (mark[1] or mark[2]) if mark else ""
         lines.append((rank, line[mark.end() :] if mark else line))
     return lines
 
