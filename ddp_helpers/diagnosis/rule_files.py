@@ -47,14 +47,13 @@ def known_rules() -> tuple[Rule, ...]:
 def _read(name: str, form: Callable[..., AnyRule]) -> tuple[AnyRule, ...]:
     import tomllib  # slower to load than this package's other parsers, and seldom needed
 
-    records = tomllib.loads((FOLDER / name).read_text(encoding="utf-8"))["rule"]
-    return tuple(
-        form(**{key: _frozen(key, value) for key, value in each.items()}) for each in records
-    )
+    with (FOLDER / name).open("rb") as file:
+        records = tomllib.load(file)["rule"]
+    return tuple(form(**{key: _frozen(value) for key, value in each.items()}) for each in records)
 
 
-def _frozen(key: str, value: str | list[str]) -> str | tuple[str, ...]:
+def _frozen(value: str | list[str]) -> str | tuple[str, ...]:
     if isinstance(value, str):
         return value
-    # a text stands between lines of quotes, which are no part of it
-    return tuple(text.strip("\n") for text in value) if key == "examples" else tuple(value)
+    # the lines of quotes around a long text are no part of it
+    return tuple(text.strip("\n") for text in value)
