@@ -45,7 +45,7 @@ def known_rules() -> tuple[Rule, ...]:
 
 
 def _read(name: str, form: Callable[..., AnyRule]) -> tuple[AnyRule, ...]:
-    import tomllib  # slower to load than this package's other parsers, and seldom needed
+    import tomllib  # some milliseconds that only a failure has to pay
 
     with (FOLDER / name).open("rb") as file:
         records = tomllib.load(file)["rule"]
