@@ -11,18 +11,20 @@ import re
 import signal
 from collections.abc import Iterable, Sequence
 
-from ddp_helpers.diagnosis.error_texts import CONSEQUENCES, KNOWN_ERRORS
 from ddp_helpers.diagnosis.hang_causes import find_hang_cause
-from ddp_helpers.diagnosis.known_lines import OUT_OF_MEMORY, recognise_exit_code, recognise_lines
+from ddp_helpers.diagnosis.known_lines import line_means, recognise_exit_code, recognise_lines
 from ddp_helpers.diagnosis.log_text import find_errors, plain_text
+from ddp_helpers.diagnosis.rule_files import consequences, known_errors
 from ddp_helpers.diagnosis.rules import Diagnosis, recognise
 from ddp_helpers.evidence.records import RankError, RankResult, name_ranks
 from ddp_helpers.evidence.waits import waiting_in
 
+LONGEST = 200  # characters of a line of the log: two lines of a terminal say which one it is
+
 
 def is_consequence(error: RankError) -> bool:
     """True if the rank failed only because another rank went away or never came."""
-    return recognise(str(error), CONSEQUENCES) is not None
+    return recognise(str(error), consequences()) is not None
 
 
 def diagnose(ranks: Sequence[RankResult], *, hang: bool = False) -> list[Diagnosis]:
@@ -34,6 +36,7 @@ def diagnose(ranks: Sequence[RankResult], *, hang: bool = False) -> list[Diagnos
     """
     raised = sorted((rank.error for rank in ranks if rank.error), key=lambda error: error.at)
     crashed = [rank for rank in ranks if not rank.error and rank.exit_code]
+    # what the system did to a rank is sure; what a log says may be about something else
     found = [_killed(crashed)]
     found += [_meaning(str(error)) for error in raised if not is_consequence(error)]
     found += [_last_words(rank) for rank in crashed]
@@ -58,19 +61,19 @@ def diagnose_text(text: str, exit_code: int | None = None) -> list[Diagnosis]:
     if exit_code == 0:
         return []
     errors = find_errors(text)
-    own = [error for error in errors if not recognise(error, CONSEQUENCES)]
+    own = [error for error in errors if not recognise(error, consequences())]
     found = _distinct([*recognise_lines(plain_text(text)), *map(_meaning, own)])
     found = found or _distinct([recognise_exit_code(exit_code)])
     unknown = [error for error in own if not _meaning(error)]
     if not found and not unknown:
-        found = _distinct(recognise(error, CONSEQUENCES) for error in errors)
+        found = _distinct(recognise(error, consequences()) for error in errors)
     if unknown or (exit_code and not found):
         found.append(_not_recognised(unknown, text, exit_code))
     return found
 
 
 def _meaning(error: str) -> Diagnosis | None:
-    return recognise(error, KNOWN_ERRORS)
+    return recognise(error, known_errors())
 
 
 def _distinct(found: Iterable[Diagnosis | None]) -> list[Diagnosis]:
@@ -84,9 +87,11 @@ def _distinct(found: Iterable[Diagnosis | None]) -> list[Diagnosis]:
 def _not_recognised(unknown: Sequence[str], text: str, exit_code: int | None) -> Diagnosis:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if unknown:
-        shown = "first error: " + unknown[0].splitlines()[0][:200]
+        shown = "first error: " + unknown[0].splitlines()[0][:LONGEST]
     else:
-        shown = f"exit code {exit_code}, last line: {lines[-1][:200] if lines else '(no output)'}"
+        shown = (
+            f"exit code {exit_code}, last line: {lines[-1][:LONGEST] if lines else '(no output)'}"
+        )
     return Diagnosis(
         "not-recognised",
         f"not recognised; {shown}",
@@ -97,7 +102,7 @@ def _not_recognised(unknown: Sequence[str], text: str, exit_code: int | None) ->
 def _killed(crashed: Sequence[RankResult]) -> Diagnosis | None:
     killed = [rank for rank in crashed if rank.exit_code == -signal.SIGKILL]
     if any(rank.out_of_memory for rank in killed):
-        return OUT_OF_MEMORY
+        return line_means("out-of-memory")
     if killed:
         return Diagnosis(
             "killed",
@@ -109,19 +114,21 @@ def _killed(crashed: Sequence[RankResult]) -> Diagnosis | None:
 
 def _last_words(rank: RankResult) -> Diagnosis | None:
     """The last error that a rank printed before it ended without a Python exception."""
-    if rank.exit_code == -signal.SIGABRT or rank.exit_code > 0:
-        errors = find_errors(rank.output)
+    code = rank.exit_code or 0
+    if code == -signal.SIGABRT or code > 0:
+        errors = find_errors(rank.output)  # the rank went on after all but the last
         return _meaning(errors[-1]) if errors else None
-    return recognise_exit_code(rank.exit_code)
+    return recognise_exit_code(code)
 
 
 def _ended_early(ranks: Sequence[RankResult]) -> Diagnosis | None:
+    # a rank that finished leaves the others in one of two ways: cut off, or waiting still
     lost = [rank.rank for rank in ranks if rank.error and is_consequence(rank.error)]
     open_ended = [rank for rank in ranks if not (rank.error or rank.ok)]
     waiting = lost + [rank.rank for rank in open_ended if waiting_in(rank.stack)]
     finished = [rank.rank for rank in ranks if rank.ok]
     own = [rank for rank in ranks if not rank.ok and rank.rank not in waiting]
-    if waiting and finished and not own:
+    if waiting and finished and not own:  # one with trouble of its own is the cause instead
         return Diagnosis(
             "rank-ended-early",
             f"{name_ranks(finished)} finished while {name_ranks(waiting)} still waited for it",

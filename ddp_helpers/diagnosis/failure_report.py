@@ -15,10 +15,13 @@ from ddp_helpers.evidence.records import (
 )
 from ddp_helpers.evidence.waits import waiting_in
 
-MOST_LINES = 20
-MOST_RANKS = 4  # of a group that gets a line each
+MOST_LINES = 20  # fit under a cell, or in a terminal of 24 lines, without scrolling
+MOST_RANKS = 4  # of a group that gets a line each; what more of them did adds nothing
+MOST_STANDING = 8  # when ranks hang, where they stand is all there is: a node's worth of them
+MOST_CAUSES = 2  # the surest first; more of them push the failure itself out of sight
+FIRST_LINES = 3  # who failed, at which line, and the line itself
 LOST = "lost the connection to another rank"
-LONGEST = 300  # characters of one message line
+LONGEST = 300  # characters of one message line; three lines of a terminal
 
 
 def failure_report(
@@ -40,7 +43,7 @@ def failure_report(
         lines = _hang_lines(ranks, timeout)
     else:
         lines = _cause_lines(causes, ranks) + _other_lines(ranks, causes)
-    for diagnosis in diagnose(ranks, hang=bool(timeout))[:2]:
+    for diagnosis in diagnose(ranks, hang=bool(timeout))[:MOST_CAUSES]:
         lines += [f"why: {diagnosis.cause}", f"what to do: {diagnosis.advice}"]
     if any(rank.traceback for rank in causes):
         lines.append(f"full traceback: print(sys.last_value.result[{causes[0].rank}].traceback)")
@@ -60,8 +63,9 @@ def find_causes(ranks: Sequence[RankResult]) -> list[RankResult]:
     """The ranks that failed for a reason of their own, the first to fail first."""
     failed = [rank for rank in ranks if not rank.ok and not _was_ended(rank)]
     own = [rank for rank in failed if not (rank.error and is_consequence(rank.error))]
+    # a rank that died raised nothing, so nobody knows when: it may have been first
     own.sort(key=lambda rank: rank.error.at if rank.error else 0.0)
-    return own or failed
+    return own or failed  # if all were cut off, there is nothing better to show
 
 
 def _was_ended(rank: RankResult) -> bool:
@@ -79,7 +83,7 @@ def _cause_lines(causes: Sequence[RankResult], ranks: Sequence[RankResult]) -> l
     frame = first.error.user_frame if first.error else None
     lines += _place(frame)
     for rank in causes:
-        if rank.rank not in alike and len(lines) < 3 + MOST_RANKS:
+        if rank.rank not in alike and len(lines) < FIRST_LINES + MOST_RANKS:
             lines.append(f"also, rank {rank.rank} {_how(rank)}")
     return lines
 
@@ -109,7 +113,7 @@ def _how(rank: RankResult) -> str:
 
 def signal_in_words(number: int) -> str:
     """`SIGSEGV (a crash in compiled code)`."""
-    words = {
+    words: dict[int, str] = {
         signal.SIGKILL: "killed from outside",
         signal.SIGSEGV: "a crash in compiled code",
         signal.SIGABRT: "compiled code gave up; its message is in the rank's output",
@@ -146,7 +150,7 @@ def _hang_lines(ranks: Sequence[RankResult], timeout: float | None) -> list[str]
     finished = [rank.rank for rank in ranks if rank.ok]
     lines += [f"{name_ranks(finished)} had finished"] if finished else []
     standing = [rank for rank in ranks if not rank.ok]
-    for rank in standing[: 2 * MOST_RANKS]:
+    for rank in standing[:MOST_STANDING]:
         frame = innermost_user_frame(rank.stack)
         source = f": {_cut(frame.source)}" if frame and frame.source else ""
         lines.append(f"{_stands(rank)}{source}")

@@ -19,6 +19,7 @@ def find_hang_cause(ranks: Sequence[RankResult]) -> Diagnosis | None:
             "try again with a larger timeout=",
         )
     waits = {rank: call for rank, stack in stacks.items() if (call := waiting_in(stack))}
+    # before the waits: a rank that waits for its child makes the others wait in a collective
     for_child = [rank for rank, stack in stacks.items() if _waits_for_child(stack)]
     if for_child:
         return _stuck_child(for_child)

@@ -11,18 +11,22 @@ from collections.abc import Iterator
 
 MARK = re.compile(r"(?:\[(?:rank ?|default|\w[\w.-]*:)?(\d+)\]:? ?|(\d+): )")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+# the whole line is the type, or the type and a colon: a sentence may mention ValueError, too
 HEADER = re.compile(
     r"(?:[A-Za-z_][\w.]*\.)?([A-Z]\w*(?:Error|Exception|Interrupt|Exit)|gaierror)(?:: (.*)|:?)$"
 )
 ABORT = re.compile(r"terminate called after throwing an instance of '(?:\w+::)*(\w+)'")
 WHAT = re.compile(r"\s*what\(\):\s*(.*)")
+# with the host, process and GPU in front, or with the time in front and the host behind NCCL
 NCCL_WARNING = re.compile(r".*\] (?:NCCL WARN|NCCL.* WARN) (.*)|.*NCCL WARN (.*)")
 NOT_PART = re.compile(
     r"Traceback \(most recent|Exception raised from|frame #\d|During handling of the above|"
     r"The above exception was|-- Process \d|\s*File \"|=====|-----|terminate called"
 )
+# raised by launchers around a rank's own error, which stands in the log itself
 WRAPPERS = ("ProcessRaisedException", "ProcessExitedException", "ChildFailedError")
-LONGEST_MESSAGE = 12  # lines
+LONGEST_MESSAGE = 12  # lines; NCCL's and load_state_dict's name the reason within them
+WHAT_WITHIN = 2  # lines after an abort: what() is the next, if no other thread comes between
 
 
 def read_lines(text: str) -> list[tuple[str, str]]:
@@ -30,7 +34,7 @@ def read_lines(text: str) -> list[tuple[str, str]]:
     lines = []
     for line in COLOUR.sub("", text).splitlines():
         mark = MARK.match(line)
-        rank = next(filter(None, mark.groups()), "") if mark else ""
+        rank = (mark[1] or mark[2]) if mark else ""
         lines.append((rank, line[mark.end() :] if mark else line))
     return lines
 
@@ -42,6 +46,7 @@ def plain_text(text: str) -> str:
 
 def find_errors(text: str) -> list[str]:
     """The errors in a log, as `Type: message`, in order of appearance; no launcher's wrappers."""
+    # ranks print at the same time: a message goes on in the next line of the same rank
     by_rank: dict[str, list[tuple[int, str]]] = {}
     for number, (rank, line) in enumerate(read_lines(text)):
         by_rank.setdefault(rank, []).append((number, line))
@@ -55,7 +60,7 @@ def _errors(lines: list[tuple[int, str]]) -> Iterator[tuple[int, str]]:
         if (header := HEADER.match(line)) and header[1] not in WRAPPERS:
             yield number, _join(header[1], header[2] or "", following)
         elif abort := ABORT.search(line):
-            what = next(filter(None, map(WHAT.match, following[:2])), None)
+            what = next(filter(None, map(WHAT.match, following[:WHAT_WITHIN])), None)
             yield number, f"{abort[1]}: {what[1] if what else ''}"
         elif warning := NCCL_WARNING.match(line):
             yield number, f"ncclWarning: [WARN] {warning[1] or warning[2]}"

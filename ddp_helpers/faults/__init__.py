@@ -21,7 +21,7 @@ from types import ModuleType
 
 from ddp_helpers.diagnosis.causes import diagnose, diagnose_text
 from ddp_helpers.diagnosis.rules import Diagnosis
-from ddp_helpers.evidence.records import LaunchResult
+from ddp_helpers.evidence.records import Finding, LaunchResult
 from ddp_helpers.faults._terminal import Ended, terminal
 from ddp_helpers.ranks.launcher import LaunchError, LaunchTimeoutError, launch
 
@@ -163,7 +163,8 @@ def _seen(result: LaunchResult, report: str, hang: bool) -> Seen:
     serious = [finding for finding in result.findings if finding.serious]
     notes = [finding for finding in result.findings if not finding.serious]
     causes = diagnose(result.ranks, hang=hang) if report else []
-    kinds = tuple(dict.fromkeys(found.kind for found in [*serious, *causes, *notes]))
+    named: list[Finding | Diagnosis] = [*serious, *causes, *notes]
+    kinds = tuple(dict.fromkeys(found.kind for found in named))
     text = report or "\n".join(map(str, notes))
     output = "".join(rank.output for rank in result.ranks)
     return Seen(text.replace(f"{FOLDER}/", ""), kinds, output, result)

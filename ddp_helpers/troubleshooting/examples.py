@@ -1,14 +1,13 @@
-"""Real texts of the known errors, as they stand in logs; read from examples.txt."""
+"""Real texts of the known errors, as they stand in logs: those of diagnosis's rules, in order."""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
-FILE = Path(__file__).with_suffix(".txt")
-HEAD = re.compile(r"^(?:== (?P<group>.+)|\[(?P<kind>[a-z0-9-]+)\]|# .*)$\n?", re.MULTILINE)
+from ddp_helpers.diagnosis.rule_files import known_rules
+from ddp_helpers.diagnosis.rules import Rule
 
 
 @dataclass(frozen=True)
@@ -22,13 +21,21 @@ class Example:
 
 @cache
 def read_examples() -> tuple[Example, ...]:
-    """All examples, in the order of the file: group by group, the texts of a kind together."""
-    content = FILE.read_text(encoding="utf-8")
-    heads = list(HEAD.finditer(content))
-    ends = [head.start() for head in heads[1:]] + [len(content)]
-    found, group = [], ""
-    for head, end in zip(heads, ends, strict=True):
-        group = head["group"] or group
-        if head["kind"]:
-            found.append(Example(group, head["kind"], content[head.end() : end].strip("\n")))
-    return tuple(found)
+    """All examples, in the order of the page: group by group, the texts of a kind together."""
+    rules: dict[str, list[Rule]] = {}
+    for rule in known_rules():
+        rules.setdefault(rule.kind, []).append(rule)
+    return tuple(
+        Example(rule.group, kind, text)
+        for kind in _in_order(rules)
+        for rule in rules[kind]
+        for text in rule.examples
+    )
+
+
+def _in_order(rules: Mapping[str, list[Rule]], after: str = "") -> Iterator[str]:
+    """The kinds as they come, each followed by those that ask to stand after it."""
+    for kind, (first, *_) in rules.items():
+        if first.page_after == after:
+            yield kind
+            yield from _in_order(rules, kind)

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from ddp_helpers import faults
 from ddp_helpers.diagnosis.causes import diagnose_text
-from ddp_helpers.diagnosis.error_texts import PEER_IS_GONE
+from ddp_helpers.diagnosis.rule_files import peer_is_gone
 from ddp_helpers.troubleshooting.examples import Example, read_examples
 
 COMMAND = "python -m ddp_helpers explain --all > notebooks/TROUBLESHOOTING.md"
@@ -148,7 +148,7 @@ def _known_error(kind: str, examples: list[Example]) -> Trouble:
         tuple(Meaning(tuple(texts), *meaning) for meaning, texts in meanings.items()),
         tuple(name for name in faults.names() if _shows(faults.load(name).FAULT, kind, examples)),
         LESSONS_OF_A_KIND.get(kind, LESSONS[group]),
-        PEER_IS_GONE if kind == "peer-gone" else (),
+        peer_is_gone() if kind == "peer-gone" else (),
     )
 
 

@@ -19,6 +19,9 @@ EXCEPTIONS = {name.lower() for name in vars(builtins) if name[0].isupper()}
 ALIKE = 0.75  # of difflib's ratio: one letter of four may be another
 ENOUGH = 0.7  # of what the piece says must be in a text
 RARE = 1.5  # words as rare as one in four texts, at least
+STRANGE = 0.5  # of the weight of the rarest word, for one that looks like none: it may be a name
+CLOSE = 0.7  # of the nearest's score: the others must come as near
+MOST = 3  # that are worth reading
 
 
 def words_of(text: str) -> set[str]:
@@ -26,12 +29,12 @@ def words_of(text: str) -> set[str]:
     return {word.lower() for word in WORD.findall(text)}
 
 
-def find_nearest(piece: str, texts: Sequence[str], most: int = 3) -> list[int]:
+def find_nearest(piece: str, texts: Sequence[str], most: int = MOST) -> list[int]:
     """The positions of the texts that are nearest to `piece`, the nearest first; maybe none."""
     known = [words_of(text) for text in texts]
     counts = Counter(word for words in known for word in words)
     weights = {word: math.log(1 + len(texts) / n) for word, n in counts.items()}
-    strange = math.log(1 + len(texts)) / 2  # what a word weighs that looks like none
+    strange = STRANGE * math.log(1 + len(texts))
     asked: dict[str, float] = {}
     total = 0.0
     for word in words_of(piece):
@@ -45,7 +48,7 @@ def find_nearest(piece: str, texts: Sequence[str], most: int = 3) -> list[int]:
     good = [at for at, s in enumerate(scores) if s >= ENOUGH * total and rarest[at] >= RARE]
     # of texts with the same words the one with fewer others
     good.sort(key=lambda at: (-scores[at], len(known[at])))
-    return [at for at in good if scores[at] >= 0.7 * scores[good[0]]][:most]
+    return [at for at in good if scores[at] >= CLOSE * scores[good[0]]][:most]
 
 
 def _most_alike(word: str, known: Counter[str]) -> tuple[str, float] | None:

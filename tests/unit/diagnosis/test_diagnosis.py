@@ -1,7 +1,6 @@
 """From evidence to causes: each rule on a real text, and silent on what merely looks alike."""
 
 import io
-import re
 import signal
 
 import pytest
@@ -10,15 +9,14 @@ from hypothesis import strategies as st
 
 from ddp_helpers import cli
 from ddp_helpers.diagnosis import diagnose, diagnose_text, is_consequence
-from ddp_helpers.diagnosis.error_texts import CONSEQUENCES, KNOWN_ERRORS
-from ddp_helpers.diagnosis.known_lines import KNOWN_LINES
 from ddp_helpers.diagnosis.log_text import find_errors
+from ddp_helpers.diagnosis.rule_files import consequences, known_errors, known_lines
 from ddp_helpers.diagnosis.rules import recognise
 from ddp_helpers.evidence.records import Frame, LastCall, RankError, RankResult
 from ddp_helpers.evidence.waits import waiting_in
 from ddp_helpers.troubleshooting.examples import read_examples
 
-KINDS = {rule.kind for rule in KNOWN_ERRORS}
+KINDS = {rule.kind for rule in known_errors()}
 GLOO = "[/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/"
 PEER = f"RuntimeError: {GLOO}pair.cc:553] Connection closed by peer [127.0.0.1]:45275. This is "
 
@@ -41,14 +39,14 @@ def test_a_real_text_is_named_under_any_launcher(kind, text, mark):
 
 
 def test_every_kind_has_a_real_text_and_so_has_every_rule():
-    known = KINDS | {rule.kind for rule in CONSEQUENCES} | {d.kind for _, d in KNOWN_LINES}
+    known = KINDS | {rule.kind for rule in consequences()} | {rule.kind for rule in known_lines()}
     assert known == {kind for kind, _ in REAL}
     errors = [error for _, text in REAL for error in find_errors(text)]
-    for rules in (KNOWN_ERRORS, CONSEQUENCES):
+    for rules in (known_errors(), consequences()):
         used = {id(rule) for error in errors for rule in rules if rule.match(error)}
         assert [rule.message for rule in rules if id(rule) not in used] == []
     lines = "\n".join(text for _, text in REAL)
-    assert all(re.search(line, lines, re.MULTILINE) for line, _ in KNOWN_LINES)
+    assert all(rule.match(lines) for rule in known_lines())
 
 
 @pytest.mark.parametrize(
@@ -233,10 +231,10 @@ def test_the_same_rules_hold_for_an_exception_of_a_rank(kind, text):
         assert rank_kinds(raised(0, error))[0] == kind
 
 
-@given(st.sampled_from([rule for rule in KNOWN_ERRORS if rule.kind != "peer-failed"]))
+@given(st.sampled_from([rule for rule in known_errors() if rule.kind != "peer-failed"]))
 def test_no_cause_is_taken_for_a_consequence(rule):
     texts = [text for kind, text in REAL if kind == rule.kind]
-    assert not any(recognise(find_errors(t)[0], CONSEQUENCES) for t in texts if find_errors(t))
+    assert not any(recognise(find_errors(t)[0], consequences()) for t in texts if find_errors(t))
 
 
 def test_the_first_error_in_time_is_named_first():

@@ -7,11 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddp_helpers.diagnosis import diagnose, is_consequence
-from ddp_helpers.diagnosis.error_texts import PEER_IS_GONE
 from ddp_helpers.diagnosis.failure_report import LONGEST, MOST_LINES, failure_report, find_causes
+from ddp_helpers.diagnosis.rule_files import peer_is_gone
 from ddp_helpers.evidence.records import Frame, RankError, RankResult, name_ranks
 from ddp_helpers.evidence.waits import waiting_in
 
+PEER_IS_GONE = peer_is_gone()
 GONE = (
     "[.../pair.cc:553] Connection closed by peer [127.0.0.1]:45275. This is typically caused by "
     "a remote worker crashing. GLHF!"
