@@ -87,7 +87,7 @@ def _waiting(waits: Mapping[int, str], world_size: int) -> Diagnosis | None:
     if len(waits) < world_size:
         return Diagnosis(
             "rank-did-not-come",
-            f"{name_ranks(list(waits))} waits in {calls[0]}, and not all ranks came",
+            f"{name_ranks(list(waits))} {_verb(list(waits))} in {calls[0]}, and not all ranks came",
             "let every rank make that call: look for an `if rank == ...` around it, a slow rank, "
             "or ranks with different numbers of batches",
         )

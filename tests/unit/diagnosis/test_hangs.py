@@ -95,7 +95,7 @@ HALVES = (
         pytest.param(
             [standing(0, inside("barrier")), standing(1), standing(2, inside("barrier"))],
             "rank-did-not-come",
-            "ranks 0 and 2 waits in barrier, and not all ranks came",
+            "ranks 0 and 2 wait in barrier, and not all ranks came",
             COME,
             id="one does not come",
         ),
