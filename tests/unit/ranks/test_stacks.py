@@ -230,7 +230,7 @@ def test_all_of_them_are_waited_for(standing):
     def slowly(me):
         def answer(*_):
             time.sleep(0.05)
-            os.write(me.stacks, text(("/a.py", 7, "slow")).encode())
+            os.write(me.stacks, b"\xff\n" + text(("/a.py", 7, "slow")).encode())
 
         signal.signal(wire.STACK_SIGNAL, answer)
         os.write(me.ready[1], b"x")
@@ -256,6 +256,7 @@ class Asked:
 
     def take(self, ranks, job, events):
         self.times += 1
+        assert (job, events) == (JOB, "events")
         for rank in ranks:
             rank.stack = self.answers[min(self.times, len(self.answers)) - 1]
 
@@ -279,7 +280,7 @@ def ranks(*ended, seconds_ago=9.0):
 def looks(those, times=3):
     look = StrandedLook()
     look.BETWEEN = 0.0
-    return [look.is_so(those, JOB, None) for _ in range(times)]
+    return [look.is_so(those, JOB, "events") for _ in range(times)]
 
 
 def test_two_looks_that_find_them_waiting(monkeypatch):
@@ -311,9 +312,9 @@ def test_it_is_asked_seldom(monkeypatch):
     asked = Asked(monkeypatch, WAITS)
     look = StrandedLook()
     those = ranks(True, False)
-    assert [look.is_so(those, JOB, None) for _ in range(50)] == [False] * 50
+    assert [look.is_so(those, JOB, "events") for _ in range(50)] == [False] * 50
     assert asked.times == 1  # the second look comes half a second later
     fresh = StrandedLook()
     just_ended = ranks(True, False, seconds_ago=0.2)
-    fresh.is_so([*ranks(True, seconds_ago=9), *just_ended], JOB, None)
+    fresh.is_so([*ranks(True, seconds_ago=9), *just_ended], JOB, "events")
     assert asked.times == 1  # the last end counts

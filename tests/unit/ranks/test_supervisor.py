@@ -204,6 +204,16 @@ def test_one_that_returned_and_does_not_end(launch, monkeypatch):
     assert all(result.ok for result in results)
 
 
+def test_one_that_returned_may_take_its_time_to_end(launch):
+    def main(rank, number):
+        rank.leaves(value=pickle.dumps(1))
+        time.sleep(0.1)
+        rank.prints("the end")
+
+    results, _ = launch(main)
+    assert [result.output for result in results] == ["the end\n"] * 2
+
+
 def test_the_stop_button(launch):
     view = Stoppable(after=2)
     started = time.monotonic()

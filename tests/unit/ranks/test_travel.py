@@ -62,6 +62,7 @@ def uses_an_outer_variable():
     ("call", "named"),
     [
         ((len, ([], guard), {}), r"argument 1 \(lock\)"),
+        ((lambda lock: time, (guard,), {}), r"argument 0 \(lock\)"),
         ((len, (), {"key": guard}), r"argument key= \(lock\)"),
         (("script.py:main", (guard,), {}), r"argument 0 \(lock\)"),
         (
@@ -105,6 +106,13 @@ def test_a_function_in_a_script(script):
     assert sys.path[0] == str(script.parent)
     assert sys.modules["own_training"].main is fn  # workers of a DataLoader import it by name
     assert travel.load_function(fn) is fn
+
+
+def test_a_script_in_a_folder_with_a_colon(script):
+    folder = script.parent / "run:2"
+    folder.mkdir()
+    script.rename(folder / script.name)
+    assert travel.load_function(f"{folder / script.name}:main")(1)[0] == 1
 
 
 def test_a_script_that_is_no_python_file(script):
@@ -211,7 +219,8 @@ def test_an_error_without_the_launchers_lines():
     assert last.filename == __file__
     assert last.source == 'raise ValueError("bad label 11")'
     assert last.line == fails.__code__.co_firstlineno + 1
-    assert "cell In[4], line 2, in run\n" in error.traceback
+    top = "Traceback (most recent call last):\n  cell In[4], line 2, in run\n"
+    assert error.traceback.startswith(top)
     assert error.traceback.endswith("ValueError: bad label 11\n")
     assert "ranks" not in error.traceback.replace(__file__, "")
     assert abs(error.at - time.monotonic()) < 5
