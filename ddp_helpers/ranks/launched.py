@@ -9,7 +9,7 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from ddp_helpers.evidence.records import Frame, LastCall, RankResult
 from ddp_helpers.ranks import wire
 from ddp_helpers.ranks.travel import load_value
-from ddp_helpers.ranks.view import View
+from ddp_helpers.ranks.view import Silenceable
 
 LONGEST_LINE = 1 << 20  # bytes without a newline that are passed on all the same
 LONGEST_DRAIN = 0.5  # seconds to read what a rank that has ended left in its pipe
@@ -47,23 +47,6 @@ class Events:
         for key, _ in self._selector.select(max(0.0, seconds)):
             if key.fd in self._selector.get_map():  # an earlier call may have closed it
                 key.data()
-
-
-class Silenceable:
-    """The reader's view, which can be switched off for a while; without a view it is always off."""
-
-    def __init__(self, view: View | None) -> None:
-        self.given = view
-        self.shown = view
-
-    @contextlib.contextmanager
-    def silenced(self) -> Iterator[None]:
-        """Drop what ranks print within the block."""
-        self.shown = None
-        try:
-            yield
-        finally:
-            self.shown = self.given
 
 
 @dataclass(eq=False)

@@ -14,10 +14,10 @@ from typing import Any
 from ddp_helpers.evidence.records import RankResult
 from ddp_helpers.ranks import wire
 from ddp_helpers.ranks.interrupts import HeldInterrupts, interrupts_blocked
-from ddp_helpers.ranks.launched import Events, LaunchedRank, Silenceable
+from ddp_helpers.ranks.launched import Events, LaunchedRank
 from ddp_helpers.ranks.processes import count_memory_kills, has_exited, start_processes
 from ddp_helpers.ranks.stacks import StrandedLook, take_stacks
-from ddp_helpers.ranks.view import PER_SECOND, View
+from ddp_helpers.ranks.view import PER_SECOND, Silenceable, View
 
 GRACE_AFTER_FAILURE = 0.15  # seconds in which other ranks may still tell what became of them
 GRACE_AFTER_OUTCOME = 10.0  # seconds that a rank may take to end once its function has returned

@@ -7,6 +7,7 @@ import html
 import sys
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -37,6 +38,23 @@ class View(Protocol):
 
     def is_stop_asked(self) -> bool:
         """True once the reader has pressed the view's own stop button."""
+
+
+class Silenceable:
+    """The reader's view, which can be switched off for a while; without a view it is always off."""
+
+    def __init__(self, view: View | None) -> None:
+        self.given = view
+        self.shown = view
+
+    @contextlib.contextmanager
+    def silenced(self) -> Iterator[None]:
+        """Drop what ranks print within the block."""
+        self.shown = None
+        try:
+            yield
+        finally:
+            self.shown = self.given
 
 
 class TextView:

@@ -12,7 +12,8 @@ from small_ranks import Child, memory_file
 
 from ddp_helpers.evidence.records import Finding, Frame, LastCall, RankError
 from ddp_helpers.ranks import launched, wire
-from ddp_helpers.ranks.launched import Events, LaunchedRank, Silenceable
+from ddp_helpers.ranks.launched import Events, LaunchedRank
+from ddp_helpers.ranks.view import Silenceable
 
 
 class Recorder:

@@ -11,8 +11,9 @@ from small_ranks import Child, memory_file
 
 from ddp_helpers.evidence.frames import make_frame
 from ddp_helpers.ranks import stacks, travel, wire, worker
-from ddp_helpers.ranks.launched import Events, LaunchedRank, Silenceable
+from ddp_helpers.ranks.launched import Events, LaunchedRank
 from ddp_helpers.ranks.stacks import StrandedLook, parse_stack, take_stacks
+from ddp_helpers.ranks.view import Silenceable
 
 JOB = wire.Job(b"", 2, {}, "/", [], 1, {"/tmp/c.py": "a\n  work()\n"}, {"/tmp/c.py": "cell In[4]"})
 NO_FILE = -1
