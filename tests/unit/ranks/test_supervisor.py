@@ -6,6 +6,7 @@ import select
 import signal
 import threading
 import time
+from dataclasses import astuple
 
 import pytest
 from small_ranks import Child, Speaker
@@ -13,6 +14,7 @@ from test_launched import Recorder, is_alive
 
 from ddp_helpers.evidence.records import RankError
 from ddp_helpers.ranks import supervisor, wire
+from ddp_helpers.ranks.launched import Events
 from ddp_helpers.ranks.supervisor import Ending, Supervisor
 
 
@@ -339,6 +341,55 @@ def test_a_killed_spawned_ranks_folder_is_removed(launch, tmp_path):
 
     launch(main, temporary=name, own_temporary=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_no_rank_needed_is_not_missed(launch, tmp_path):
+    name = str(tmp_path / "pymp-x")
+    results, _ = launch(lambda rank, _: rank.leaves(), temporary=name, own_temporary=True)
+    assert all(result.ok for result in results)
+
+
+def test_files_have_names_that_lsof_shows(launch):
+    def main(rank, number):
+        names = [os.readlink(f"/proc/self/fd/{file}") for file in astuple(rank.files)]
+        return rank.leaves(value=pickle.dumps(names))
+
+    results, _ = launch(main, nprocs=1)
+    assert results[0].value[2:] == [
+        f"/memfd:ddp_helpers-{name} (deleted)" for name in ("job", "outcome", "stacks", "last-call")
+    ]
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """How long the launcher means to wait, each time."""
+    seen, pump = [], Events.pump
+
+    def note(events, seconds):
+        seen.append(seconds)
+        pump(events, seconds)
+
+    monkeypatch.setattr(Events, "pump", note)
+    return seen
+
+
+def test_while_nothing_happens_it_waits_for_the_next_redraw(launch, waits):
+    launch(lambda *_: time.sleep(60), view=Stoppable(after=4))
+    assert 0.09 < max(waits) <= 1 / supervisor.PER_SECOND + supervisor.JUST_AFTER
+
+
+def test_after_a_failure_it_waits_for_the_grace_without_a_spin(launch, waits, monkeypatch):
+    monkeypatch.setattr(supervisor, "GRACE_AFTER_FAILURE", 0.08)
+
+    def main(rank, number):
+        if number:
+            return rank.leaves(error=RankError("E", "", ""), exit_code=1)
+        time.sleep(60)
+
+    _, ending = launch(main)
+    assert ending is Ending.FAILED
+    assert any(0 < seconds < 0.085 for seconds in waits)
+    assert len(waits) < 60
 
 
 def test_a_shared_folder_stays(launch, tmp_path):
