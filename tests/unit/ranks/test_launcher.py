@@ -458,6 +458,20 @@ def test_what_is_no_function_of_a_script(supervised, script, target, text):
     assert str(caught.value) == text.format(script)
 
 
+def test_a_script_in_a_folder_with_a_colon(supervised, script):
+    (script / "run:2").mkdir()
+    (script / "a.py").rename(script / "run:2" / "a.py")
+    launch("run:2/a.py:main", 2)
+    assert "run" in supervised.steps
+
+
+def test_a_script_that_is_no_python(supervised, script):
+    (script / "empty.py").write_text("def main(:\n")
+    with pytest.raises(SyntaxError) as caught:
+        launch("empty.py:main", 2)
+    assert caught.value.filename == "empty.py"
+
+
 def test_a_result_says_how_it_went():
     result = LaunchResult((RankResult(0, 1, exit_code=0),), 1.234)
     assert repr(result) == "LaunchResult(1 ranks, ok, 1.23 s)"
