@@ -1,5 +1,6 @@
 """What launch() refuses, and what it hands to the supervisor; no rank starts here."""
 
+import inspect
 import multiprocessing.util
 import os
 import re
@@ -470,6 +471,11 @@ def test_a_script_that_is_no_python(supervised, script):
     with pytest.raises(SyntaxError) as caught:
         launch("empty.py:main", 2)
     assert caught.value.filename == "empty.py"
+
+
+def test_type_checkers_know_every_option():
+    taken = inspect.signature(launch).parameters
+    assert set(taken) - {"fn", "nprocs"} == set(launcher.Options.__annotations__)
 
 
 def test_a_result_says_how_it_went():
