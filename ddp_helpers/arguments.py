@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 
-def check_whole(name: str, value: object, least: int) -> None:
-    """Raise ValueError unless `value` is a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}={value!r}: expected a whole number, at least {least}")
+def check_whole(name: str, value: object, least: int | None = None) -> None:
+    """Raise ValueError unless `value` is a whole number, of at least `least` if that is given."""
+    below = isinstance(value, int) and least is not None and value < least
+    if below or isinstance(value, bool) or not isinstance(value, int):
+        bound = "" if least is None else f", at least {least}"
+        raise ValueError(f"{name}={value!r}: expected a whole number{bound}")
 
 
-def check_ranks(rank: object, world_size: object) -> None:
+def check_ranks(rank: object, world_size: int) -> None:
     """Raise ValueError unless `rank` is one of `world_size` ranks."""
     check_whole("world_size", world_size, least=1)
     if isinstance(rank, bool) or not isinstance(rank, int) or not 0 <= rank < world_size:

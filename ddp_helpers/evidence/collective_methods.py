@@ -28,4 +28,5 @@ INPUTS: dict[str, int | None] = {
     "barrier": None,
     "monitored_barrier": None,
 }
+# what one rank sends to one other
 POINT_TO_POINT = ("send", "recv", "recv_anysource")

@@ -10,23 +10,28 @@ from pathlib import Path
 
 from ddp_helpers.evidence.records import Frame
 
-LIBRARY_FOLDERS = tuple(
-    str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "purelib", "platlib")
+
+def _as_found_and_resolved(*folders: str) -> tuple[str, ...]:
+    """Python names a file by the way it was found, and that may lead over a link."""
+    found = (*folders, *(str(Path(folder).resolve()) for folder in folders))
+    return tuple(os.path.join(folder, "") for folder in found)
+
+
+PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+LIBRARY_FOLDERS = _as_found_and_resolved(
+    *map(sysconfig.get_path, ("stdlib", "purelib", "platlib")), PACKAGE
 )
-OWN_FOLDER = str(Path(__file__).resolve().parents[1])
 # what stands between the start of a rank and the reader's function
-LAUNCHER_FILES = tuple(
-    os.path.join(OWN_FOLDER, "ranks", name) for name in ("worker.py", "travel.py")
-)
-OPEN_FOLDERS = tuple(  # ours, and yet code that a learner runs, reads and changes
-    os.path.join(OWN_FOLDER, name) for name in ("templates", "faults", "exercises")
+LAUNCHER_FILES = tuple(os.path.join(PACKAGE, "ranks", name) for name in ("worker.py", "travel.py"))
+OPEN_FOLDERS = _as_found_and_resolved(  # ours, and yet code that a learner runs, reads and changes
+    *(os.path.join(PACKAGE, name) for name in ("templates", "faults", "exercises"))
 )
 
 
 @functools.cache  # asked for each line of a stack at each collective
 def is_user_file(filename: str) -> bool:
     """True for the reader's own code: neither a library's nor this package's."""
-    library = filename.startswith((*LIBRARY_FOLDERS, OWN_FOLDER, "<frozen"))
+    library = filename.startswith((*LIBRARY_FOLDERS, "<frozen"))
     return not library or filename.startswith(OPEN_FOLDERS)
 
 

@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
+from types import FrameType
 
 from ddp_helpers.evidence.collective_methods import INPUTS, POINT_TO_POINT
 from ddp_helpers.evidence.frames import is_user_file, make_frame
@@ -61,7 +62,8 @@ def _kept(original: Callable, file: int, numbers: itertools.count) -> Callable:
 
 def _caller(method: str) -> tuple[str, str, int, str]:
     """Name of torch's function that was called, and the reader's line that called it."""
-    frame, called = sys._getframe(2), method
+    frame: FrameType | None = sys._getframe(2)
+    called = method
     while frame is not None:
         code = frame.f_code
         if is_user_file(code.co_filename):

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+# what the function returns; covariant, because nobody writes into a frozen record
+R_co = TypeVar("R_co", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -84,11 +88,11 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class RankResult:
+class RankResult(Generic[R_co]):
     """What one rank left: its value, everything it printed, and how it ended."""
 
     rank: int
-    value: object = None
+    value: R_co = None  # type: ignore[assignment]  # a rank that failed has none
     output: str = ""
     exit_code: int | None = None
     """0 after a normal end, a negative signal number, or None if the launcher ended the rank."""
@@ -119,15 +123,15 @@ class RankResult:
 
 
 @dataclass(frozen=True)
-class LaunchResult:
+class LaunchResult(Generic[R_co]):
     """What `launch()` returns: one `RankResult` a rank, in rank order."""
 
-    ranks: tuple[RankResult, ...]
+    ranks: tuple[RankResult[R_co], ...]
     seconds: float = 0.0
     start_method: str = "forkserver"
 
     @property
-    def values(self) -> list[object]:
+    def values(self) -> list[R_co]:
         """The function's return values, in rank order."""
         return [rank.value for rank in self.ranks]
 
@@ -141,7 +145,7 @@ class LaunchResult:
         }
         return sorted(found.values(), key=lambda finding: not finding.serious)
 
-    def __getitem__(self, rank: int) -> RankResult:
+    def __getitem__(self, rank: int) -> RankResult[R_co]:
         return self.ranks[rank]
 
     def __len__(self) -> int:

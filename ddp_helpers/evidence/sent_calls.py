@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-POINT_TO_POINT = ("send", "recv", "recv_anysource")
+from ddp_helpers.evidence.collective_methods import POINT_TO_POINT
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,10 @@ def _noted(original: Callable, name: str, calls: list[Call]) -> Callable:
 
 
 def _records() -> list[dict]:
-    from torch._C._distributed_c10d import _dump_fr_trace_json
+    from torch._C import _distributed_c10d as c10d
 
-    return json.loads(_dump_fr_trace_json()).get("entries", [])
+    text = c10d._dump_fr_trace_json()  # type: ignore[attr-defined]  # torch ships no type for it
+    return json.loads(text).get("entries", [])
 
 
 def _last_record() -> int:

@@ -14,8 +14,10 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from types import ModuleType
 from typing import TYPE_CHECKING
 
+from ddp_helpers.arguments import check_whole
 from ddp_helpers.group.rendezvous import check_init_method, default_init_method
 from ddp_helpers.group.torch_mends import hold_ended_group, mend_rendezvous, release_ended_groups
 
@@ -195,8 +197,9 @@ def _who(
     """Argument, then torchrun's variables, then Slurm's."""
     size = _pick(env, "world_size", world_size, "WORLD_SIZE", "SLURM_NTASKS")
     number = _pick(env, "rank", rank, "RANK", "SLURM_PROCID")
-    missing = [name for name, got in (("RANK", number), ("WORLD_SIZE", size)) if got is None]
-    if missing:
+    if number is None or size is None:
+        given = (("RANK", number), ("WORLD_SIZE", size))
+        missing = [name for name, value in given if value is None]
         raise ValueError(
             f"{' and '.join(missing)} not set, so this process can't tell which rank it is: "
             "start it with launch(fn, nprocs=2), with torchrun --nproc-per-node=2 SCRIPT, "
@@ -224,8 +227,7 @@ def _pick(
     env: Mapping[str, str], name: str, given: int | None, variable: str, slurm: str | None
 ) -> int | None:
     if given is not None:
-        if isinstance(given, bool) or not isinstance(given, int):
-            raise ValueError(f"{name}={given!r}: expected a whole number")
+        check_whole(name, given)
         return given
     for source in (variable, slurm):
         if source and source in env:
@@ -274,7 +276,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _barrier(dist) -> None:
+def _barrier(dist: ModuleType) -> None:
     if dist.get_backend() == "nccl":
         import torch
 
@@ -283,7 +285,7 @@ def _barrier(dist) -> None:
         dist.barrier()
 
 
-def _running_group():
+def _running_group() -> ModuleType | None:
     """torch.distributed if a group is running; does not import torch to find out."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.distributed.is_available():

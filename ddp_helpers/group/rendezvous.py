@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
+# below 32768, from where on Linux picks ports for calls that go out
+SLURM_PORTS = range(20000, 30000)
 
 
 def check_init_method(init_method: str, *, hosting: bool = True) -> None:
@@ -38,7 +40,8 @@ def default_init_method(env: Mapping[str, str], world_size: int) -> str:
     """`env://` under torchrun and `launch()`, a `tcp://` address under Slurm or when alone."""
     if "MASTER_ADDR" not in env and "SLURM_JOB_ID" in env:
         # each job has a port of its own, so two jobs on one node don't meet by mistake
-        return f"tcp://{_first_slurm_host(env)}:{20000 + int(env['SLURM_JOB_ID']) % 10000}"
+        port = SLURM_PORTS[int(env["SLURM_JOB_ID"]) % len(SLURM_PORTS)]
+        return f"tcp://{_first_slurm_host(env)}:{port}"
     if "MASTER_ADDR" not in env and world_size == 1:
         with socket.create_server(("localhost", 0)) as probe:
             return f"tcp://localhost:{probe.getsockname()[1]}"

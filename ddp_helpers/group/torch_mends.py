@@ -10,8 +10,12 @@ import importlib
 import itertools
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from ddp_helpers.group.rendezvous import AGENT_STORE, hosted_by_launcher, is_launchers_port
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
 
 _ended_groups: list[object] = []
 atexit.register(_ended_groups.clear)
@@ -50,8 +54,10 @@ def mend_destroy_process_group() -> None:
         hold_ended_group()
         destroy(*args, **kwargs)
 
-    destroy_process_group.ours = True
-    c10d.destroy_process_group = dist.destroy_process_group = destroy_process_group
+    destroy_process_group.ours = True  # type: ignore[attr-defined]  # a mark: mended already
+    mended = destroy_process_group
+    c10d.destroy_process_group = mended  # type: ignore[attr-defined]  # torch's own is replaced
+    dist.destroy_process_group = mended
 
 
 def mend_rendezvous() -> None:
@@ -73,7 +79,7 @@ def mend_rendezvous() -> None:
 
     starts = itertools.count()
 
-    def create_store(hostname: str, port: int, *args: object, **kwargs: object):
+    def create_store(hostname: str, port: int, *args: object, **kwargs: object) -> Store:
         release_ended_groups()
         if not hosted_by_launcher(port):
             with _without_agent_store(not is_launchers_port(port)):
@@ -82,8 +88,8 @@ def mend_rendezvous() -> None:
             store = create(hostname, port, *args, **kwargs)
         return PrefixStore(f"start-{next(starts)}", store)  # each group has its own keys
 
-    create_store.ours = True
-    torchs._create_c10d_store = create_store
+    create_store.ours = True  # type: ignore[attr-defined]  # a mark: mended already
+    torchs._create_c10d_store = create_store  # type: ignore[attr-defined]  # torch's own
 
 
 @contextlib.contextmanager

@@ -11,12 +11,13 @@ import os
 import secrets
 import select
 import socket
-import struct
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+from ddp_helpers.ranks import wire
 from ddp_helpers.ranks.interrupts import interrupts_blocked
 
 READY = "DDP_HELPERS_READY"
@@ -25,6 +26,11 @@ READY = "DDP_HELPERS_READY"
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 LONGEST_START = 120.0  # seconds for torch to load, on the busiest of machines
 LOOK = 0.1  # seconds between looks at a server that still loads
+ENDED = (
+    "the fork server ended while it started the ranks, perhaps because memory ran out: launch "
+    'again, or use start_method="spawn"'
+)
+# both guard what belongs to the whole process, while a thread has changed it for a moment
 _variables_lock = threading.Lock()
 _spawn_lock = threading.RLock()
 _listener: socket.socket | None = None  # open while the server that we started still loads
@@ -37,10 +43,10 @@ def warm_up() -> None:
     from multiprocessing import forkserver, set_forkserver_preload
 
     tidy_up()
-    server = forkserver._forkserver
+    server = _server()
     set_forkserver_preload(["ddp_helpers.ranks.preload"])
     start_resource_tracker()
-    if server._forkserver_pid is not None:
+    if server._forkserver_pid is not None:  # ours, or one that somebody else has started
         return
     name = _listen()
     threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
@@ -57,11 +63,10 @@ def wait_until_ready(seconds: float) -> bool:
     Raises:
         RuntimeError: it ended instead.
     """
-    from multiprocessing import forkserver
-
     limit = time.monotonic() + seconds
-    pid = forkserver._forkserver._forkserver_pid
-    while _listener is not None and pid == _started_pid:  # somebody else's server tells nobody
+    pid = _server()._forkserver_pid
+    # a server that we did not start tells nobody when it is ready
+    while _listener is not None and pid is not None and pid == _started_pid:
         if has_ended(pid):
             raise RuntimeError(ENDED)
         if _has_called(pid):
@@ -74,24 +79,20 @@ def wait_until_ready(seconds: float) -> bool:
 def _has_called(pid: int) -> bool:
     """True once the server says that it is ready; waits a moment for it."""
     listener = _listener
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # another thread was first
-        if select.select([listener], [], [], LOOK)[0]:
+    # OSError, ValueError: another thread was first, and has closed it
+    with contextlib.suppress(OSError, ValueError):
+        if listener is not None and select.select([listener], [], [], LOOK)[0]:
             with listener.accept()[0] as caller:
-                return _pid_of(caller) == pid
+                return wire.peer_of(caller).pid == pid
     return False
 
 
-ENDED = (
-    "the fork server ended while it started the ranks, perhaps because memory ran out: launch "
-    'again, or use start_method="spawn"'
-)
-
-
 def tidy_up() -> None:
-    """Forget a fork server that was killed, as multiprocessing does when it needs the next one."""
-    from multiprocessing import forkserver
+    """Forget a fork server that was killed, as multiprocessing does when it needs the next one.
 
-    server = forkserver._forkserver
+    multiprocessing would notice only then, and a launch by spawn never asks it.
+    """
+    server = _server()
     with server._lock:
         if server._forkserver_pid is None or not has_ended(server._forkserver_pid):
             return
@@ -105,8 +106,16 @@ def tidy_up() -> None:
     _hang_up()
 
 
+def _server() -> Any:
+    """multiprocessing's one fork server; what it knows of its process has no public name."""
+    from multiprocessing import forkserver
+
+    return forkserver._forkserver
+
+
 def has_ended(pid: int) -> bool:
     """True for a child that has ended, also if nobody has asked for its exit code yet."""
+    # WNOWAIT leaves the exit code to who is to have it
     try:
         return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
     except ChildProcessError:
@@ -127,16 +136,21 @@ def start_resource_tracker() -> None:
 
 @contextlib.contextmanager
 def _own_session() -> Iterator[None]:
-    """What multiprocessing starts in the block outlives a kill of this process's group."""
+    """What multiprocessing starts in the block outlives a kill of this process's group.
+
+    Jupyter kills a kernel's whole group. These helpers must stay a moment longer, because they
+    remove what the kernel can't remove any more.
+    """
     from multiprocessing import util
 
-    def spawn(path: str, args: list[str], passfds: tuple[int, ...]) -> int:
+    def spawn(path: str, args: Sequence[Any], passfds: Sequence[int]) -> int:
         process = subprocess.Popen(args, executable=path, pass_fds=passfds, start_new_session=True)
         process.returncode = 0  # multiprocessing waits for it, not this object
         return process.pid
 
     with _spawn_lock:
-        before, util.spawnv_passfds = util.spawnv_passfds, spawn
+        before = util.spawnv_passfds
+        util.spawnv_passfds = spawn  # type: ignore[assignment]  # its own takes bytes, too
         try:
             yield
         finally:
@@ -169,12 +183,9 @@ def _hang_up() -> None:
         listener.close()
 
 
-def _pid_of(link: socket.socket) -> int:
-    return struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
-
-
 @contextlib.contextmanager
 def _variables(**values: str) -> Iterator[None]:
+    """Set variables for a process that is started in the block; multiprocessing takes none."""
     with _variables_lock:
         before = {name: os.environ.get(name) for name in values}
         os.environ.update(values)

@@ -12,14 +12,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 from ddp_helpers.evidence.records import Frame, LastCall, RankResult
 from ddp_helpers.ranks import wire
 from ddp_helpers.ranks.travel import load_value
-from ddp_helpers.ranks.view import View
+from ddp_helpers.ranks.view import Silenceable
 
 LONGEST_LINE = 1 << 20  # bytes without a newline that are passed on all the same
 LONGEST_DRAIN = 0.5  # seconds to read what a rank that has ended left in its pipe
+READ_AT_ONCE = 1 << 16  # bytes: as many as a pipe holds
 
 
 class Events:
@@ -47,26 +49,13 @@ class Events:
                 key.data()
 
 
-class Silenceable:
-    """The reader's view, which can be switched off for a while; without a view it is always off."""
-
-    def __init__(self, view: View | None) -> None:
-        self.given = view
-        self.shown = view
-
-    @contextlib.contextmanager
-    def silenced(self):
-        """Drop what ranks print within the block."""
-        self.shown = None
-        try:
-            yield
-        finally:
-            self.shown = self.given
-
-
 @dataclass(eq=False)
 class LaunchedRank:
-    """The launcher's side of one rank."""
+    """The launcher's side of one rank.
+
+    Three things tell of its end, in any order: the outcome that it left, the end of its output,
+    and the end of its process. Only the last one always comes, so only `has_ended` may conclude.
+    """
 
     rank: int
     process: BaseProcess
@@ -82,8 +71,10 @@ class LaunchedRank:
     exit_code: int | None = None
     ended: bool = False
     ended_by_us: bool = False
+    """The launcher has killed it, so its exit code says nothing about its function."""
     failed_at: float | None = None
     finished_at: float = 0.0
+    """When its function had returned or, if that never came, when its process had ended."""
     stack: tuple[Frame, ...] = ()
     last_call: LastCall | None = None
     stopped: bool = False
@@ -91,7 +82,7 @@ class LaunchedRank:
     def listen(self, link: socket.socket, files: wire.RankFiles) -> None:
         """It has called: hear what it prints and says from now on."""
         self.link, self.files = link, files
-        os.set_blocking(files.output, False)
+        os.set_blocking(files.output, False)  # a launcher that waited for one would miss the others
         self.events.on(files.output, self._read_output)
         self.events.on(link, self._read_message)
 
@@ -118,7 +109,9 @@ class LaunchedRank:
         if report is None:
             self._read_outcome()
         elif self.view.shown:
-            self.view.shown.report(self.rank, **report)
+            self.view.shown.report(
+                self.rank, step=report.step, total=report.total, loss=report.loss
+            )
 
     def _read_outcome(self) -> None:
         assert self.files is not None
@@ -133,8 +126,8 @@ class LaunchedRank:
         assert self.files is not None
         data = b""
         with contextlib.suppress(BlockingIOError):
-            data = os.read(self.files.output, 1 << 16)
-            if not data:
+            data = os.read(self.files.output, READ_AT_ONCE)
+            if not data:  # the end: it would be ready to be read for ever
                 self.events.off(self.files.output)
         lines = re.split(rb"\r?\n", self.partial + data)
         self.partial = lines.pop()
@@ -152,13 +145,16 @@ class LaunchedRank:
 
     def has_ended(self) -> None:
         """Its process is gone: read what it left, and end what it left running."""
+        # first of all: a sentinel stays ready for ever, and reading what is left takes a moment
         self.events.off(self.process.sentinel)
-        self.process.join()
+        self.process.join()  # it is gone: this only fetches the exit code
         self.exit_code, self.ended = self.process.exitcode, True
         self.finished_at = self.finished_at or time.monotonic()
         if self.link and not self.outcome:
+            # its end may be seen before its last words, which were sent before
             self._read_last_messages(self.link)
-        self.kill()  # whatever child processes it left
+        # whatever child processes it left; before the last look at the pipe, which they may fill
+        self.kill()
         self._drain()
         failed = self.outcome.exit_code != 0 if self.outcome else not self.ended_by_us
         if failed and self.failed_at is None:
@@ -176,7 +172,8 @@ class LaunchedRank:
     def _drain(self) -> None:
         """Read what is left in the pipe, also the last line without a newline.
 
-        A child that the rank left may hold the pipe open, so its end need not come.
+        The pipe's end need not come: a child of the rank that has left its group was not killed,
+        and may hold it open, or go on printing.
         """
         limit = time.monotonic() + LONGEST_DRAIN
         while self.files and self.files.output in self.events and time.monotonic() < limit:
@@ -190,11 +187,12 @@ class LaunchedRank:
 
     def kill(self) -> None:
         """End it and its children at once."""
-        kill = os.killpg if self.link else os.kill  # its group exists once it has called us
+        # it makes its group before it calls us; until then it is still in ours
+        kill = os.killpg if self.link else os.kill
         with contextlib.suppress(ProcessLookupError, PermissionError):
             kill(self.pid, signal.SIGKILL)
 
-    def result(self, memory_kills: bool) -> RankResult:
+    def result(self, memory_kills: bool) -> RankResult[Any]:
         """What it left, in full.
 
         Args:
@@ -205,7 +203,7 @@ class LaunchedRank:
         if outcome and outcome.value is not None:
             value, error = load_value(outcome.value)
         exit_code = None if self.ended_by_us else self.exit_code
-        if outcome:
+        if outcome:  # what the function did counts, not how the process ended after it
             exit_code = outcome.exit_code if error is None else outcome.exit_code or 1
         return RankResult(
             self.rank,

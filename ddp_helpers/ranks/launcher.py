@@ -18,7 +18,9 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, TypedDict, TypeVar, Unpack, overload
 
+from ddp_helpers.arguments import check_whole
 from ddp_helpers.diagnosis.failure_report import failure_report
 from ddp_helpers.environment.check import default_nprocs, usable_cpu_count
 from ddp_helpers.evidence.records import LaunchResult
@@ -29,15 +31,18 @@ from ddp_helpers.ranks.travel import pack
 from ddp_helpers.ranks.view import PanelView, TextView, View
 from ddp_helpers.ranks.wire import Job
 
+R = TypeVar("R")
 START_METHODS = ("forkserver", "spawn")
 INSIDE_A_RANK = "DDP_HELPERS_INSIDE_A_RANK"
 SANITIZE = "DDP_HELPERS_SANITIZE"
+STORE_BACKLOG = 1024  # calls that may wait: all ranks of a big machine call at once
+STORE_PATIENCE = timedelta(seconds=60)  # for an answer of a store in this very process
 
 
 class LaunchError(RuntimeError):
     """A rank failed, or the ranks did not end in time. `.result` holds what each rank left."""
 
-    def __init__(self, report: str, result: LaunchResult) -> None:
+    def __init__(self, report: str, result: LaunchResult[Any]) -> None:
         super().__init__(report)
         self.result = result
 
@@ -53,7 +58,7 @@ class LaunchTimeoutError(LaunchError):
 class LaunchStopped(KeyboardInterrupt):
     """The reader pressed the stop button of the live view. `.result` holds what each rank left."""
 
-    def __init__(self, result: LaunchResult) -> None:
+    def __init__(self, result: LaunchResult[Any]) -> None:
         super().__init__(f"stopped after {result.seconds:.1f} s, and all ranks have ended")
         self.result = result
 
@@ -61,11 +66,35 @@ class LaunchStopped(KeyboardInterrupt):
         return [f"{type(self).__name__}: {self}"]
 
 
+class Options(TypedDict, total=False):
+    """What `launch()` takes besides the function and the number of ranks, for type checkers."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, object] | None
+    env: Mapping[str, str] | None
+    timeout: float
+    threads_per_rank: int | None
+    start_method: str
+    echo: bool
+    live: bool | View
+    sanitize: bool | int
+
+
+@overload
 def launch(
-    fn: Callable | str,
+    fn: Callable[..., R], nprocs: int | None = None, **options: Unpack[Options]
+) -> LaunchResult[R]: ...
+
+
+@overload
+def launch(fn: str, nprocs: int | None = None, **options: Unpack[Options]) -> LaunchResult[Any]: ...
+
+
+def launch(
+    fn: Callable[..., Any] | str,
     nprocs: int | None = None,
     *,
-    args: tuple = (),
+    args: tuple[Any, ...] = (),
     kwargs: Mapping[str, object] | None = None,
     env: Mapping[str, str] | None = None,
     timeout: float = 600.0,
@@ -74,7 +103,7 @@ def launch(
     echo: bool = True,
     live: bool | View = False,
     sanitize: bool | int = False,
-) -> LaunchResult:
+) -> LaunchResult[Any]:
     """Run `fn(*args, **kwargs)` on `nprocs` ranks and return what each one left.
 
     Args:
@@ -178,8 +207,7 @@ def _check(
             "launch() was called inside a rank: call it from the notebook, or in a script under "
             '`if __name__ == "__main__":`'
         )
-    if isinstance(nprocs, bool) or not isinstance(nprocs, int) or nprocs < 1:
-        raise ValueError(f"nprocs={nprocs!r}: expected a whole number, at least 1")
+    check_whole("nprocs", nprocs, least=1)
     if not timeout > 0:
         raise ValueError(f"timeout={timeout!r}: expected more than 0 seconds")
     if threads is not None and threads < 1:
@@ -192,7 +220,8 @@ def _check(
     elif not callable(fn):
         raise TypeError(f"fn={fn!r}: expected a function, or a text like 'script.py:main'")
     elif inspect.iscoroutinefunction(fn):
-        raise TypeError(f"{fn.__name__} is an async function: pass a plain function")
+        name = getattr(fn, "__name__", fn)
+        raise TypeError(f"{name} is an async function: pass a plain function")
 
 
 def _sanitize_every(sanitize: bool | int) -> int:
@@ -207,7 +236,7 @@ def _sanitize_every(sanitize: bool | int) -> int:
     return int(sanitize) or int(text)
 
 
-def _print_notes(result: LaunchResult, echo: bool) -> None:
+def _print_notes(result: LaunchResult[Any], echo: bool) -> None:
     for finding in result.findings if echo else []:
         print(f"sanitizer, a note: {finding}", flush=True)
 
@@ -251,13 +280,13 @@ def _rendezvous_store() -> Iterator[int]:
 
     # torch's own socket would take IPv6 too: open to the network, and each rank that calls has
     # an address (::ffff:127.0.0.1) whose name torch asks the name server for, 5 s if it is slow
-    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    listener = socket.create_server(("127.0.0.1", 0), backlog=STORE_BACKLOG)
     store = TCPStore(
         "127.0.0.1",
         listener.getsockname()[1],
         is_master=True,
         wait_for_workers=False,
-        timeout=timedelta(seconds=60),
+        timeout=STORE_PATIENCE,
         master_listen_fd=listener.detach(),
     )
     yield store.port

@@ -25,7 +25,9 @@ def notebook_cells() -> tuple[dict[str, str], dict[str, str]]:
         return {}, {}
     sources, names = {}, {}
     for filename, entry in list(linecache.cache.items()):
-        known = shell.compile.format_code_name(filename) if len(entry) == 4 else None
+        if len(entry) != 4:  # only a promise to read the file when it is asked for: no cell
+            continue
+        known = shell.compile.format_code_name(filename)
         if known:
             sources[filename] = "".join(entry[2])
             names[filename] = f"{known[0].lower()} {known[1]}"

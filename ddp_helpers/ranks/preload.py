@@ -22,11 +22,15 @@ def remove_listener() -> None:
     """A killed kernel can't remove its temporary folder, where this server's socket lies."""
     from multiprocessing import forkserver
 
-    address = forkserver._forkserver._forkserver_address
+    server = forkserver._forkserver
+    address = server._forkserver_address  # type: ignore[attr-defined]  # it has no public name
+    # each rank is a fork of this process, and has inherited this function: it must not clear up
     if os.getpid() == server_pid and isinstance(address, str):
         shutil.rmtree(os.path.dirname(address), ignore_errors=True)
 
 
+# else multiprocessing would drop the error and the rest of this file with it, and nobody would hear
+# that the server is ready; a rank imports them again, and can tell what is missing
 with contextlib.suppress(ImportError):
     import cloudpickle
     import torch
@@ -39,7 +43,9 @@ with contextlib.suppress(ImportError):
 import ddp_helpers.group.lifetime
 import ddp_helpers.ranks.worker
 
-gc.freeze()  # ranks share these pages as long as the collector does not touch them
+# a fork shares each page of memory until one side writes to it. The collector writes a count into
+# every object that it looks at, but leaves frozen ones alone
+gc.freeze()
 
 with (  # tell whoever started this server that it is ready
     contextlib.suppress(OSError, KeyError),

@@ -41,7 +41,7 @@ def report(*, step: int, total: int | None = None, loss: float | None = None) ->
         select.select([], [_link], [], LAST_ONE_WAITS)
     whole = None if total is None else int(total)
     with contextlib.suppress(OSError):  # the launcher is busy: this report is dropped
-        wire.send_report(_link, {"step": int(step), "total": whole, "loss": number})
+        wire.send_report(_link, wire.Report(int(step), whole, number))
 
 
 def connect(link: socket.socket) -> None:

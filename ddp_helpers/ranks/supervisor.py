@@ -6,20 +6,24 @@ import contextlib
 import os
 import pickle
 import shutil
+import socket
 import time
 from enum import Enum
+from typing import Any
 
 from ddp_helpers.evidence.records import RankResult
 from ddp_helpers.ranks import wire
 from ddp_helpers.ranks.interrupts import HeldInterrupts, interrupts_blocked
-from ddp_helpers.ranks.launched import Events, LaunchedRank, Silenceable
+from ddp_helpers.ranks.launched import Events, LaunchedRank
 from ddp_helpers.ranks.processes import count_memory_kills, has_exited, start_processes
 from ddp_helpers.ranks.stacks import StrandedLook, take_stacks
-from ddp_helpers.ranks.view import PER_SECOND, View
+from ddp_helpers.ranks.view import PER_SECOND, Silenceable, View
 
 GRACE_AFTER_FAILURE = 0.15  # seconds in which other ranks may still tell what became of them
 GRACE_AFTER_OUTCOME = 10.0  # seconds that a rank may take to end once its function has returned
 LONGEST_END = 10.0  # seconds until the kernel has ended processes that were killed
+LOOK = 0.05  # seconds between looks at processes that were killed
+JUST_AFTER = 0.001  # seconds: a wait that ends just before its time would be repeated in a spin
 
 
 class Ending(Enum):
@@ -52,17 +56,19 @@ class Supervisor:
         self._ranks: list[LaunchedRank] = []
         self._interrupts = HeldInterrupts()
         self._stranded = StrandedLook()
+        # closed in the reverse order: the listener and the ranks' files, the selector last of all
         self._files = contextlib.ExitStack()
         self._events = Events()
         self._files.callback(self._events.close)
 
-    def run(self) -> list[RankResult]:
+    def run(self) -> list[RankResult[Any]]:
         """Start, watch and end the ranks; results in rank order."""
         started_at = time.monotonic()
         memory_kills = count_memory_kills()
         # a Ctrl-C between the birth of a process and the line that notes it would leave it behind:
         # it is held back here, and let in where the watch begins to wait
         with self._interrupts:
+            # whatever happens in here, also to the launcher itself, no rank may stay behind
             try:
                 self._start()
                 self.ending = self._watch(started_at + self.timeout)
@@ -87,7 +93,8 @@ class Supervisor:
             if number is not None:
                 self._hand_over(link, self._ranks[number], job_file)
 
-        # ranks that call before all are started wait in the listener's queue
+        # nobody looks at the events yet: ranks that call at once wait in the listener's queue, so
+        # that each has its place in _ranks when it is served
         self._events.on(listener, on_call)
         with interrupts_blocked():
             started = start_processes(self.job.nprocs, address, self.start_method)
@@ -96,7 +103,7 @@ class Supervisor:
                 self._ranks.append(rank)
                 self._events.on(process.sentinel, rank.has_ended)
 
-    def _hand_over(self, link, rank: LaunchedRank, job_file: int) -> None:
+    def _hand_over(self, link: socket.socket, rank: LaunchedRank, job_file: int) -> None:
         """Give a rank that has called its files, and listen to it from now on."""
         output, ranks_output = os.pipe()
         ranks_lifeline, lifeline = os.pipe()
@@ -104,6 +111,7 @@ class Supervisor:
             self._files.callback(os.close, file)
         names = ("outcome", "stacks", "last-call")
         outcome, stacks, last_call = map(self._memory_file, names)
+        # before the files are sent: what a rank says at once must find somebody who listens
         rank.listen(link, wire.RankFiles(output, lifeline, job_file, outcome, stacks, last_call))
         theirs = wire.RankFiles(ranks_output, ranks_lifeline, job_file, outcome, stacks, last_call)
         try:
@@ -111,8 +119,8 @@ class Supervisor:
         except OSError:
             pass  # the rank died at once: its end tells the rest
         finally:
-            # ours must be the only ends that stay open here: a pipe whose other end the launcher
-            # holds itself would never tell that the rank is gone
+            # theirs must not stay open here: a pipe that the launcher could write into itself
+            # would never come to its end
             os.close(ranks_output)
             os.close(ranks_lifeline)
 
@@ -127,19 +135,22 @@ class Supervisor:
     def _watch(self, deadline: float) -> Ending:
         view = self._view.shown
         while self._living():
-            self._interrupts.deliver()
+            self._interrupts.deliver()  # here every rank is noted, and _end() will find it
             self._events.pump(self._patience(deadline))
             if view:
                 view.tick()
                 if view.is_stop_asked():
                     return Ending.STOPPED
             now = time.monotonic()
+            # not at once: the one that failed first to our eyes may be a consequence of another's
+            # failure, whose outcome is still under way
             failed_at = self._failed_at()
             if failed_at is not None and now > failed_at + GRACE_AFTER_FAILURE:
                 self._take_stacks()
                 return Ending.FAILED
             if now > deadline:
                 self._take_stacks()
+                # the limit is the function's; one that has returned just in time is not late
                 late = any(rank.outcome is None for rank in self._living())
                 return Ending.TIMED_OUT if late else Ending.ALL_ENDED
             if self._only_leavers(now):
@@ -159,7 +170,7 @@ class Supervisor:
         failed_at = self._failed_at()
         if failed_at is not None:
             limits.append(failed_at + GRACE_AFTER_FAILURE)
-        return min(limits) - time.monotonic() + 0.001  # just after it, not just before
+        return min(limits) - time.monotonic() + JUST_AFTER
 
     def _only_leavers(self, now: float) -> bool:
         """True if all that still run have told their outcome, and take too long to end."""
@@ -179,14 +190,15 @@ class Supervisor:
             # one that has come to its own end keeps its exit code, which may be under way
             rank.ended_by_us = not has_exited(rank.pid)
             rank.kill()
+        # their last words are still read, and the view still hears them
         limit = time.monotonic() + LONGEST_END
         while self._living() and time.monotonic() < limit:
-            self._events.pump(0.05)
-        self._files.close()
+            self._events.pump(LOOK)
+        self._files.close()  # with it the lifelines: what escaped the kill dies now
         if self._view.given:
             self._view.given.close()
         for rank in self._ranks:
-            if rank.ended:
+            if rank.ended:  # close() refuses a process that still runs
                 rank.process.close()
             if self.job.own_temporary:
                 shutil.rmtree(self.job.temporary_folder(rank.rank), ignore_errors=True)

@@ -7,12 +7,14 @@ import html
 import sys
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
 PER_SECOND = 10
 LINES_OF_A_PANEL = 8
 POINTS_OF_A_SPARKLINE = 120
+LONGEST_LINE = 200  # letters of a line that a panel shows
 GREY, BLUE = "#767676", "#0072B2"
 
 
@@ -22,8 +24,8 @@ class View(Protocol):
     def output(self, rank: int, lines: list[str]) -> None:
         """A rank printed whole lines."""
 
-    def report(self, rank: int, step: int, total: int | None, loss: float | None) -> None:
-        """A rank told how far it is."""
+    def report(self, rank: int, step: int, total: int | None, loss: float | str | None) -> None:
+        """A rank told how far it is; a loss that is no finite number comes as a text (`nan`)."""
 
     def end(self, rank: int, how: str) -> None:
         """A rank ended: `done`, `failed` or `ended`."""
@@ -38,6 +40,23 @@ class View(Protocol):
         """True once the reader has pressed the view's own stop button."""
 
 
+class Silenceable:
+    """The reader's view, which can be switched off for a while; without a view it is always off."""
+
+    def __init__(self, view: View | None) -> None:
+        self.given = view
+        self.shown = view
+
+    @contextlib.contextmanager
+    def silenced(self) -> Iterator[None]:
+        """Drop what ranks print within the block."""
+        self.shown = None
+        try:
+            yield
+        finally:
+            self.shown = self.given
+
+
 class TextView:
     """Plain lines tagged with their rank: the same in JupyterLab, a terminal or a log."""
 
@@ -46,7 +65,7 @@ class TextView:
         sys.stdout.write("".join(f"[rank {rank}] {line}\n" for line in lines))
         sys.stdout.flush()
 
-    def report(self, rank: int, step: int, total: int | None, loss: float | None) -> None:
+    def report(self, rank: int, step: int, total: int | None, loss: float | str | None) -> None:
         pass
 
     def end(self, rank: int, how: str) -> None:
@@ -91,7 +110,7 @@ class PanelView:
         self._panels[rank].lines.extend(lines)
         self._dirty = True
 
-    def report(self, rank: int, step: int, total: int | None, loss: float | None) -> None:
+    def report(self, rank: int, step: int, total: int | None, loss: float | str | None) -> None:
         panel = self._panels[rank]
         panel.step, panel.total = step, total
         if isinstance(loss, float):
@@ -135,6 +154,7 @@ class _StopButton:
         self.pressed = False
         self._display = None
         shell = sys.modules["IPython"].get_ipython()
+        # without subshells a click waits until the cell has ended: too late to stop it
         if not getattr(shell.kernel, "_supports_kernel_subshells", False):
             return
         with contextlib.suppress(ImportError):
@@ -144,10 +164,13 @@ class _StopButton:
             self._button = Button(description="Stop", icon="stop", tooltip="End these ranks")
             self._button.on_click(self._press)
             self._display = display(self._button, display_id=True)
-            # ipykernel 7.4 would send a click to the shell that drew the button, which is busy
+            # a widget remembers the shell that drew it, and ipykernel 7.4 sends its clicks there:
+            # to the main one, which is busy with this very launch. Without that note, JupyterLab
+            # chooses, and takes a subshell
             vars(self._button.comm).pop("_reply_subshell_id", None)
 
     def _press(self, _: object) -> None:
+        # in the subshell's thread: only leave word, the launching thread looks and acts
         self.pressed = True
 
     def remove(self) -> None:
@@ -161,7 +184,7 @@ class _StopButton:
 def _panel_html(rank: int, panel: _Panel) -> str:
     steps = f"step {panel.step}" + (f" of {panel.total}" if panel.total else "")
     loss = f", loss {panel.losses[-1]:.4g}" if panel.losses else ""
-    lines = html.escape("\n".join(line[:200] for line in panel.lines))
+    lines = html.escape("\n".join(line[:LONGEST_LINE] for line in panel.lines))
     share = min(1.0, panel.step / panel.total) if panel.total else 0.0
     return (
         f'<div style="flex:1 1 260px;border:1px solid {GREY};border-radius:4px;padding:6px 8px">'

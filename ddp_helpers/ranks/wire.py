@@ -22,12 +22,14 @@ import signal
 import socket
 import struct
 from dataclasses import astuple, dataclass, field, fields
+from typing import NamedTuple
 
 from ddp_helpers.evidence.records import Finding, RankError
 
 STACK_SIGNAL = signal.SIGRTMIN + 5  # rarely used by others; USR1 and USR2 often are
 DONE = b"done"
-LONGEST_MESSAGE = 1024  # bytes
+LONGEST_MESSAGE = 1024  # bytes; a report is some 60
+LONGEST_HELLO = 16  # bytes of a rank's number, and of the word that goes with its files
 HAND_OVER_LIMIT = 5.0  # seconds for a rank that has called to say its number
 _HUNG_UP = "the launcher hung up"
 
@@ -72,6 +74,16 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Report:
+    """How far a rank is."""
+
+    step: int
+    total: int | None = None
+    loss: float | str | None = None
+    """The texts `nan`, `inf` and `-inf` for what JSON has no number for."""
+
+
+@dataclass(frozen=True)
 class RankFiles:
     """The open files that a rank is given; they travel in this order."""
 
@@ -99,12 +111,25 @@ def listen(nprocs: int) -> tuple[socket.socket, str]:
 
 def number_of(link: socket.socket) -> int | None:
     """The rank that has called, or None if it is gone already, or is another user's process."""
-    _, uid, _ = struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     link.settimeout(HAND_OVER_LIMIT)
     with contextlib.suppress(OSError):
-        hello = link.recv(16) if uid == os.getuid() else b""
+        hello = link.recv(LONGEST_HELLO) if peer_of(link).uid == os.getuid() else b""
         return int(hello) if hello else None
     return None
+
+
+class Peer(NamedTuple):
+    """The process at the other end, as the kernel knows it: nobody can pretend to be another."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+def peer_of(link: socket.socket) -> Peer:
+    """Who has called."""
+    layout = struct.Struct("3i")  # C's struct ucred
+    return Peer(*layout.unpack(link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, layout.size)))
 
 
 def send_files(link: socket.socket, files: RankFiles) -> None:
@@ -116,9 +141,9 @@ def send_files(link: socket.socket, files: RankFiles) -> None:
     socket.send_fds(link, [b"files"], list(astuple(files)))
 
 
-def read_message(message: bytes) -> dict | None:
+def read_message(message: bytes) -> Report | None:
     """A report, or None where the rank says that its outcome is there."""
-    return None if message == DONE else json.loads(message)
+    return None if message == DONE else Report(**json.loads(message))
 
 
 def read_outcome(file: int) -> Outcome:
@@ -145,7 +170,8 @@ def receive_files(link: socket.socket) -> RankFiles:
     """
     descriptors = array.array("i")
     room = socket.CMSG_SPACE(len(fields(RankFiles)) * descriptors.itemsize)
-    message, ancillary, _, _ = link.recvmsg(16, room, socket.MSG_CMSG_CLOEXEC)
+    # CLOEXEC: a child that held the pipe, too, would keep its end from being seen
+    message, ancillary, _, _ = link.recvmsg(LONGEST_HELLO, room, socket.MSG_CMSG_CLOEXEC)
     if not message:
         raise ConnectionError(_HUNG_UP)
     for _, _, data in ancillary:
@@ -158,19 +184,19 @@ def read_job(file: int) -> Job:
     return pickle.loads(read_whole(file))
 
 
-def send_report(link: socket.socket, report: dict) -> None:
+def send_report(link: socket.socket, report: Report) -> None:
     """Send a report, unless the launcher is too busy to take it.
 
     Raises:
         OSError: it is too busy, or gone.
     """
-    link.send(json.dumps(report).encode(), socket.MSG_DONTWAIT)
+    link.send(json.dumps(vars(report)).encode(), socket.MSG_DONTWAIT)
 
 
 def leave_outcome(outcome: Outcome, file: int, link: socket.socket) -> None:
     """Write the outcome, then say that it is there."""
     write_whole(file, pickle.dumps(outcome))
-    link.setblocking(True)
+    link.setblocking(True)  # this one must arrive, however busy the launcher is
     link.send(DONE)
 
 
@@ -179,7 +205,12 @@ def leave_outcome(outcome: Outcome, file: int, link: socket.socket) -> None:
 
 def read_whole(file: int) -> bytes:
     """All that a file holds, wherever others stand in it: they share its position."""
-    return os.pread(file, os.fstat(file).st_size, 0)
+    size = os.fstat(file).st_size
+    data = os.pread(file, size, 0)
+    # Linux reads at most 2 GiB at once
+    while len(data) < size and (more := os.pread(file, size - len(data), len(data))):
+        data += more
+    return data
 
 
 def write_whole(file: int, data: bytes) -> None:

@@ -47,7 +47,8 @@ def main(rank: int, address: str) -> None:
         _flush()
         wire.leave_outcome(outcome, files.outcome, link)
         with contextlib.suppress(Exception):
-            multiprocessing.util._exit_function()  # joins the rank's own child processes
+            # joins the rank's own child processes
+            multiprocessing.util._exit_function()  # type: ignore[attr-defined]  # no public name
         _flush()
         os._exit(outcome.exit_code & 0xFF)
     os._exit(1)  # the launcher is gone

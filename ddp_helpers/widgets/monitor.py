@@ -47,7 +47,7 @@ class OfRank:
         start, before = next(old for old in self.steps if old[0] >= end - WINDOW)
         return (done - before) / (end - start) if end > start else 0.0
 
-    def tell(self, now: float, step: int, total: int | None, loss: float | None) -> None:
+    def tell(self, now: float, step: int, total: int | None, loss: float | str | None) -> None:
         """A report has come; the whole run stays in sight, at half the detail if it is long."""
         self.steps.append((now, step))
         self.total, self.how = total or 0, "trains"
@@ -71,7 +71,7 @@ class Watch:
     def output(self, rank: int, lines: list[str]) -> None:
         pass
 
-    def report(self, rank: int, step: int, total: int | None, loss: float | None) -> None:
+    def report(self, rank: int, step: int, total: int | None, loss: float | str | None) -> None:
         self.ranks[rank].tell(time.monotonic(), step, total, loss)
 
     def end(self, rank: int, how: str) -> None:

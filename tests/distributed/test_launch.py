@@ -481,6 +481,15 @@ def test_mismatched_shapes_are_explained():
     assert "do not match" in report
 
 
+@pytest.fixture
+def interruptible():
+    """A shell's `&` and nohup start programs that ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_ends_all_ranks_and_the_next_launch_works():
     threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):

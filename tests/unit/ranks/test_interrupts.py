@@ -75,14 +75,51 @@ def test_a_handler_of_the_readers_own_is_called():
 
 
 def test_in_another_thread_there_is_nothing_to_hold():
-    thread = threading.Thread(target=lambda: HeldInterrupts().__enter__().deliver())
+    def hold():
+        with HeldInterrupts() as held:
+            handlers.append(signal.getsignal(signal.SIGINT))
+            held.deliver()
+        handlers.append(signal.getsignal(signal.SIGINT))
+
+    handlers = []
+    thread = threading.Thread(target=hold)
     thread.start()
     thread.join()
+    assert handlers == [signal.default_int_handler] * 2
+
+
+def test_where_it_is_ignored_it_stays_ignored():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with HeldInterrupts() as held:
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # so ranks inherit it, too
+        press()
+        held.deliver()
+    assert signal.signal(signal.SIGINT, signal.default_int_handler) is signal.SIG_IGN
+
+
+def test_where_it_kills_it_still_kills():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    with HeldInterrupts():
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    assert signal.signal(signal.SIGINT, signal.default_int_handler) is signal.SIG_DFL
+
+
+def test_one_that_was_let_in_does_not_come_again():
+    calls = []
+    signal.signal(signal.SIGINT, lambda *args: calls.append(args))
+    with HeldInterrupts() as held:
+        press()
+        held.deliver()
+        held.deliver()
+    assert [number for number, _ in calls] == [signal.SIGINT]
+    assert calls[0][1] is not None  # where it struck
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def test_a_child_started_meanwhile_does_not_hear_it():
     code = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
     with interrupts_blocked():
+        assert signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
         child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert child.stdout == "True\n"
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
