@@ -9,7 +9,7 @@ def check_whole(name: str, value: object, least: int) -> None:
         raise ValueError(f"{name}={value!r}: expected a whole number, at least {least}")
 
 
-def check_ranks(rank: object, world_size: object) -> None:
+def check_ranks(rank: int, world_size: int) -> None:
     """Raise ValueError unless `rank` is one of `world_size` ranks."""
     check_whole("world_size", world_size, least=1)
     if isinstance(rank, bool) or not isinstance(rank, int) or not 0 <= rank < world_size:

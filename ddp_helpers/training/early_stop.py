@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 from ddp_helpers.arguments import check_whole
+
+
+class EarlyStopState(TypedDict):
+    best: float
+    waited: int
 
 
 class EarlyStop:
@@ -21,12 +28,15 @@ class EarlyStop:
         if not min_delta >= 0:
             raise ValueError(f"min_delta={min_delta}: expected at least 0")
         self.patience, self.min_delta = patience, min_delta
-        self.best, self.waited = float("inf"), 0
+        self.best = float("inf")
+        self.waited = 0
 
     def update(self, loss: float) -> bool:
         """Take note of a loss; True if this rank would stop now. A NaN is never better."""
-        better = loss < self.best - self.min_delta
-        self.best, self.waited = (loss, 0) if better else (self.best, self.waited + 1)
+        if loss < self.best - self.min_delta:
+            self.best, self.waited = loss, 0
+        else:
+            self.waited += 1
         return self.done
 
     @property
@@ -34,8 +44,8 @@ class EarlyStop:
         """True once `patience` epochs have passed without a better loss."""
         return self.waited >= self.patience
 
-    def state_dict(self) -> dict[str, float | int]:
+    def state_dict(self) -> EarlyStopState:
         return {"best": self.best, "waited": self.waited}
 
-    def load_state_dict(self, state: dict[str, float | int]) -> None:
+    def load_state_dict(self, state: EarlyStopState) -> None:
         self.best, self.waited = state["best"], state["waited"]
