@@ -16,6 +16,10 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+# characters of torch's own text in an error: two lines of a terminal
+_LONGEST_REASON = 160
+_ZIP_START = b"PK\x03\x04"
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint is damaged, or holds what cannot be loaded back safely."""
@@ -173,7 +177,7 @@ def _read(path: Path, map_location: str | torch.device, name: Path) -> object:
 
 def _is_torch_file(path: Path) -> bool:
     with open(path, "rb") as file:
-        return file.read(4) == b"PK\x03\x04"  # torch.save writes a zip archive
+        return file.read(len(_ZIP_START)) == _ZIP_START  # torch.save writes a zip archive
 
 
 def _damaged(path: Path, name: Path, error: Exception) -> str:
@@ -188,4 +192,4 @@ def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "Unsupported" in line or "GLOBAL" in line]
     text = (telling or lines or [type(error).__name__])[0]
-    return text if len(text) < 160 else text[:157] + "..."
+    return text if len(text) < _LONGEST_REASON else text[: _LONGEST_REASON - 3] + "..."

@@ -14,7 +14,9 @@ import torch.distributed as dist
 from ddp_helpers.arguments import check_whole
 from ddp_helpers.checkpoints.file import CheckpointError, load_checkpoint, write_on_rank_0
 
-_NAME = re.compile(r"checkpoint-(\d{6,})-([0-9a-f]{16})\.pt(\.damaged)?")
+# hexadecimal digits of the sha256: 64 bits rule chance out, and the name stays readable
+_DIGEST_LENGTH = 16
+_NAME = re.compile(rf"checkpoint-(\d{{6,}})-([0-9a-f]{{{_DIGEST_LENGTH}}})\.pt(\.damaged)?")
 
 
 class CheckpointFolder:
@@ -135,7 +137,7 @@ def _name_with_digest(temporary: Path) -> Path:
 
 def _digest(path: Path) -> str:
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        return hashlib.file_digest(file, "sha256").hexdigest()[:_DIGEST_LENGTH]
 
 
 def _name_of(path: Path) -> re.Match[str]:

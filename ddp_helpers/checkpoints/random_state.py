@@ -52,10 +52,10 @@ def restore_random_state(state: RandomState) -> None:
 def seed_everything(*key: int) -> None:
     """Seed all generators from a few numbers; keys that differ in any place draw differently."""
     digest = hashlib.sha256(repr(key).encode()).digest()
-    number = int.from_bytes(digest[:8], "big") >> 1
+    number = int.from_bytes(digest[:8], "big") >> 1  # 63 bits: torch's seed is signed
     torch.manual_seed(number)
     random.seed(number)
-    np.random.seed(number % 2**32)
+    np.random.seed(number % 2**32)  # NumPy takes no more
 
 
 @contextlib.contextmanager

@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset, de
 from ddp_helpers.arguments import check_ranks, check_whole
 from ddp_helpers.data.sampler import GlobalBatchSampler
 
+# far longer than a batch takes, and far below the limit of a collective (10 minutes), so that the
+# stuck worker is named and not the ranks that wait for it
 _LOADER_TIMEOUT_S = 120
 
 
@@ -180,7 +182,7 @@ def _worker_options(num_workers: int) -> _WorkerOptions:
         "num_workers": num_workers,
         "multiprocessing_context": "forkserver",
         "persistent_workers": True,  # a start takes seconds: once a run, not once an epoch
-        "timeout": _LOADER_TIMEOUT_S,  # a stuck worker must not hold all ranks for ever
+        "timeout": _LOADER_TIMEOUT_S,
     }
 
 

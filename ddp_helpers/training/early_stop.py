@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypedDict
 
-from ddp_helpers.arguments import check_whole
+from ddp_helpers.arguments import check_least, check_whole
 
 
 class EarlyStopState(TypedDict):
@@ -25,8 +25,7 @@ class EarlyStop:
 
     def __init__(self, patience: int, min_delta: float = 0.0) -> None:
         check_whole("patience", patience, least=1)
-        if not min_delta >= 0:
-            raise ValueError(f"min_delta={min_delta}: expected at least 0")
+        check_least("min_delta", min_delta, 0)
         self.patience, self.min_delta = patience, min_delta
         self.best = float("inf")
         self.waited = 0

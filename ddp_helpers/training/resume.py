@@ -28,6 +28,9 @@ from ddp_helpers.training.precision import MixedPrecision
 from ddp_helpers.training.records import EpochRecord
 from ddp_helpers.training.steps import EpochTotals, TotalsState
 
+# a sum of two numbers is the same in any order
+_ORDER_ROUNDS_FROM_RANKS = 3
+
 
 class RankState(TypedDict):
     """What a checkpoint holds for each rank."""
@@ -153,7 +156,8 @@ def settle_buckets(
     round their sums, so the first step after a restart would differ in the last bit from the same
     step of a run that was never stopped.
     """
-    if not isinstance(unwrap_compiled(model), DistributedDataParallel) or get_world_size() < 3:
+    wrapped = isinstance(unwrap_compiled(model), DistributedDataParallel)
+    if not wrapped or get_world_size() < _ORDER_ROUNDS_FROM_RANKS:
         return
     modules = list(model.modules())
     kept = [(module, name, buffer.clone()) for module in modules for name, buffer in _own(module)]
