@@ -46,7 +46,8 @@ class ThreadGroup:
 
     def all_reduce(self, tensor, op=dist.ReduceOp.SUM):
         values = torch.stack(self.exchange("all_reduce", tensor.detach()))
-        tensor.data.copy_(values.amax(0) if op == dist.ReduceOp.MAX else values.sum(0))
+        joined = {dist.ReduceOp.SUM: values.sum, dist.ReduceOp.MAX: values.amax}[op](0)
+        tensor.data.copy_(joined)
 
     def broadcast(self, tensor, src):
         tensor.data.copy_(self.exchange("broadcast", tensor.detach())[src])

@@ -1,6 +1,8 @@
 """The parts of a training run, one by one: what each hands on, refuses and says."""
 
+import io
 import math
+import sys
 import time
 from types import SimpleNamespace
 
@@ -35,7 +37,7 @@ from ddp_helpers.training.records import EpochRecord
 from ddp_helpers.training.report import print_epoch, print_progress
 from ddp_helpers.training.resume import ResumableRun, settle_buckets
 from ddp_helpers.training.schedule import linear_scaled_lr, warm_up
-from ddp_helpers.training.steps import EpochTotals, any_rank, micro_batches
+from ddp_helpers.training.steps import EpochTotals, any_rank, micro_batches, until_all_are_done
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -172,6 +174,21 @@ def test_progress_is_that_of_rank_0_each_fifty_steps(capsys):
     assert capsys.readouterr().out == "step 1/9  loss of rank 0 1.000\n"
 
 
+def test_a_line_does_not_wait_in_a_buffer(monkeypatch):
+    class Stream(io.StringIO):
+        flushed = 0
+
+        def flush(self):
+            self.flushed += 1
+
+    stream = Stream()
+    monkeypatch.setattr(sys, "stdout", stream)
+    print_epoch(EpochRecord(1, 0.1, 0.5, 0.8, 1.0, 3.2, 1), 6)
+    assert stream.flushed == 1
+    print_progress(every=1)(1, 9, torch.tensor(1.0))
+    assert stream.flushed == 2
+
+
 # ---- precision and losses
 
 
@@ -256,9 +273,11 @@ def test_what_is_summed_over_ranks_lies_on_the_device_that_was_named():
         with torch.device("meta"):  # has no values: whatever is made there fails
             totals = EpochTotals("cpu")
             totals.add(torch.tensor(rank + 1.0, device="cpu"), rank + 1)
-            return any_rank(rank == 1, "cpu"), totals.over_all_ranks()
+            batches = [[torch.ones(2, device="cpu")] * (rank + 1)]
+            rounds = len(list(until_all_are_done(batches * (rank + 1), "cpu")))
+            return any_rank(rank == 1, "cpu"), totals.over_all_ranks(), rounds
 
-    assert on_ranks(run, 2)[0] == [(True, (1.0, 3))] * 2
+    assert on_ranks(run, 2)[0] == [(True, (1.0, 3), 2)] * 2
 
 
 class Given:
@@ -427,7 +446,7 @@ def test_steps_are_counted_over_the_epochs(tmp_path):
 
 def test_what_was_saved_is_loaded_and_told(tmp_path, capsys):
     model = make_model()
-    run = run_of(tmp_path, model=model, early_stop=None)
+    run = run_of(tmp_path, model=model, early_stop=None, best=EarlyStop(2))
     assert not run.load()
     run.records = [EpochRecord(0, 1.0, 2.0, 0.5, 9.0, 1.0, 1)]
     run.totals.add(torch.tensor(6.0), 4)
@@ -437,7 +456,7 @@ def test_what_was_saved_is_loaded_and_told(tmp_path, capsys):
     run.save()
     expected = torch.rand(1)
     other = nn.Linear(4, 3)
-    again = run_of(tmp_path, model=other)
+    again = run_of(tmp_path, model=other, best=EarlyStop(2))
     assert again.load()
     assert torch.rand(1) == expected
     assert torch.equal(other.weight, model.weight)
@@ -447,7 +466,7 @@ def test_what_was_saved_is_loaded_and_told(tmp_path, capsys):
     (path,) = again.folder.paths()
     assert capsys.readouterr().out == f"resumed from {path.name}: epoch 2, step 1\n"
     assert error_of(run_of(tmp_path, model=other, scheduler=other).load) == (
-        f"{path.name} holds model, but this run has model, scheduler: give fit the same as "
+        f"{path.name} holds best, model, but this run has model, scheduler: give fit the same as "
         "before, or another folder"
     )
 
