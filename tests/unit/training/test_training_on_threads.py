@@ -1,6 +1,8 @@
 """What ranks have to say to each other, with threads as ranks; tests/distributed has real ones."""
 
 import copy
+import threading
+import time
 
 import pytest
 import torch
@@ -167,22 +169,48 @@ def test_one_rank_is_enough_for_all_to_know():
     assert not any_rank(False)
 
 
-def test_evaluation_over_uneven_shares_is_that_of_one_process():
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_evaluation_over_uneven_shares_is_that_of_one_process(world_size):
     whole = samples(7)
     model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 3)).double()
     expected = evaluate(model, make_eval_loader(whole, 7), device="cpu")
-    models = [copy.deepcopy(model) for _ in range(3)]
+    models = [copy.deepcopy(model) for _ in range(world_size)]
     for other in models[1:]:
         other[0].running_mean += 5  # each rank has its own by now; that of rank 0 counts
 
     def run(rank):
-        loader = make_eval_loader(whole, 2, rank=rank, world_size=3)
+        loader = make_eval_loader(whole, 2, rank=rank, world_size=world_size)
         return evaluate(models[rank], loader, device="cpu")
 
-    found, _ = on_ranks(run, 3)
-    assert found == [found[0]] * 3
+    found, _ = on_ranks(run, world_size)
+    assert found == [found[0]] * world_size
     assert (found[0].correct, found[0].samples) == (expected.correct, 7)
     assert found[0].loss == pytest.approx(expected.loss, rel=1e-9)
+
+
+def test_fit_allows_uneven_inputs_and_takes_the_time_of_the_slowest(monkeypatch):
+    clock = threading.local()  # each rank has a clock, which goes only while it waits for data
+    monkeypatch.setattr(time, "perf_counter", lambda: getattr(clock, "now", 0.0))
+
+    class Slow(DataLoader):
+        def __iter__(self):
+            clock.now = getattr(clock, "now", 0.0) + self.seconds
+            return super().__iter__()
+
+    loaders = [Slow(samples(8), 2), Slow(samples(2), 1)]
+    loaders[0].seconds, loaders[1].seconds = 2.0, 3.0
+    models = [make_model() for _ in loaders]
+
+    def run(rank):
+        model, loader = Averaged(models[rank]), loaders[rank]
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        options = {"epochs": 1, "device": "cpu", "uneven_inputs": True}
+        return fit(model, loader, loader, optimizer, **options)[0]
+
+    records, _ = on_ranks(run, 2)
+    assert records[0] == records[1]
+    assert records[0].samples_per_second == 10 / 3.0
+    assert records[0].seconds == 6.0  # of training, then of evaluation
 
 
 def fit_on(world_size, folder=None, epochs=2, stops=None, **options):

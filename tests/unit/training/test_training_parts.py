@@ -456,7 +456,7 @@ def test_what_was_saved_is_loaded_and_told(tmp_path, capsys):
     run.save()
     expected = torch.rand(1)
     other = nn.Linear(4, 3)
-    again = run_of(tmp_path, model=other, best=EarlyStop(2))
+    again = run_of(tmp_path, model=nn.DataParallel(other), best=EarlyStop(2))
     assert again.load()
     assert torch.rand(1) == expected
     assert torch.equal(other.weight, model.weight)
@@ -617,6 +617,9 @@ def test_train_mnist_5k_on_two_ranks_shares_the_batches_and_wraps(given, monkeyp
     first = sorted(run.test.dataset.indices[0] for run in given)
     assert first == [0, 1]
     assert [len(run.test.dataset) for run in given] == [500, 500]
+    monkeypatch.setattr(nn.Module, "to", lambda self, device: self)
+    on_ranks(lambda rank: train_mnist_5k(device=f"cuda:{rank}"), 2)
+    assert sorted(ids for _, ids in wrapped[2:]) == [[0], [1]]
     with pytest.raises(ValueError, match="can't be shared equally by 2 ranks"):
         on_ranks(lambda rank: train_mnist_5k(global_batch_size=63), 2)
 
