@@ -306,6 +306,16 @@ def test_everything_lies_on_the_device_that_was_named():
     assert records[0].test_loss > 0
 
 
+def test_progress_tells_the_mean_loss_of_this_step():
+    inputs, labels = samples(8).tensors
+    model, told = make_model(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    say = lambda step, steps, value: told.append(value.item())
+    loader = Given([(inputs, labels)])
+    train_one_epoch(model, loader, optimizer, device="cpu", epoch=0, progress=say)
+    assert told == [pytest.approx(nn.functional.cross_entropy(model(inputs), labels).item())]
+
+
 def test_seconds_are_those_of_training_and_then_of_the_whole_epoch():
     inputs, labels = samples(8).tensors
     loader, model = Given([(inputs, labels)] * 2, pause=0.02), make_model()
