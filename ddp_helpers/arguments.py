@@ -11,7 +11,19 @@ def check_whole(name: str, value: object, least: int | None = None) -> None:
         raise ValueError(f"{name}={value!r}: expected a whole number{bound}")
 
 
-def check_ranks(rank: object, world_size: int) -> None:
+def check_least(name: str, value: float, least: float) -> None:
+    """Raise ValueError unless `value` is a number, whole or not, of at least `least`."""
+    if isinstance(value, bool) or not value >= least:
+        raise ValueError(f"{name}={value!r}: expected at least {least}")
+
+
+def check_positive(name: str, value: float, unit: str = "") -> None:
+    """Raise ValueError unless `value` is above 0; a NaN is not. `unit` as in "seconds"."""
+    if not value > 0:
+        raise ValueError(f"{name}={value!r}: expected more than 0{unit and ' '}{unit}")
+
+
+def check_ranks(rank: int, world_size: int) -> None:
     """Raise ValueError unless `rank` is one of `world_size` ranks."""
     check_whole("world_size", world_size, least=1)
     if isinstance(rank, bool) or not isinstance(rank, int) or not 0 <= rank < world_size:

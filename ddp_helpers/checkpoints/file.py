@@ -9,11 +9,16 @@ import pickle
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+# characters of torch's own text in an error: two lines of a terminal
+_LONGEST_REASON = 160
+_ZIP_START = b"PK\x03\x04"
 
 
 class CheckpointError(RuntimeError):
@@ -29,8 +34,8 @@ def unwrap(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, DistributedDataParallel | DataParallel):
             model = model.module
-        elif hasattr(model, "_orig_mod"):  # torch.compile
-            model = model._orig_mod
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):  # torch.compile
+            model = inner
         else:
             return model
 
@@ -67,7 +72,8 @@ def write_on_rank_0(state: dict[str, object], path: Path, name_of: Callable[[Pat
         path: what messages and the temporary file are called after.
         name_of: from the finished temporary file to the final path, asked on rank 0.
     """
-    error, cause, final = None, None, path
+    error: str | None = None
+    cause, final = None, path
     grouped = dist.is_available() and dist.is_initialized()
     if not grouped or dist.get_rank() == 0:
         try:
@@ -76,17 +82,15 @@ def write_on_rank_0(state: dict[str, object], path: Path, name_of: Callable[[Pat
             error, cause = f"could not save {path}: {_reason(caught)}", caught
     if grouped:
         # a barrier that also carries the news: after a plain one the others would go on alone
-        news = [error, str(final)]
+        news = [(error, final)]
         dist.broadcast_object_list(news, src=0)
-        error, final = news[0], Path(news[1])
+        error, final = news[0]
     if error:
         raise CheckpointError(error) from cause
     return final
 
 
-def load_checkpoint(
-    path: str | Path, map_location: str | torch.device = "cpu"
-) -> dict[str, object]:
+def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
     """Read a checkpoint: the dict that `save_checkpoint` was given, models as state dicts.
 
     Args:
@@ -173,7 +177,7 @@ def _read(path: Path, map_location: str | torch.device, name: Path) -> object:
 
 def _is_torch_file(path: Path) -> bool:
     with open(path, "rb") as file:
-        return file.read(4) == b"PK\x03\x04"  # torch.save writes a zip archive
+        return file.read(len(_ZIP_START)) == _ZIP_START  # torch.save writes a zip archive
 
 
 def _damaged(path: Path, name: Path, error: Exception) -> str:
@@ -188,4 +192,4 @@ def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "Unsupported" in line or "GLOBAL" in line]
     text = (telling or lines or [type(error).__name__])[0]
-    return text if len(text) < 160 else text[:157] + "..."
+    return text if len(text) < _LONGEST_REASON else text[: _LONGEST_REASON - 3] + "..."

@@ -5,14 +5,18 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
 from ddp_helpers.arguments import check_whole
 from ddp_helpers.checkpoints.file import CheckpointError, load_checkpoint, write_on_rank_0
 
-_NAME = re.compile(r"checkpoint-(\d{6,})-([0-9a-f]{16})\.pt(\.damaged)?")
+# hexadecimal digits of the sha256: 64 bits rule chance out, and the name stays readable
+_DIGEST_LENGTH = 16
+_NAME = re.compile(rf"checkpoint-(\d{{6,}})-([0-9a-f]{{{_DIGEST_LENGTH}}})\.pt(\.damaged)?")
 
 
 class CheckpointFolder:
@@ -53,7 +57,7 @@ class CheckpointFolder:
         whole = [path for path in self._all() if not path.name.endswith(".damaged")]
         return sorted(whole, key=_number, reverse=True)
 
-    def load_newest(self) -> tuple[Path, dict[str, object]] | None:
+    def load_newest(self) -> tuple[Path, dict[str, Any]] | None:
         """The newest that is whole, on the CPU; None if there never was one.
 
         A damaged one is renamed to `...damaged`, so that it takes no good one's place among those
@@ -67,7 +71,8 @@ class CheckpointFolder:
         if found is None:
             return None
         self._prune(found)  # a run that was killed just before it could
-        state, error = None, None
+        state: dict[str, Any] = {}
+        error = None
         try:
             state = load_checkpoint(found)
         except (OSError, CheckpointError) as caught:
@@ -89,7 +94,7 @@ class CheckpointFolder:
         return [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)]
 
     def _newest_whole(self) -> Path | None:
-        damaged = []
+        damaged: list[str] = []
         for path in self.paths():
             problem = damage(path)
             if problem is None:
@@ -112,7 +117,7 @@ def damage(path: Path) -> str | None:
         size, found = path.stat().st_size, _digest(path)
     except OSError as error:
         return f"can't be read ({error})"
-    expected = _NAME.fullmatch(path.name)[2]
+    expected = _name_of(path)[2]
     if found == expected:
         return None
     if size == 0:
@@ -132,11 +137,18 @@ def _name_with_digest(temporary: Path) -> Path:
 
 def _digest(path: Path) -> str:
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        return hashlib.file_digest(file, "sha256").hexdigest()[:_DIGEST_LENGTH]
+
+
+def _name_of(path: Path) -> re.Match[str]:
+    found = _NAME.fullmatch(path.name)
+    if found is None:
+        raise ValueError(f"{path}: expected the name of a checkpoint that CheckpointFolder saved")
+    return found
 
 
 def _number(path: Path) -> int:
-    return int(_NAME.fullmatch(path.name)[1])
+    return int(_name_of(path)[1])
 
 
 def _rank() -> int:
@@ -147,24 +159,26 @@ def _is_rank_0() -> bool:
     return _rank() == 0
 
 
-def _from_rank_0(function):
+def _from_rank_0(function: Callable[[], Path | None]) -> Path | None:
     """What `function` returns on rank 0, or its CheckpointError, on every rank."""
-    news: list = [None, None]
+    found, error = None, None
     if _is_rank_0():
         try:
-            news[0] = function()
-        except (CheckpointError, OSError) as error:
-            news[1] = str(error)
+            found = function()
+        except (CheckpointError, OSError) as caught:
+            error = str(caught)
     if dist.is_available() and dist.is_initialized():
+        news = [(found, error)]
         dist.broadcast_object_list(news, src=0)
-    if news[1] is not None:
-        raise CheckpointError(news[1])
-    return news[0]
+        found, error = news[0]
+    if error is not None:
+        raise CheckpointError(error)
+    return found
 
 
-def _gathered(value: object) -> list[object]:
+def _gathered(text: str | None) -> list[str | None]:
     if not (dist.is_available() and dist.is_initialized()):
-        return [value]
-    values = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+        return [text]
+    values: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, text)
     return values

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ddp_helpers.arguments import check_whole
 from ddp_helpers.classroom.seats import RANKS, SeatCost, measure
 from ddp_helpers.environment import facts as machine
 from ddp_helpers.environment.check import usable_cpu_count
@@ -50,8 +51,7 @@ def check(seats: int) -> EnvironmentReport:
         ValueError: seats is no number of at least 1.
         TimeoutError: a seat did not start.
     """
-    if isinstance(seats, bool) or not isinstance(seats, int) or seats < 1:
-        raise ValueError(f"seats={seats!r}: expected a whole number, at least 1")
+    check_whole("seats", seats, least=1)
     room = look()  # before the seats that are measured take some of it
     return judge(seats, measure(), room)
 

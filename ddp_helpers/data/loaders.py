@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset, de
 from ddp_helpers.arguments import check_ranks, check_whole
 from ddp_helpers.data.sampler import GlobalBatchSampler
 
+# far longer than a batch takes, and far below the limit of a collective (10 minutes), so that the
+# stuck worker is named and not the ranks that wait for it
 _LOADER_TIMEOUT_S = 120
 
 
@@ -57,14 +60,14 @@ def make_train_loader(
         ValueError: an argument is out of range, or drop_last leaves no batch at all.
     """
     check_ranks(rank, world_size)
-    _check_loader(dataset, batch_size_per_rank, num_workers)
+    samples = _check_loader(dataset, batch_size_per_rank, num_workers)
     check_whole("seed", seed, least=0)
-    sampler = DistributedSampler(
+    sampler: DistributedSampler[Any] = DistributedSampler(
         dataset, world_size, rank, shuffle=True, seed=seed, drop_last=drop_last
     )
-    if drop_last and len(dataset) < world_size * batch_size_per_rank:
+    if drop_last and samples < world_size * batch_size_per_rank:
         raise ValueError(
-            f"drop_last=True leaves no batch: {len(dataset)} samples for {world_size} ranks with "
+            f"drop_last=True leaves no batch: {samples} samples for {world_size} ranks with "
             f"batch_size_per_rank={batch_size_per_rank}: use a smaller batch, or drop_last=False"
         )
     return DataLoader(
@@ -89,8 +92,8 @@ def make_eval_loader(
     Raises:
         ValueError: an argument is out of range.
     """
-    _check_loader(dataset, batch_size_per_rank, num_workers=0)
-    share = exact_split(len(dataset), rank, world_size)
+    samples = _check_loader(dataset, batch_size_per_rank, num_workers=0)
+    share = exact_split(samples, rank, world_size)
     return DataLoader(Subset(dataset, share), batch_size_per_rank)
 
 
@@ -120,9 +123,9 @@ def make_resumable_loader(
     Raises:
         ValueError: an argument is out of range.
     """
-    _check_loader(dataset, global_batch_size, num_workers)
+    samples = _check_loader(dataset, global_batch_size, num_workers)
     sampler = GlobalBatchSampler(
-        len(dataset),
+        samples,
         global_batch_size,
         rank=rank,
         world_size=world_size,
@@ -164,7 +167,14 @@ def empty_like(batch: Any) -> Any:
     return batch
 
 
-def _worker_options(num_workers: int) -> dict[str, object]:
+class _WorkerOptions(TypedDict, total=False):
+    num_workers: int
+    multiprocessing_context: str
+    persistent_workers: bool
+    timeout: float
+
+
+def _worker_options(num_workers: int) -> _WorkerOptions:
     """fork would copy threads in mid-flight and freeze: workers start from a clean process."""
     if num_workers == 0:
         return {}
@@ -172,17 +182,20 @@ def _worker_options(num_workers: int) -> dict[str, object]:
         "num_workers": num_workers,
         "multiprocessing_context": "forkserver",
         "persistent_workers": True,  # a start takes seconds: once a run, not once an epoch
-        "timeout": _LOADER_TIMEOUT_S,  # a stuck worker must not hold all ranks for ever
+        "timeout": _LOADER_TIMEOUT_S,
     }
 
 
-def _check_loader(dataset: Dataset, batch_size_per_rank: int, num_workers: int) -> None:
+def _check_loader(dataset: Dataset, batch_size_per_rank: int, num_workers: int) -> int:
+    """The number of samples, if the arguments are as they should be."""
     check_whole("batch_size_per_rank", batch_size_per_rank, least=1)
     check_whole("num_workers", num_workers, least=0)
-    if not hasattr(dataset, "__len__"):
+    if not isinstance(dataset, Sized):
         raise ValueError(
             f"{type(dataset).__name__} has no length, so it can't be shared out by index: "
             "use a map-style Dataset, or split the stream by rank yourself"
         )
-    if len(dataset) == 0:
+    samples = len(dataset)
+    if samples == 0:
         raise ValueError("the dataset is empty: expected at least one sample")
+    return samples

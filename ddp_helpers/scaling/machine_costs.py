@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import nn
 
+from ddp_helpers.arguments import check_least
 from ddp_helpers.environment.check import usable_cpu_count
 from ddp_helpers.scaling.fits import fit_link, robust_fit, spread
 from ddp_helpers.scaling.rank_probes import backend, time_all_reduce, time_steps
@@ -53,8 +54,7 @@ def measure_machine(
         ValueError: rounds below 1, or a machine too busy to see messages take time.
         LaunchError: a rank failed.
     """
-    if rounds < 1:
-        raise ValueError(f"rounds={rounds!r}: expected at least 1")
+    check_least("rounds", rounds, 1)
     found = [measure_round() for _ in range(rounds)]
     return machine_from(found, name, price_per_hour=price_per_hour)
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ddp_helpers.arguments import check_least
+
 Numbers = float | np.ndarray
 ALGORITHMS = ("ring", "tree", "halving_doubling", "best")
 GRADIENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
@@ -159,8 +161,7 @@ class Work:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.parameters, bool) or self.parameters < 1:
-            raise ValueError(f"parameters={self.parameters!r}: expected at least 1")
+        check_least("parameters", self.parameters, 1)
         if self.tensors is not None and not self.tensors >= 1:
             raise ValueError(f"tensors={self.tensors!r}: expected at least 1, or None")
         if not 0 < self.backward_share < 1:
@@ -270,8 +271,7 @@ class Prediction:
         Raises:
             ValueError: fewer than one sample.
         """
-        if samples < 1:
-            raise ValueError(f"samples={samples!r}: expected at least 1")
+        check_least("samples", samples, 1)
         a_step = self.setup.ranks * self.setup.batch_size_per_rank * self.setup.accumulation_steps
         steps = np.ceil(samples / np.asarray(a_step))
         return self._scaled(steps)

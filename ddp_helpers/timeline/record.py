@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from ddp_helpers.arguments import check_whole
 from ddp_helpers.timeline.profiler_events import read_events, steps_of
 from ddp_helpers.timeline.records import (
     RankTimeline,
@@ -46,10 +47,8 @@ class record_timeline:
     """
 
     def __init__(self, steps: int = 3, skip: int = 2) -> None:
-        if steps < 1 or skip < 2:
-            raise ValueError(
-                f"steps={steps}, skip={skip}: expected at least one step, and at least two before"
-            )
+        check_whole("steps", steps, least=1)
+        check_whole("skip", skip, least=2)
         self.steps, self.skip, self.done = steps, skip, 0
         on_gpu = torch.cuda.is_initialized()  # a CPU run must not start CUDA
         self._device = f"cuda:{torch.cuda.current_device()}" if on_gpu else "cpu"

@@ -12,10 +12,9 @@ from ddp_helpers.group.lifetime import get_world_size
 
 
 def check_shares(global_batch_size: int, world_size: int) -> None:
-    if isinstance(global_batch_size, bool) or not isinstance(global_batch_size, int):
-        raise ValueError(f"global_batch_size={global_batch_size!r}: expected a whole number")
+    check_whole("global_batch_size", global_batch_size, least=1)
     share, rest = divmod(global_batch_size, world_size)
-    if share < 1 or rest:
+    if rest:
         raise ValueError(
             f"global_batch_size={global_batch_size} can't be shared equally by {world_size} "
             f"ranks: use a multiple of {world_size}, for instance {max(share, 1) * world_size}"

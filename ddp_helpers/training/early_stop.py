@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from ddp_helpers.arguments import check_whole
+from typing import TypedDict
+
+from ddp_helpers.arguments import check_least, check_whole
+
+
+class EarlyStopState(TypedDict):
+    best: float
+    waited: int
 
 
 class EarlyStop:
@@ -18,15 +25,17 @@ class EarlyStop:
 
     def __init__(self, patience: int, min_delta: float = 0.0) -> None:
         check_whole("patience", patience, least=1)
-        if not min_delta >= 0:
-            raise ValueError(f"min_delta={min_delta}: expected at least 0")
+        check_least("min_delta", min_delta, 0)
         self.patience, self.min_delta = patience, min_delta
-        self.best, self.waited = float("inf"), 0
+        self.best = float("inf")
+        self.waited = 0
 
     def update(self, loss: float) -> bool:
         """Take note of a loss; True if this rank would stop now. A NaN is never better."""
-        better = loss < self.best - self.min_delta
-        self.best, self.waited = (loss, 0) if better else (self.best, self.waited + 1)
+        if loss < self.best - self.min_delta:
+            self.best, self.waited = loss, 0
+        else:
+            self.waited += 1
         return self.done
 
     @property
@@ -34,8 +43,8 @@ class EarlyStop:
         """True once `patience` epochs have passed without a better loss."""
         return self.waited >= self.patience
 
-    def state_dict(self) -> dict[str, float | int]:
+    def state_dict(self) -> EarlyStopState:
         return {"best": self.best, "waited": self.waited}
 
-    def load_state_dict(self, state: dict[str, float | int]) -> None:
+    def load_state_dict(self, state: EarlyStopState) -> None:
         self.best, self.waited = state["best"], state["waited"]

@@ -5,6 +5,7 @@ Call these on every rank inside a running process group, or in one process witho
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -91,7 +92,8 @@ def train_one_epoch(
     for step, window in enumerate(micro_batches(batches, accumulation_steps), start=first):
         known = None if uneven_inputs else loader
         terms = terms_on_all_ranks(window, known, loss, step, device)
-        loss_sum, count = 0.0, 0  # of this rank
+        parts: list[Tensor] = []  # of this rank's loss
+        count = 0
         optimizer.zero_grad()
         for number, (images, labels) in enumerate(window, start=1):
             count += loss.count(labels)
@@ -102,10 +104,11 @@ def train_one_epoch(
                     part = loss.sum(model(images), labels)
                 # DDP divides the sum over the ranks by world_size in here: the mean over all terms
                 amp.backward(part / (terms / world_size))
-            loss_sum += part.detach()
+            parts.append(part.detach())
         stepped = amp.step(optimizer, model.parameters(), max_grad_norm)
         if scheduler is not None and stepped:
             scheduler.step()
+        loss_sum = functools.reduce(torch.add, parts)
         totals.add(loss_sum, count)
         if progress is not None:
             progress(step + 1, steps, loss_sum / max(count, 1))
@@ -164,7 +167,8 @@ def fit(
         CheckpointError: see CheckpointFolder.
     """
     check_epochs(epochs, start_epoch, save_every, checkpoints)
-    amp, run, records = as_precision(precision, device), None, []
+    amp, run = as_precision(precision, device), None
+    records: list[EpochRecord] = []
     if checkpoints is not None:
         parts = {"model": model, "optimizer": optimizer, "precision": amp}
         parts |= {"scheduler": scheduler, "early_stop": early_stop}
@@ -215,8 +219,9 @@ def fit(
 
 def _set_epoch(loader: DataLoader, epoch: int) -> None:
     for part in (loader.sampler, loader.batch_sampler, loader.dataset):
-        if hasattr(part, "set_epoch"):
-            part.set_epoch(epoch)
+        set_epoch = getattr(part, "set_epoch", None)
+        if set_epoch is not None:
+            set_epoch(epoch)
 
 
 def _slowest(seconds: float, device: torch.device | str) -> float:

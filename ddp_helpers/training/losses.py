@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+# torch's own default of ignore_index
+_TORCH_IGNORES = -100
+
 
 class Loss(Protocol):
     """What `train_one_epoch` and `evaluate` need to know of a loss."""
@@ -44,7 +47,7 @@ class CrossEntropy:
         outputs = outputs.flatten(0, -2)
         if outputs.dtype in (torch.float16, torch.bfloat16):
             outputs = outputs.float()  # a sum of many terms does not fit into half precision
-        ignored = -100 if self.ignore_index is None else self.ignore_index
+        ignored = _TORCH_IGNORES if self.ignore_index is None else self.ignore_index
         return F.cross_entropy(outputs, labels.flatten(), reduction="sum", ignore_index=ignored)
 
     def count(self, labels: Tensor) -> int:

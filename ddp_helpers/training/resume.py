@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import asdict
+from typing import Any, TypedDict
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from ddp_helpers.checkpoints.file import unwrap
 from ddp_helpers.checkpoints.folder import CheckpointFolder
 from ddp_helpers.checkpoints.random_state import (
+    RandomState,
     capture_random_state,
     random_state_kept,
     restore_random_state,
@@ -24,7 +26,17 @@ from ddp_helpers.group.lifetime import get_rank, get_world_size
 from ddp_helpers.training.losses import Loss
 from ddp_helpers.training.precision import MixedPrecision
 from ddp_helpers.training.records import EpochRecord
-from ddp_helpers.training.steps import EpochTotals
+from ddp_helpers.training.steps import EpochTotals, TotalsState
+
+# a sum of two numbers is the same in any order
+_ORDER_ROUNDS_FROM_RANKS = 3
+
+
+class RankState(TypedDict):
+    """What a checkpoint holds for each rank."""
+
+    random: RandomState
+    totals: TotalsState
 
 
 class ResumableRun:
@@ -51,25 +63,28 @@ class ResumableRun:
         device: torch.device | str,
         *,
         save_every: int | None = None,
-        **parts: object,
+        **parts: Any,
     ) -> None:
-        _check_loader(loader)
+        self.sampler = _resumable_sampler(loader)
         self.save_every = save_every
-        self.folder, self.sampler = folder, loader.batch_sampler
+        self.folder = folder
         self.parts = {name: part for name, part in parts.items() if part is not None}
         self.totals = EpochTotals(device)
         self.records: list[EpochRecord] = []
 
     def save(self) -> None:
         """One more checkpoint; all ranks must call it, between two optimizer steps."""
-        mine = {"random": capture_random_state(), "totals": self.totals.state_dict()}
-        ranks: list = [None] * get_world_size()
+        mine: RankState = {
+            "random": capture_random_state(),
+            "totals": self.totals.state_dict(),
+        }
+        ranks = [mine] * get_world_size()
         if len(ranks) > 1:
             dist.all_gather_object(ranks, mine)
         self.folder.save(
             **self.parts,
             sampler=self.sampler,
-            ranks=ranks if len(ranks) > 1 else [mine],
+            ranks=ranks,
             records=[asdict(record) for record in self.records],
         )
 
@@ -111,7 +126,7 @@ class ResumableRun:
             print(f"resumed from {path.name}: {place}", flush=True)
         return True
 
-    def _restore_rank(self, ranks: Sequence[dict]) -> None:
+    def _restore_rank(self, ranks: Sequence[RankState]) -> None:
         rank, world_size = get_rank(), get_world_size()
         if len(ranks) == world_size:
             restore_random_state(ranks[rank]["random"])
@@ -129,7 +144,11 @@ class ResumableRun:
 
 
 def settle_buckets(
-    model: nn.Module, loader: DataLoader, loss: Loss, amp: MixedPrecision, device: torch.device
+    model: nn.Module,
+    loader: DataLoader,
+    loss: Loss,
+    amp: MixedPrecision,
+    device: torch.device | str,
 ) -> None:
     """Let DDP choose its buckets for good, before the first step, and leave no other trace.
 
@@ -137,7 +156,8 @@ def settle_buckets(
     round their sums, so the first step after a restart would differ in the last bit from the same
     step of a run that was never stopped.
     """
-    if not isinstance(unwrap_compiled(model), DistributedDataParallel) or get_world_size() < 3:
+    wrapped = isinstance(unwrap_compiled(model), DistributedDataParallel)
+    if not wrapped or get_world_size() < _ORDER_ROUNDS_FROM_RANKS:
         return
     modules = list(model.modules())
     kept = [(module, name, buffer.clone()) for module in modules for name, buffer in _own(module)]
@@ -159,12 +179,13 @@ def unwrap_compiled(model: nn.Module) -> nn.Module:
     return getattr(model, "_orig_mod", model)
 
 
-def _own(module: nn.Module):
+def _own(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
     return module.named_buffers(recurse=False)
 
 
-def _check_loader(loader: DataLoader) -> None:
-    if not isinstance(loader.batch_sampler, GlobalBatchSampler):
+def _resumable_sampler(loader: DataLoader) -> GlobalBatchSampler:
+    sampler = loader.batch_sampler
+    if not isinstance(sampler, GlobalBatchSampler):
         raise ValueError(
             f"checkpoints need a loader that knows its place, but this one has a "
             f"{type(loader.sampler).__name__}: make it with make_resumable_loader"
@@ -174,9 +195,10 @@ def _check_loader(loader: DataLoader) -> None:
             "the training DataLoader has no generator, so it draws from torch's own at each "
             "start and a resumed run would differ: make it with make_resumable_loader"
         )
+    return sampler
 
 
-def _check_parts(saved, given, name: str) -> None:
+def _check_parts(saved: Set[str], given: Set[str], name: str) -> None:
     if saved != given:
         raise ValueError(
             f"{name} holds {', '.join(sorted(saved))}, but this run has "

@@ -7,13 +7,14 @@ import math
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from ddp_helpers.arguments import check_whole
+from ddp_helpers.arguments import check_positive, check_whole
 
 
 def linear_scaled_lr(base_lr: float, global_batch_size: int, base_batch_size: int = 256) -> float:
     """The rate for a global batch that is k times larger: k times the rate.
 
-    Goyal et al. 2017 (arXiv:1706.02677), section 2.1, for SGD with up to about 8,000 images.
+    Goyal et al. 2017 (arXiv:1706.02677), section 2.1, for SGD with up to about 8,000 images;
+    256 is the batch that their rates are for.
     For Adam the square root of k is the more usual choice; for tiny batches neither is needed.
 
     Raises:
@@ -21,8 +22,7 @@ def linear_scaled_lr(base_lr: float, global_batch_size: int, base_batch_size: in
     """
     check_whole("global_batch_size", global_batch_size, least=1)
     check_whole("base_batch_size", base_batch_size, least=1)
-    if not base_lr > 0:
-        raise ValueError(f"base_lr={base_lr}: expected a number above 0")
+    check_positive("base_lr", base_lr)
     return base_lr * global_batch_size / base_batch_size
 
 

@@ -7,6 +7,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterable, Iterator
+from typing import TypedDict
 
 import torch
 import torch.distributed as dist
@@ -33,9 +34,8 @@ def sync_gradients(model: nn.Module, last: bool) -> contextlib.AbstractContextMa
 
     Wrap the forward too: it is the forward that decides whether DDP averages, not the backward.
     """
-    if last or not hasattr(model, "no_sync"):
-        return contextlib.nullcontext()
-    return model.no_sync()
+    no_sync = getattr(model, "no_sync", None)
+    return contextlib.nullcontext() if last or no_sync is None else no_sync()
 
 
 def terms_on_all_ranks(
@@ -106,6 +106,12 @@ def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
     return bool(value.item())
 
 
+class TotalsState(TypedDict):
+    loss: float
+    count: int
+    seconds: float
+
+
 class EpochTotals:
     """What this rank has trained on in an epoch: sum of losses, their count, seconds."""
 
@@ -138,14 +144,14 @@ class EpochTotals:
         loss_sum, count = sums.tolist()
         return loss_sum / max(count, 1), int(count)
 
-    def state_dict(self) -> dict[str, float | int]:
+    def state_dict(self) -> TotalsState:
         return {"loss": self.loss.item(), "count": self.count, "seconds": self.seconds}
 
-    def load_state_dict(self, state: dict[str, float | int]) -> None:
+    def load_state_dict(self, state: TotalsState) -> None:
         self.reset()
         self.merge(state)
 
-    def merge(self, state: dict[str, float | int]) -> None:
+    def merge(self, state: TotalsState) -> None:
         """Add what another rank had trained on, in a run with more ranks."""
         self.loss += state["loss"]
         self.count += state["count"]

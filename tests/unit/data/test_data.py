@@ -190,6 +190,29 @@ def test_no_idx_file_is_refused(content):
         read_idx(content)
 
 
+def test_what_is_no_idx_file_is_shown_and_named(tmp_path):
+    floats = b"\x00\x00\x0d\x01" + bytes(8)
+    told = r"starts with b'\x00\x00\r\x01': expected an IDX file of bytes"
+    with pytest.raises(DatasetError) as caught:
+        read_idx(floats)
+    assert str(caught.value) == f"the content {told}"
+    path = tmp_path / "floats.gz"
+    path.write_bytes(gzip.compress(floats))
+    with pytest.raises(DatasetError, match=re.escape(f"{path} starts with")):
+        read_idx(path)
+
+
+def test_idx_of_one_value_without_dimensions():
+    assert read_idx(b"\x00\x00\x08\x00\x07") == torch.tensor(7, dtype=torch.uint8)
+    with pytest.raises(DatasetError, match=r"holds 0 values, but its header says \[\]"):
+        read_idx(b"\x00\x00\x08\x00")
+
+
+def test_a_name_that_is_not_there_is_told():
+    with pytest.raises(AttributeError, match="'ddp_helpers.data' has no attribute 'nothing'"):
+        _ = data.nothing
+
+
 def test_idx_of_wrong_length_is_refused(maker):
     with pytest.raises(DatasetError, match=r"holds 5 values, but its header says \[2, 3\]"):
         read_idx(maker.idx_bytes(bytes(5), (2, 3)))
@@ -230,6 +253,11 @@ def test_eval_loaders_see_each_sample_once(n, world_size, batch):
         for rank in range(world_size)
     ]
     assert sorted(itertools.chain(*seen)) == list(range(n))
+
+
+def test_eval_batches_have_the_size_that_was_asked_for():
+    batches = [batch.tolist() for (batch,) in make_eval_loader(numbers(7), 3)]
+    assert batches == [[0, 1, 2], [3, 4, 5], [6]]
 
 
 @settings(max_examples=40, deadline=None)

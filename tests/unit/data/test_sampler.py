@@ -1,4 +1,4 @@
-"""sampler.py: global batches, shares, micro-batches and positions, for any geometry."""
+"""data/sampler.py: global batches, shares, micro-batches and positions, for any geometry."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import TensorDataset
 
-from ddp_helpers.data.loaders import make_resumable_loader, make_train_loader
+from ddp_helpers.data.loaders import empty_like, make_resumable_loader, make_train_loader
 from ddp_helpers.data.sampler import GlobalBatchSampler
 
 
@@ -140,6 +140,64 @@ def test_a_share_without_a_sample_comes_as_an_empty_batch():
     shapes = [tuple(images.shape) for images, _ in loader]
     assert shapes == [(1, 2, 3), (1, 2, 3), (0, 2, 3)]
     assert [labels.dtype for _, labels in loader] == [torch.int64] * 3
+
+
+def test_one_sample_for_two_ranks_leaves_one_of_them_an_empty_batch():
+    data = TensorDataset(torch.ones(1, 2), torch.ones(1))
+    loaders = [make_resumable_loader(data, 2, rank=rank, world_size=2) for rank in range(2)]
+    assert [[len(labels) for _, labels in loader] for loader in loaders] == [[1], [0]]
+
+
+def test_an_empty_batch_keeps_its_form():
+    batch = {"image": torch.ones(2, 3), "rest": [torch.arange(2), ("name", 4)]}
+    found = empty_like(batch)
+    assert found["image"].shape == (0, 3)
+    assert found["rest"][0].shape == (0,)
+    assert found["rest"][0].dtype == torch.int64
+    assert found["rest"][1] == ("name", 4)
+    assert isinstance(found["rest"], list)
+
+
+def test_one_rank_alone_is_rank_0_of_1_from_the_first_epoch_on():
+    sampler = GlobalBatchSampler(11, 4, seed=3)
+    expected = torch.randperm(11, generator=torch.Generator().manual_seed(3)).tolist()
+    assert [index for batch in sampler for index in batch] == expected
+    assert sampler.state_dict()["epoch"] == 0
+    loader = make_resumable_loader(TensorDataset(torch.arange(11)), 4, seed=3)
+    assert [index for (batch,) in loader for index in batch] == expected
+    of_seed_0 = [index for batch in GlobalBatchSampler(11, 4) for index in batch]
+    loader = make_resumable_loader(TensorDataset(torch.arange(11)), 4)
+    assert [index for (batch,) in loader for index in batch] == of_seed_0
+
+
+def test_a_resumable_loader_hands_on_what_its_sampler_is_asked_for():
+    data = TensorDataset(torch.arange(11))
+    loader = make_resumable_loader(data, 4, accumulation_steps=2, drop_last=True)
+    assert [len(batch) for (batch,) in loader] == [2] * 4
+    workers = make_resumable_loader(data, 4, num_workers=2)
+    assert workers.num_workers == 2
+    assert workers.multiprocessing_context.get_start_method() == "forkserver"
+    assert workers.timeout > 0  # a stuck worker is named, and no rank waits for ever
+
+
+def test_a_pass_over_a_resumable_loader_leaves_torchs_generator_alone():
+    loader = make_resumable_loader(TensorDataset(torch.arange(11)), 4)
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    list(loader)
+    assert torch.rand(1) == expected
+
+
+def test_a_saved_place_holds_once():
+    saved = GlobalBatchSampler(20, 5)
+    saved.advance()
+    resumed = GlobalBatchSampler(20, 5)
+    resumed.load_state_dict(saved.state_dict())
+    resumed.set_epoch(0)
+    assert len(list(resumed)) == 3
+    resumed.set_epoch(0)  # the same epoch once more, from its start
+    assert len(list(resumed)) == 4
 
 
 @pytest.mark.parametrize(
