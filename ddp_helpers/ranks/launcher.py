@@ -20,7 +20,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar, Unpack, overload
 
-from ddp_helpers.arguments import check_whole
+from ddp_helpers.arguments import check_positive, check_whole
 from ddp_helpers.diagnosis.failure_report import failure_report
 from ddp_helpers.environment.check import default_nprocs, usable_cpu_count
 from ddp_helpers.evidence.records import LaunchResult
@@ -208,10 +208,9 @@ def _check(
             '`if __name__ == "__main__":`'
         )
     check_whole("nprocs", nprocs, least=1)
-    if not timeout > 0:
-        raise ValueError(f"timeout={timeout!r}: expected more than 0 seconds")
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads_per_rank={threads!r}: expected at least 1")
+    check_positive("timeout", timeout, "seconds")
+    if threads is not None:
+        check_whole("threads_per_rank", threads, least=1)
     if start_method not in START_METHODS:
         why = ": threads and CUDA do not survive it" if start_method == "fork" else ""
         raise ValueError(f'start_method="{start_method}"{why}; expected "forkserver" or "spawn"')
