@@ -7,10 +7,16 @@ import hypothesis
 import psutil
 import pytest
 from chromium import find_chromium
+from run_report import RunReport
 
 # a busy machine is no fault of the code
 hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # a worker of xdist prints nothing
+        config.pluginmanager.register(RunReport(config))
 
 
 def our_processes() -> dict[int, psutil.Process]:

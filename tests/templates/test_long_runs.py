@@ -334,7 +334,7 @@ def test_when_it_is_no_better(history: list[int], patience: int | None, expected
     assert load_template("ddp_full").no_better(history, patience) is expected
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on a CPU needs g++")
+@pytest.mark.skipif(not shutil.which("g++"), reason="no g++ here: apt install g++")
 def test_compiled_it_learns_the_same(runner: Runner) -> None:
     size = ("--limit", 64, "--epochs", 1, "--accumulate", 2)
     script = copy(runner, "ddp_full", *PLAIN) / "mine.py"
