@@ -9,6 +9,10 @@ import pytest
 from chromium import find_chromium
 from run_report import RunReport
 
+# Threads of OpenMP wait for each other in a loop, and beside other tests that takes more than half
+# of the cores; everything that tests start inherits this, and waits asleep.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 # a busy machine is no fault of the code
 hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
