@@ -7,10 +7,25 @@ import hypothesis
 import psutil
 import pytest
 from chromium import find_chromium
+from run_report import RunReport
+
+# Threads of OpenMP wait for each other in a loop, and beside other tests that takes more than half
+# of the cores; everything that tests start inherits this, and waits asleep.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # a busy machine is no fault of the code
 hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # a worker of xdist prints nothing
+        config.pluginmanager.register(RunReport(config))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The wheel first: late in a run of two workers one would wait for its minute alone."""
+    items.sort(key=lambda item: item.path.name != "test_wheel.py")
 
 
 def our_processes() -> dict[int, psutil.Process]:

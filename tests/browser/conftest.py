@@ -80,16 +80,23 @@ def _wait_for(url: str, seconds: float = 60) -> None:
             time.sleep(0.2)
 
 
-@pytest.fixture
-def page(chromium):
-    """An empty page; a test that left an error in the browser's console fails."""
+@pytest.fixture(scope="module")
+def chrome(chromium):
+    """One Chromium for a file, which loads JupyterLab's scripts once; closed before the next."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        page.errors = []
-        page.on("pageerror", lambda error: page.errors.append(str(error)))
-        yield page
+        yield browser.new_context(viewport={"width": 1400, "height": 1000})
         browser.close()
-        assert not page.errors
+
+
+@pytest.fixture
+def page(chrome):
+    """An empty page; a test that left an error in the browser's console fails."""
+    page = chrome.new_page()
+    page.errors = []
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    yield page
+    page.close()
+    assert not page.errors

@@ -20,8 +20,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 class Reader:
     """A page with one explorable in it."""
 
-    def __init__(self, page):
-        self.page = page
+    def __init__(self, page, kernel=None):
+        self.page, self.kernel = page, kernel
         self.root = page.locator(".ddp-explorable")
         self.noise = []
         page.on("console", self._note)
@@ -33,7 +33,7 @@ class Reader:
     def open(self, lab, name, **start):
         given = "".join(f", {key}={value!r}" for key, value in start.items())
         cell = f"from ddp_helpers import widgets\n\nwidgets.explore({name!r}{given})"
-        put_notebook(lab, self.page, f"{name}.ipynb", [cell])
+        put_notebook(lab, self.page, f"{name}.ipynb", [cell], self.kernel)
         self.page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=60_000)
         self.noise.clear()
         self.page.get_by_role("menuitem", name="Run", exact=True).click()
@@ -111,26 +111,42 @@ class Reader:
         assert self.page.locator(".ddp-static").count() == 0  # the figure is not shown twice
 
 
-def put_notebook(lab, page, name, cells):
+def put_notebook(lab, page, name, cells, kernel=None):
     book = nbformat.v4.new_notebook()
     book.cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
     book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3 (ipykernel)"}
-    page.request.get(lab)  # the cookie that writing asks for comes with any page
-    cookies = {cookie["name"]: cookie["value"] for cookie in page.context.cookies()}
-    parts = urlsplit(lab)
-    answer = page.request.put(
-        f"{parts.scheme}://{parts.netloc}/api/contents/{name}",
-        headers={"X-XSRFToken": cookies.get("_xsrf", ""), "Content-Type": "application/json"},
-        data=json.dumps({"type": "notebook", "format": "json", "content": book}),
-    )
-    assert answer.ok, answer.text()
+    content = {"type": "notebook", "format": "json", "content": book}
+    ask(lab, page.context, "put", f"contents/{name}", content)
+    if kernel:  # a notebook that is opened takes the kernel of its session
+        session = {"path": name, "name": name, "type": "notebook", "kernel": {"id": kernel}}
+        ask(lab, page.context, "post", "sessions", session)
     page.goto(f"{lab}/tree/{name}?reset")
     page.locator(".jp-NotebookPanel .jp-CodeCell").first.wait_for(timeout=60_000)
 
 
+def ask(lab, context, method, what, content):
+    """What the server's own interface answers."""
+    context.request.get(lab)  # the cookie that writing asks for comes with any page
+    cookies = {cookie["name"]: cookie["value"] for cookie in context.cookies()}
+    parts = urlsplit(lab)
+    answer = getattr(context.request, method)(
+        f"{parts.scheme}://{parts.netloc}/api/{what}",
+        headers={"X-XSRFToken": cookies.get("_xsrf", ""), "Content-Type": "application/json"},
+        data=json.dumps(content),
+    )
+    assert answer.ok, answer.text()
+    return answer.json()
+
+
+@pytest.fixture(scope="module")
+def kernel(lab, chrome):
+    """One kernel for all explorables: each of its own would load torch anew, and so its ranks."""
+    return ask(lab, chrome, "post", "kernels", {"name": "python3"})["id"]
+
+
 @pytest.fixture
-def reader(page):
-    return Reader(page)
+def reader(page, kernel):
+    return Reader(page, kernel)
 
 
 def test_sampler(lab, reader):

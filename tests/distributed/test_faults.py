@@ -1,15 +1,19 @@
 """The failure lab: every fault happens for real and is named, every mend runs in silence."""
 
 import ast
+import contextlib
+import os
+import signal
 import subprocess
 import sys
 import time
 
 import pytest
 import torch
+from warm_python import WarmPython
 
 from ddp_helpers import faults
-from ddp_helpers.faults._terminal import find_marked, terminal
+from ddp_helpers.faults._terminal import OURS, Ended, find_marked, terminal
 
 pytestmark = pytest.mark.usefixtures("no_process_left")
 FILES = sorted(path.stem for path in faults.FOLDER.glob("*.py") if path.stem[0] != "_")
@@ -61,10 +65,32 @@ def test_a_loud_fault_is_named_without_the_sanitizer_too(name, kind):
     assert faults.run(name, sanitize=False).kinds[0] == kind
 
 
+@pytest.fixture
+def warm_terminal(tmp_path, monkeypatch):
+    """Let `torch_says` run its line of Python where torch is loaded already."""
+
+    def run(command: list[str], limit: float = 30.0) -> Ended:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+        ours = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONUNBUFFERED": "1"}
+        printed = tmp_path / f"printed-{time.monotonic_ns()}"
+        process = WarmPython(command[1:], cwd=tmp_path, env=kept | ours, stdout=printed)
+        try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(limit)
+            code = process.returncode
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # its ranks, too
+        return Ended(printed.read_text(errors="replace"), code)
+
+    monkeypatch.setattr(faults, "terminal", run)
+
+
 LOUD = [name for name in FILES if RECORDS[name].says != "nothing"]
 
 
 @pytest.mark.parametrize("name", [name for name in LOUD if not RECORDS[name].in_terminal])
+@pytest.mark.usefixtures("warm_terminal")
 def test_torch_says_what_the_record_says(name):
     skip_where_it_works(name)
     # where several ranks fail it is chance whose error mp.spawn prints: now and then a later one's

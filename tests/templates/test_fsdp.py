@@ -96,7 +96,7 @@ def test_with_whole_checkpoints_it_is_stopped_and_ends_with_the_same_weights(
     undisturbed = runner.on_ranks(2, TEMPLATES / "fsdp_whole.py", *size)
     folder = copy(runner, "fsdp_whole", *STOP_ITSELF)
     stop_at(monkeypatch, 3)
-    warned = runner.run(folder / "mine.py", "--world-size", 2, *size, folder=folder)
+    warned = runner.run_warm(folder / "mine.py", "--world-size", 2, *size, folder=folder)
     assert warned.code == os.EX_TEMPFAIL, warned.err
     stop_at(monkeypatch, -1)
     run = runner.on_ranks(2, folder / "mine.py", *size, folder=folder)

@@ -92,7 +92,7 @@ def test_stopped_it_ends_with_the_weights_of_an_undisturbed_run(
     folder = copy(runner, "lm", *STOP_ITSELF)
     (folder / "data" / "austen").symlink_to(TEXT.parent)
     stop_at(monkeypatch, 3)
-    warned = runner.run(folder / "mine.py", "--world-size", 2, *size, folder=folder)
+    warned = runner.run_warm(folder / "mine.py", "--world-size", 2, *size, folder=folder)
     assert warned.code == os.EX_TEMPFAIL, warned.err
     stop_at(monkeypatch, -1)
     done = runner.on_ranks(2, folder / "mine.py", *size, folder=folder)
@@ -108,7 +108,7 @@ def test_another_text_is_refused_in_a_run_that_goes_on(runner: Runner) -> None:
     other = folder / "other.txt"
     other.write_text(TEXT.read_text().replace("Bennet", "Bonnet"))
     command = alone(runner, folder / "mine.py")
-    again = runner.run(*command, *size, 2, "--data", other, folder=folder)
+    again = runner.run_warm(*command, *size, 2, "--data", other, folder=folder)
     assert again.code == 1
     assert again.err.startswith("error: --data is ")
 

@@ -83,7 +83,7 @@ def test_it_goes_on_as_if_it_had_never_stopped(runner: Runner) -> None:
     assert "goes on from checkpoint.pt" in run.out
     assert same(newest(run)["model"], newest(undisturbed)["model"])
     size = (*size, "--world-size", 2, "--lr", 0.5)
-    other = runner.run(folder / "mine.py", *size, "--epochs", 3, folder=folder)
+    other = runner.run_warm(folder / "mine.py", *size, "--epochs", 3, folder=folder)
     assert other.code == 1
     assert "error: --lr is 0.5, the checkpoint has 0.002" in other.err
 
@@ -122,8 +122,10 @@ def test_stopped_and_killed_it_ends_with_the_weights_of_an_undisturbed_run(
         script, given = folder / "mine.py", (*SIZE, *flags)
         if way == "ranks":
             return runner.on_ranks(2, script, *given, folder=folder)
-        command = [*torchrun(2), script] if way == "torchrun" else [script, "--world-size", 2]
-        return runner.run(*command, *given, folder=folder)
+        if way == "torchrun":
+            return runner.run(*torchrun(2), script, *given, folder=folder)
+        start = runner.run if step == "ddp_full" else runner.run_warm
+        return start(script, "--world-size", 2, *given, folder=folder)
 
     warned = run(3, signal.SIGUSR1, "spawn")  # one rank hears it, all stop
     assert warned.code == os.EX_TEMPFAIL, warned.err
@@ -149,7 +151,7 @@ def test_stopped_and_killed_it_ends_with_the_weights_of_an_undisturbed_run(
 
 
 def test_a_signal_to_the_launcher_reaches_the_ranks(runner: Runner) -> None:
-    started = runner.start(TEMPLATES / "ddp_full.py", "--epochs", 9999, "--limit", 300)
+    started = runner.start_warm(TEMPLATES / "ddp_full.py", "--epochs", 9999, "--limit", 300)
     started.wait_for("epoch 1")
     started.process.send_signal(signal.SIGUSR1)
     run = runner.finish(started, 30)
@@ -179,7 +181,7 @@ def test_a_run_that_is_done_says_so_and_other_settings_are_refused(runner: Runne
     assert again.code == 0, again.err
     assert "note: that was all" in again.out
     command = alone(runner, folder / "mine.py")
-    other = runner.run(*command, "--limit", 65, "--epochs", 2, "--seed", 5, folder=folder)
+    other = runner.run_warm(*command, "--limit", 65, "--epochs", 2, "--seed", 5, folder=folder)
     assert other.code == 1
     error = "error: --seed is 5, the checkpoint has 0: give that, or another --checkpoint"
     assert other.err.splitlines() == [error]
@@ -192,7 +194,8 @@ def test_a_run_that_is_done_says_so_and_other_settings_are_refused(runner: Runne
 def test_other_ranks_than_the_checkpoint_has_are_refused_once(runner: Runner) -> None:
     folder = copy(runner, "ddp_full")
     runner.on_ranks(1, folder / "mine.py", *TINY, folder=folder)
-    two = runner.run(folder / "mine.py", "--world-size", 2, *TINY, "--epochs", 2, folder=folder)
+    flags = ("--world-size", 2, *TINY, "--epochs", 2)
+    two = runner.run_warm(folder / "mine.py", *flags, folder=folder)
     assert two.code == 1
     assert [line for line in two.err.splitlines() if "error: " in line] == [
         "error: --world-size is 2, the checkpoint has 1: give that, or another --checkpoint"
@@ -334,11 +337,11 @@ def test_when_it_is_no_better(history: list[int], patience: int | None, expected
     assert load_template("ddp_full").no_better(history, patience) is expected
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on a CPU needs g++")
+@pytest.mark.skipif(not shutil.which("g++"), reason="no g++ here: apt install g++")
 def test_compiled_it_learns_the_same(runner: Runner) -> None:
     size = ("--limit", 64, "--epochs", 1, "--accumulate", 2)
     script = copy(runner, "ddp_full", *PLAIN) / "mine.py"
-    compiled = runner.run(*alone(runner, script), *size, "--compile")
+    compiled = runner.run_warm(*alone(runner, script), *size, "--compile")
     assert compiled.code == 0, compiled.err
     plain = runner.on_ranks(1, script, *size)
     ours, theirs = newest(compiled)["model"], newest(plain)["model"]

@@ -100,7 +100,8 @@ def test_a_killed_worker_is_replaced_and_the_weights_are_those_of_spawn(runner, 
     saved = torch.load(folder / "checkpoint.pt")
     assert saved["epoch"] == 2
 
-    spawned = runner.run("mine.py", *SIZE, folder=copy(runner, "ddp_minimal", *PLAIN, ONE_THREAD))
+    minimal = copy(runner, "ddp_minimal", *PLAIN, ONE_THREAD)
+    spawned = runner.run_warm("mine.py", *SIZE, folder=minimal)
     assert spawned.code == 0, spawned.err
     theirs = torch.load(spawned.folder / "checkpoint.pt")["model"]
     assert f"({right} of {seen})" in spawned.out.splitlines()[-1]

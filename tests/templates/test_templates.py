@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import sys
 import time
 
 import pytest
@@ -26,14 +25,27 @@ WAYS = {
 LAST = re.compile(r"accuracy (0\.\d{4}) \((\d+) of (\d+)\)  seconds \d+\.\d  ranks (\d)")
 
 
+# one process, mp.spawn and torchrun are each started for real once
+WARM = ("data_parallel", "ddp_minimal 2", "ddp_safe 2", "ddp_spawn 1")
+UNDER_AGENT = ("ddp_torchrun 1",)
+
+
 @pytest.fixture(scope="session")
 def trained(session_runner: Runner):
     """Each way trains once; whoever asks again gets what it left."""
     done: dict[str, Finished] = {}
 
+    def start(way: str) -> Finished:
+        if way in WARM:
+            return session_runner.run_warm(*WAYS[way], *SIZE)
+        if way in UNDER_AGENT:
+            script, *flags = WAYS[way][len(torchrun(1)) :]
+            return session_runner.under_agent(1, script, *flags, *SIZE)
+        return session_runner.run(*WAYS[way], *SIZE)
+
     def train(way: str) -> Finished:
         if way not in done:
-            done[way] = session_runner.run(*WAYS[way], *SIZE)
+            done[way] = start(way)
         return done[way]
 
     return train
@@ -146,8 +158,12 @@ def test_a_copy_alone_in_an_empty_folder_runs(runner: Runner, step: str) -> None
     folder = runner.root / "alone"
     folder.mkdir(parents=True)
     (folder / f"{step}.py").write_text((TEMPLATES / f"{step}.py").read_text())
-    starter = torchrun(2) if step == "ddp_slurm" else []
-    run = runner.run(*starter, f"{step}.py", "--epochs", 1, "--limit", 640, folder=folder)
+    size = ("--epochs", 1, "--limit", 640)
+    if step == "ddp_slurm":
+        run = runner.under_agent(2, folder / f"{step}.py", *size, folder=folder)
+    else:
+        start = runner.run if step == "single_process" else runner.run_warm
+        run = start(f"{step}.py", *size, folder=folder)
     assert run.code == 0, run.err
     assert run.out.count("note: no data/mnist_5k here") == 1
     accuracy = float(LAST.search(run.out)[1])
@@ -159,7 +175,7 @@ def test_spawn_joins_two_machines_at_a_tcp_url(runner: Runner) -> None:
     size = ("--world-size", 2, "--nprocs", 1, "--epochs", 1, "--limit", 64)
     url = ("--dist-url", f"tcp://localhost:{free_port()}")
     script = TEMPLATES / "ddp_spawn.py"
-    runs = [runner.start(script, *size, *url, "--rank", rank) for rank in (0, 1)]
+    runs = [runner.start_warm(script, *size, *url, "--rank", rank) for rank in (0, 1)]
     first, second = [runner.finish(run) for run in runs]
     assert (first.code, second.code) == (0, 0), first.err + second.err
     assert first.out.splitlines()[-1].endswith("ranks 2")
@@ -171,22 +187,23 @@ def test_torchrun_template_starts_by_hand_too(runner: Runner) -> None:
     size = ("--world-size", 2, "--epochs", 1, "--limit", 64)
     url = ("--dist-url", f"tcp://localhost:{free_port()}")
     script = TEMPLATES / "ddp_torchrun.py"
-    runs = [runner.start(script, *size, *url, "--rank", rank) for rank in (0, 1)]
+    runs = [runner.start_warm(script, *size, *url, "--rank", rank) for rank in (0, 1)]
     first, second = [runner.finish(run) for run in runs]
     assert (first.code, second.code) == (0, 0), first.err + second.err
     assert first.out.splitlines()[-1].endswith("ranks 2")
     assert not (second.folder / "checkpoint.pt").exists()
 
 
-def test_srun_tells_each_rank_who_it_is(runner: Runner) -> None:
+def test_srun_tells_each_rank_who_it_is(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     told = {"STEP_ID": 0, "STEP_NODELIST": "localhost", "STEP_TASKS_PER_NODE": 2, "NTASKS": 2}
     told |= {"JOB_ID": free_port()}
     started = []
     for rank in (0, 1):
         of_rank = told | {"PROCID": rank, "LOCALID": rank}
-        variables = [f"SLURM_{name}={value}" for name, value in of_rank.items()]
-        command = [sys.executable, TEMPLATES / "ddp_slurm.py", "--epochs", 1, "--limit", 64]
-        started.append(runner.start("env", *variables, *command))
+        for name, value in of_rank.items():
+            monkeypatch.setenv(f"SLURM_{name}", str(value))
+        script = TEMPLATES / "ddp_slurm.py"
+        started.append(runner.start_warm(script, "--epochs", 1, "--limit", 64))
     first, second = [runner.finish(run) for run in started]
     assert (first.code, second.code) == (0, 0), first.err + second.err
     assert first.out.splitlines()[-1].endswith("ranks 2")
@@ -195,7 +212,7 @@ def test_srun_tells_each_rank_who_it_is(runner: Runner) -> None:
 
 def test_a_tcp_url_works_under_torchrun(runner: Runner) -> None:
     script, url = TEMPLATES / "ddp_torchrun.py", f"tcp://localhost:{free_port()}"
-    run = runner.run(*torchrun(2), script, "--dist-url", url, "--epochs", 1, "--limit", 64)
+    run = runner.under_agent(2, script, "--dist-url", url, "--epochs", 1, "--limit", 64)
     assert run.code == 0, run.err
     assert run.out.splitlines()[-1].endswith("ranks 2")
 
@@ -221,18 +238,19 @@ INTERRUPTED = {
 
 
 @pytest.mark.parametrize(
-    ("step", "sent", "to_all"),
+    ("step", "sent", "to_all", "warm"),
     [
-        ("single_process", signal.SIGINT, True),
-        ("ddp_spawn", signal.SIGINT, True),  # Ctrl-C: the terminal signals the whole group
-        ("ddp_spawn", signal.SIGINT, False),
-        ("ddp_spawn", signal.SIGKILL, False),
-        ("ddp_torchrun", signal.SIGINT, True),
-        ("ddp_torchrun", signal.SIGKILL, False),
+        ("single_process", signal.SIGINT, True, True),
+        ("ddp_spawn", signal.SIGINT, True, False),  # Ctrl-C: the terminal signals the whole group
+        ("ddp_spawn", signal.SIGINT, False, True),
+        ("ddp_spawn", signal.SIGKILL, False, False),
+        ("ddp_torchrun", signal.SIGINT, True, False),
+        ("ddp_torchrun", signal.SIGKILL, False, False),
     ],
 )
-def test_a_signal_in_mid_run_leaves_no_orphan(runner: Runner, step, sent, to_all) -> None:
-    started = runner.start(*INTERRUPTED[step], "--epochs", 1000, "--limit", 300)
+def test_a_signal_in_mid_run_leaves_no_orphan(runner: Runner, step, sent, to_all, warm) -> None:
+    start = runner.start_warm if warm else runner.start
+    started = start(*INTERRUPTED[step], "--epochs", 1000, "--limit", 300)
     started.wait_for("epoch 1")
     assert len(started.left()) >= (1 if step == "single_process" else 3)
     if to_all:
