@@ -6,9 +6,18 @@ import contextlib
 import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
+from typing import Any
 
 from ddp_helpers.sanitizer.talk.notes import tell_notes_once
-from ddp_helpers.sanitizer.talk.session import FAILED, LEFT, Options, SanitizerError, Session
+from ddp_helpers.sanitizer.talk.session import (
+    DEFAULT_TIMEOUT,
+    FAILED,
+    LEFT,
+    Options,
+    SanitizerError,
+    Session,
+)
 
 _session: Session | None = None
 
@@ -94,7 +103,7 @@ def sanitize(every: int = 1) -> Iterator[Session]:
 def _starting(session: Session) -> Callable[[Callable], Callable]:
     def make(original: Callable) -> Callable:
         @functools.wraps(original)
-        def init_process_group(*args: object, **kwargs: object) -> None:
+        def init_process_group(*args: object, **kwargs: Any) -> None:
             original(*args, **kwargs)
             session.group_started(_seconds(kwargs.get("timeout")))
 
@@ -118,5 +127,5 @@ def _ending(session: Session) -> Callable[[Callable], Callable]:
     return make
 
 
-def _seconds(timeout: object) -> float:
-    return timeout.total_seconds() if timeout is not None else 1800.0
+def _seconds(timeout: timedelta | None) -> float:
+    return timeout.total_seconds() if timeout is not None else DEFAULT_TIMEOUT

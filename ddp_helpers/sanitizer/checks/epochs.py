@@ -88,7 +88,7 @@ class EpochChecker:
                 f"{current.epoch}"
             )
             advice = "call sampler.set_epoch(epoch) with a new number before each epoch"
-        place = self.session.frame(current.place) if current.place else None
+        place = self.session.frame_of(current.place)
         ranks = tuple(range(self.session.world_size))
         return Finding("epoch-not-advanced", cause, advice, ranks, self.session.step, place)
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from ddp_helpers.evidence.records import Finding
 from ddp_helpers.sanitizer.compare.callsite import places, user_frames
+from ddp_helpers.sanitizer.compare.records import Edit
 from ddp_helpers.sanitizer.talk.session import Session
-from ddp_helpers.sanitizer.watch.wrapped import Edit, Registry
+from ddp_helpers.sanitizer.watch.wrapped import Registry
+
+if TYPE_CHECKING:
+    from torch.nn.modules.module import _IncompatibleKeys
 
 
 class LoadingChecker:
@@ -54,7 +59,7 @@ class LoadingChecker:
             if frames:
                 model.edit = Edit(what, places(frames)[-1])
 
-    def count_keys(self, state_dict: dict, result: object) -> None:
+    def count_keys(self, state_dict: Mapping, result: _IncompatibleKeys) -> None:
         """A load with strict=False in which most names fitted nothing is hardly meant."""
         missing, unexpected = list(result.missing_keys), list(result.unexpected_keys)
         given = len(state_dict)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -21,6 +22,15 @@ MB = 1024 * 1024
 DEFAULT_BUCKET = 25 * MB
 MANY = 4  # times as many buckets as needed, and at least so many
 FEW_STEPS = 3  # too few backwards to say that no parameter is ever unused
+
+
+@dataclass(frozen=True)
+class UsedCount:
+    """Backwards of one model on one rank."""
+
+    steps: int
+    missed: int
+    """Those that left a parameter out."""
 
 
 class SlowChecker:
@@ -93,11 +103,11 @@ class SlowChecker:
     def _at_end(self) -> None:
         for number, used in enumerate(self.used):
             used.remove()
-            self.session.channel.publish(f"unused/{number}", [used.steps, used.missed])
+            self.session.line.publish(f"unused/{number}", UsedCount(used.steps, used.missed))
 
     def _at_last(self) -> None:
         for number, used in enumerate(self.used):
-            if all(steps >= FEW_STEPS and not missed for steps, missed in self._records(number)):
+            if all(c.steps >= FEW_STEPS and not c.missed for c in self._records(number)):
                 self._note(
                     "needless-find-unused",
                     f"find_unused_parameters=True, but in {used.steps} backwards every parameter "
@@ -105,14 +115,14 @@ class SlowChecker:
                     "leave find_unused_parameters out: it costs a walk through the graph each step",
                 )
 
-    def _records(self, number: int) -> list[list[int]]:
+    def _records(self, number: int) -> list[UsedCount]:
         """What each rank counted for one model; zeros for a rank that did not tell."""
         name, everyone = f"unused/{number}", range(self.session.world_size)
-        channel = self.session.channel
+        channel = self.session.line
         with contextlib.suppress(Gone):
-            channel.wait(name, everyone, PATIENCE_AT_END, self.session.have_left_all)
-        found = channel.read_those_here(name, everyone)
-        return [found.get(rank, [0, 0]) for rank in everyone]
+            channel.wait(name, everyone, UsedCount, PATIENCE_AT_END, self.session.have_left_all)
+        found = channel.read_those_here(name, everyone, UsedCount)
+        return [found.get(rank, UsedCount(0, 0)) for rank in everyone]
 
 
 class UsedParameters:

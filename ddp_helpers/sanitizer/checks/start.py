@@ -43,7 +43,7 @@ def told_world(environment: Mapping[str, str]) -> tuple[int, int, str]:
     number = lambda name: int(environment.get(name, "")) if _is_number(environment, name) else 0
     if "RANK" in environment and max(number("WORLD_SIZE"), number("LOCAL_WORLD_SIZE")):
         sizes = {name: number(name) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")}
-        name = max(sizes, key=sizes.get)
+        name = max(sizes, key=lambda name: sizes[name])
         return number("RANK"), sizes[name], f"{name}={sizes[name]}"
     # a batch script, too, has SLURM_NTASKS and SLURM_PROCID=0, and may well start one process
     in_step = "SLURM_STEP_ID" in environment or number("SLURM_PROCID") > 0

@@ -29,7 +29,7 @@ def user_frames(depth: int = 1) -> tuple[list[FrameType], str]:
     Where no frame is the reader's (a library drives the ranks), all but torch's and ours count.
     """
     own, others, called = [], [], ""
-    frame = sys._getframe(depth)
+    frame: FrameType | None = sys._getframe(depth)
     while frame is not None:
         filename, name = frame.f_code.co_filename, frame.f_code.co_name
         if is_user_file(filename):
@@ -45,14 +45,14 @@ def user_frames(depth: int = 1) -> tuple[list[FrameType], str]:
     return (own or others)[::-1], called
 
 
-def places(frames: Sequence[FrameType]) -> list[Place]:
+def places(frames: Sequence[FrameType]) -> tuple[Place, ...]:
     """Frames as plain values that can travel."""
-    return [(f.f_code.co_filename, f.f_lineno, f.f_code.co_name) for f in frames]
+    return tuple((f.f_code.co_filename, f.f_lineno, f.f_code.co_name) for f in frames)
 
 
-def as_places(stack: Sequence[Sequence]) -> list[Place]:
-    """Places that came from another rank, as lists."""
-    return [tuple(place) for place in stack]
+def innermost(stack: Sequence[Place]) -> Place | None:
+    """The line that made the call, or None where none is the reader's."""
+    return stack[-1] if stack else None
 
 
 def crossed(frames: Sequence[FrameType], mine: Sequence[Place], theirs: Sequence[Place]) -> bool:
@@ -129,7 +129,10 @@ def _path(tree: ast.Module, line: int) -> tuple[list[Block], ast.AST]:
     return path, node
 
 
-def _inner(node: ast.AST, line: int) -> tuple[str, ast.AST] | None:
+Part = ast.stmt | ast.ExceptHandler | ast.match_case
+
+
+def _inner(node: ast.AST, line: int) -> tuple[str, Part] | None:
     for field in ("body", "orelse", "finalbody", "handlers", "cases"):
         block = getattr(node, field, None)
         for statement in block if isinstance(block, list) else []:
@@ -139,7 +142,7 @@ def _inner(node: ast.AST, line: int) -> tuple[str, ast.AST] | None:
     return None
 
 
-def _lines(node: ast.AST) -> tuple[int, int]:
+def _lines(node: Part) -> tuple[int, int]:
     """First and last line; a match's case has no numbers of its own."""
     if isinstance(node, ast.match_case):
         return node.pattern.lineno, node.body[-1].end_lineno or node.body[-1].lineno
@@ -179,7 +182,7 @@ def _holds(guards: Sequence[tuple[ast.AST, str]], frame: FrameType | None) -> bo
     return True
 
 
-def _value(node: ast.AST, frame: FrameType | None) -> object:
+def _value(node: ast.expr, frame: FrameType | None) -> object:
     """The value of a plain condition in this frame, without any side effect, or _UNKNOWN."""
     if frame is None:
         return _UNKNOWN

@@ -6,18 +6,23 @@ import functools
 import linecache
 import os
 import sys
+import traceback
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+from ddp_helpers.arguments import check_whole
 from ddp_helpers.evidence.frames import make_frame
 from ddp_helpers.evidence.patches import Patches
 from ddp_helpers.evidence.records import Finding, Frame
-from ddp_helpers.sanitizer.compare.callsite import Place, places, user_frames
+from ddp_helpers.sanitizer.compare.callsite import Place, innermost, places, user_frames
 from ddp_helpers.sanitizer.talk.channel import Channel, Gone, open_channel
 
+DEFAULT_TIMEOUT = 1800.0  # seconds; init_process_group's own, where the program gives none
 PATIENCE_AT_END = 2.0  # seconds to wait for the other ranks' last records
 LEFT, FAILED = "left", "failed"
+R = TypeVar("R")
 
 
 class SanitizerError(RuntimeError):
@@ -40,8 +45,7 @@ class Options:
     every: int = 1
 
     def __post_init__(self) -> None:
-        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
-            raise ValueError(f"every={self.every!r}: expected a whole number, at least 1")
+        check_whole("every", self.every, least=1)
 
 
 class Session:
@@ -64,7 +68,7 @@ class Session:
         self.channel: Channel | None = None
         self.rank, self.world_size = 0, 1
         self.step = 0  # optimizer steps so far
-        self.timeout = 1800.0
+        self.timeout = DEFAULT_TIMEOUT
         self.on_group: list[Callable[[], None]] = []
         self.at_end: list[Callable[[], None]] = []
         self.at_last: list[Callable[[], None]] = []
@@ -73,6 +77,12 @@ class Session:
         self.told: set[tuple[str, str]] = set()  # kind and cause of notes that others tell
         self._faulty: set[str] = set()
         _watch_forks(self)
+
+    @property
+    def line(self) -> Channel:
+        """The channel, for callbacks: they are called only while there is one."""
+        assert self.channel is not None
+        return self.channel
 
     # ---- the life of a group
 
@@ -117,7 +127,7 @@ class Session:
 
     def what_became_of(self, ranks: Sequence[int]) -> dict[int, str]:
         """`left` or `failed` for those of these ranks that have ended."""
-        return self.channel.read_those_here("end", ranks) if self.channel else {}
+        return self.channel.read_those_here("end", ranks, str) if self.channel else {}
 
     def have_ended(self, ranks: Sequence[int]) -> str | None:
         """`ended` if one of these ranks has."""
@@ -125,21 +135,19 @@ class Session:
 
     def have_left_all(self, ranks: Sequence[int]) -> str | None:
         """`ended` if one of these ranks has left all its records: look once more, then give up."""
-        last = self.channel.read_those_here("last", ranks) if self.channel else {}
+        last = self.channel.read_those_here("last", ranks, bool) if self.channel else {}
         return "ended" if last else self.have_ended(ranks)
 
-    def gather(
-        self, name: str, record: object, limit: float = PATIENCE_AT_END
-    ) -> dict[int, object]:
+    def gather(self, name: str, record: R, limit: float = PATIENCE_AT_END) -> dict[int, R]:
         """Leave a record and return those of all ranks that come within the limit, by rank."""
         if self.channel is None:
             return {self.rank: record}
         self.channel.publish(name, record)
-        everyone = range(self.world_size)
+        everyone, kind = range(self.world_size), type(record)
         try:
-            return self.channel.wait(name, everyone, limit, self._has_failed)
+            return self.channel.wait(name, everyone, kind, limit, self._has_failed)
         except Gone:
-            return self.channel.read_those_here(name, everyone)
+            return self.channel.read_those_here(name, everyone, kind)
 
     def _has_failed(self, ranks: list[int]) -> str | None:
         return FAILED if FAILED in self.what_became_of(ranks).values() else None
@@ -189,10 +197,14 @@ class Session:
         filename, line, function = place
         return make_frame(filename, line, function, self.names, linecache.getline(filename, line))
 
+    def frame_of(self, place: Place | None) -> Frame | None:
+        """The same for a place that may be unknown."""
+        return self.frame(place) if place else None
+
     def here(self) -> Frame | None:
         """The reader's innermost line right now."""
         frames, _ = user_frames(2)
-        return self.frame(places(frames)[-1]) if frames else None
+        return self.frame_of(innermost(places(frames)))
 
     def print_findings(self, raised: BaseException | None = None) -> None:
         """Tell on stderr what was found and neither raised nor told by another rank."""
@@ -205,10 +217,8 @@ class Session:
 
 
 def _own_fault(check: str, error: Exception) -> Finding:
-    trace = error.__traceback__
-    while trace and trace.tb_next:
-        trace = trace.tb_next
-    where = f"{os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"
+    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+    where = f"{os.path.basename(frame.f_code.co_filename)}:{line}"
     return Finding(
         "sanitizer-fault",
         f"the sanitizer's check of {check} failed itself ({type(error).__name__}: {error}, "

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import weakref
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import BinaryIO, SupportsIndex, cast
 
 import torch
 from torch.utils.data import (
@@ -20,7 +21,7 @@ from torch.utils.data import (
 )
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from ddp_helpers.sanitizer.compare.callsite import Place, places, user_frames
+from ddp_helpers.sanitizer.compare.callsite import Place, innermost, places, user_frames
 from ddp_helpers.sanitizer.compare.samples import SampledContents
 from ddp_helpers.sanitizer.talk.session import Session
 from ddp_helpers.sanitizer.watch.training_events import TrainingEvents
@@ -37,12 +38,12 @@ class Pass:
     sampler: object
     key: str
     """The same on all ranks that came to this pass on the same way."""
-    stack: list[Place]
+    stack: tuple[Place, ...]
     iterator: weakref.ref[_BaseDataLoaderIter]
     workers: int
     worker_file: BinaryIO | None = None
     """Where the workers write what they draw."""
-    epoch: object = None
+    epoch: int | None = None
     """The sampler's epoch, where it has one."""
     indices: array | None = field(default_factory=lambda: array("q"))
     """All indices asked for, in order; None where they are not plain numbers."""
@@ -72,7 +73,7 @@ class Pass:
     @property
     def place(self) -> Place | None:
         """The reader's line that began it."""
-        return self.stack[-1] if self.stack else None
+        return innermost(self.stack)
 
 
 class PassRecorder:
@@ -210,13 +211,13 @@ class PassRecorder:
         for call in self.on_begin:
             call(begun)
 
-    def _number(self, stack: list[Place], loader: DataLoader) -> str:
+    def _number(self, stack: tuple[Place, ...], loader: DataLoader) -> str:
         kind = type(loader.dataset).__name__
         name = f"{kind}@" + ";".join(f"{file}:{line}" for file, line, _ in stack)
         count = self._counts.setdefault(name, itertools.count())
         return f"{name}#{next(count)}"
 
-    def _note_index(self, iterator: object, index: object) -> None:
+    def _note_index(self, iterator: object, index: SupportsIndex | Sequence[SupportsIndex]) -> None:
         found = getattr(iterator, MARK, None)
         if found is None or found.closed:
             return
@@ -272,16 +273,16 @@ class PassRecorder:
         self._counts.clear()
 
 
-def add_indices(found: Pass, index: object) -> None:
+def add_indices(found: Pass, index: SupportsIndex | Sequence[SupportsIndex]) -> None:
     """Keep the indices of one batch, or give the indices of this pass up."""
     if found.indices is None:
         found.sizes.append(0)
         return
-    values = index if isinstance(index, list | tuple) else [index]
+    values = index if isinstance(index, list | tuple) else [cast(SupportsIndex, index)]
     try:
-        found.indices.extend([value.__index__() for value in values])
+        found.indices.extend([operator.index(value) for value in values])
         found.sizes.append(len(values))
-    except (AttributeError, TypeError):  # keys of another kind, or the None of a stream
+    except TypeError:  # keys of another kind, or the None of a stream
         found.indices = None
 
 
@@ -298,6 +299,11 @@ def draws_with_replacement(sampler: object) -> bool:
     if isinstance(sampler, RandomSampler):
         return sampler.replacement or sampler._num_samples is not None
     return isinstance(sampler, WeightedRandomSampler)
+
+
+def length_of(sampler: DistributedSampler) -> int:
+    """How many samples the dataset of a sampler has; it asked for that itself."""
+    return len(cast(Sized, sampler.dataset))
 
 
 def shuffles(sampler: object) -> bool:

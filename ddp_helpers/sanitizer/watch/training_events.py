@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -48,8 +49,9 @@ class TrainingEvents:
         self.after_step: list[Callable[[Optimizer], None]] = _Guarded(session)
         self.after_join: list[Callable[[], None]] = _Guarded(session)
         self.wrap_options: dict[str, object] = {}  # the wrap's arguments, while it runs
-        self.gradients_given: object = None  # backward's own argument, while it runs
-        self.inputs_given: object = None
+        # backward's own arguments, while it runs
+        self.gradients_given: torch.Tensor | Sequence[torch.Tensor | None] | None = None
+        self.inputs_given: torch.Tensor | Sequence[torch.Tensor] | None = None
         self.joining = 0  # `with Join(...)` blocks around us
         self.stepping = 0  # optimizer steps around us: a closure runs within one
         self._in_backward = False
@@ -66,7 +68,8 @@ class TrainingEvents:
             register_optimizer_step_pre_hook(lambda o, *_: self._step_begins(o)),
             register_optimizer_step_post_hook(lambda o, *_: self._step_ends(o)),
         ]
-        patches.on_undo(lambda: [hook.remove() for hook in hooks])
+        for hook in hooks:
+            patches.on_undo(hook.remove)
 
     def _tell(self, listeners: Sequence[Callable], *args: object) -> None:
         if self.session.channel is not None:
@@ -95,7 +98,9 @@ class TrainingEvents:
         return torch._disable_dynamo(forward, recursive=False)
 
     def _backward(self, original: Callable) -> Callable:
-        def backward(tensors: object, *args: object, **kwargs: object) -> None:
+        def backward(
+            tensors: torch.Tensor | Sequence[torch.Tensor], *args: Any, **kwargs: Any
+        ) -> None:
             if self._in_backward:  # a checkpointed layer calls it again inside
                 return original(tensors, *args, **kwargs)
             roots = [tensors] if isinstance(tensors, torch.Tensor) else list(tensors)
@@ -156,4 +161,6 @@ def _group_of(given: dict) -> dist.ProcessGroup:
     """The process group that DistributedDataParallel(...) will use."""
     if mesh := given.get("device_mesh"):
         return mesh.get_group(mesh_dim=0)
-    return given.get("process_group") or dist.group.WORLD
+    group = given.get("process_group") or dist.group.WORLD
+    assert group is not None  # torch refuses to wrap without a group
+    return group
