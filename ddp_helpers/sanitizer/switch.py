@@ -37,18 +37,13 @@ def install(options: Options | None = None, names: Mapping[str, str] | None = No
 
     if _session is not None:
         raise RuntimeError("the sanitizer already watches this process: switch it on once")
-    from ddp_helpers.sanitizer.checks.collectives import CollectiveChecker
-    from ddp_helpers.sanitizer.watch.training_events import TrainingEvents
-    from ddp_helpers.sanitizer.wiring import watch_data, watch_training
+    from ddp_helpers.sanitizer.wiring import watch
 
     session = Session(options, names)
     for module in (dist, dist.distributed_c10d):
         session.patches.put(module, "init_process_group", _starting(session))
         session.patches.put(module, "destroy_process_group", _ending(session))
-    calls = CollectiveChecker(session)
-    events = TrainingEvents(session)
-    weights = watch_training(session, events, calls)
-    watch_data(session, events, weights)
+    watch(session)
     _session = session
     if dist.is_initialized():
         session.group_started(_seconds(None))

@@ -49,13 +49,17 @@ class CheckpointChecker:
 
     def __init__(self, session: Session, order: Order) -> None:
         self.session, self.order = session, order
-        self._forget()
-        session.on_group.append(self._forget)
-        for module in (torch, torch.serialization):
-            session.patches.put(module, "save", functools.partial(self._watched, "save", 1))
-            session.patches.put(module, "load", functools.partial(self._watched, "load", 0))
+        self.forget()
 
-    def _forget(self) -> None:
+    def put_patches(self) -> None:
+        """Stand in for torch.save and torch.load."""
+        put = self.session.patches.put
+        for module in (torch, torch.serialization):
+            put(module, "save", functools.partial(self._watched, "save", 1))
+            put(module, "load", functools.partial(self._watched, "load", 0))
+
+    def forget(self) -> None:
+        """A new process group starts."""
         self.accesses: dict[tuple[str, str], Access] = {}  # the last of each kind
         self.loads = 0
         self._inside = False

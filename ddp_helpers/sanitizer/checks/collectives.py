@@ -16,7 +16,7 @@ from ddp_helpers.evidence.records import Finding, name_ranks
 from ddp_helpers.sanitizer.compare.callsite import CLEAN_UP, crossed, innermost, places, user_frames
 from ddp_helpers.sanitizer.compare.records import CallRecord, TensorKind
 from ddp_helpers.sanitizer.talk.sequence import Calls, CallSequence, Compare, Pending, describe
-from ddp_helpers.sanitizer.talk.session import SanitizerError, Session
+from ddp_helpers.sanitizer.talk.session import Session
 
 SAME_ORDER = (
     "let every rank make the same calls in the same order: look for one under an "
@@ -87,12 +87,16 @@ class CollectiveChecker:
         self.joining: Callable[[], bool] = lambda: False
         """True within `with Join(...)`, where ranks call unalike on purpose."""
         self._inside = threading.local()
-        self._announce = session.guarded("collectives", self._safely)
+        self._announce = session.guarded("collectives", self._show)
+
+    def put_patches(self) -> None:
+        """Stand in for each method that a function of torch.distributed ends in."""
+        put = self.session.patches.put
         for name in INPUTS:
-            session.patches.put(dist.ProcessGroup, name, self._watched(name))
-        session.patches.put(dist.Work, "wait", self._waiting)
+            put(dist.ProcessGroup, name, self._watched(name))
+        put(dist.Work, "wait", self._waiting)
         for module in (dist, dist.distributed_c10d):
-            session.patches.put(module, "new_group", self._new_group)
+            put(module, "new_group", self._new_group)
 
     def _watched(self, name: str) -> Callable[[Callable], Callable]:
         def make(original: Callable) -> Callable:
@@ -112,17 +116,6 @@ class CollectiveChecker:
             return call
 
         return make
-
-    def _safely(
-        self, name: str, group: dist.ProcessGroup, args: tuple, kwargs: Mapping
-    ) -> Pending | None:
-        try:
-            return self._show(name, group, args, kwargs)
-        except SanitizerError:
-            raise
-        except Exception:
-            self.sequence.give_up()
-            raise
 
     def _show(
         self, name: str, group: dist.ProcessGroup, args: tuple, kwargs: Mapping

@@ -30,13 +30,11 @@ from ddp_helpers.sanitizer.talk.exchange import Exchange
 from ddp_helpers.sanitizer.talk.session import SanitizerError, Session
 from ddp_helpers.sanitizer.watch.passes import (
     Pass,
-    PassRecorder,
     draws_with_replacement,
     length_of,
     root_dataset,
     root_indices,
 )
-from ddp_helpers.sanitizer.watch.training_events import TrainingEvents
 
 
 class Peers:
@@ -46,11 +44,9 @@ class Peers:
     group: tensor or pipeline parallel ranks, for instance, have the same data on purpose.
     """
 
-    def __init__(self, session: Session, events: TrainingEvents) -> None:
+    def __init__(self, session: Session) -> None:
         self.session = session
         self._ranks: list[int] | None = None
-        events.after_wrap.append(session.guarded("groups", self._wrapped))
-        session.on_group.append(self._forget)
 
     @property
     def ranks(self) -> list[int]:
@@ -60,43 +56,44 @@ class Peers:
         groups = len(dist.distributed_c10d._world.pg_map)
         return list(range(self.session.world_size)) if groups == 1 else []
 
-    def _wrapped(self, ddp: DistributedDataParallel) -> None:
+    def wrapped(self, ddp: DistributedDataParallel) -> None:
+        """The smallest group counts: a larger one may replicate it."""
         ranks = dist.get_process_group_ranks(ddp.process_group)
         if self._ranks is None or len(ranks) < len(self._ranks):
             self._ranks = ranks
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """A new process group starts."""
         self._ranks = None
 
 
 class ShareChecker:
     """Compares what each rank went through in a training pass."""
 
-    def __init__(self, session: Session, passes: PassRecorder, peers: Peers) -> None:
+    def __init__(self, session: Session, peers: Peers) -> None:
         self.session = session
         self.peers = peers
         self._over: Pass | None = None
-        session.at_end.append(session.guarded("shares", self._leave))
         self.exchange = Exchange(session, "shares", ShareRecord)
         self._counts: dict[str, int] = {}  # samples of the latest pass of each loop
-        session.on_group.append(self._forget)
-        passes.on_end.append(session.guarded("shares", self._ended))
-        passes.on_start.append(session.guarded("shares", self._next_begins))
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """A new process group starts."""
         self._over = None
 
-    def _ended(self, ended: Pass) -> None:
+    def ended(self, ended: Pass) -> None:
         """Keep it until the next pass: steps may follow that make up for missing batches."""
-        self._leave()
+        self.leave()
         if ended.steps and ended.batches:
             self._over = ended
 
-    def _next_begins(self, loader: object) -> None:
-        self._leave()
+    def next_begins(self, loader: object) -> None:
+        """A loader is about to begin a pass."""
+        self.leave()
         self.exchange.look()
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """Leave the record of the pass that is over, if there is one."""
         ended, self._over = self._over, None
         ranks = self.peers.ranks
         if ended is None or not ranks:

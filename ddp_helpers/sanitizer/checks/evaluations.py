@@ -11,7 +11,7 @@ from torch.utils.data import DistributedSampler
 
 from ddp_helpers.evidence.records import Finding
 from ddp_helpers.sanitizer.talk.session import Session
-from ddp_helpers.sanitizer.watch.passes import Pass, PassRecorder, length_of
+from ddp_helpers.sanitizer.watch.passes import Pass, length_of
 
 GATHERS = (
     "allgather",
@@ -34,28 +34,31 @@ class EvaluationChecker:
     results are gathered, where they may be cut to length, or the program counts without them.
     """
 
-    def __init__(self, session: Session, passes: PassRecorder) -> None:
+    def __init__(self, session: Session) -> None:
         self.session = session
         self._current: Pass | None
         self._padded: DistributedSampler | None  # the pass's sampler, if it repeats samples
-        self._forget()
-        passes.on_batch.append(session.guarded("evaluation", self._delivered))
-        session.on_group.append(self._forget)
-        session.at_last.append(session.guarded("evaluation", self._decide))
-        look = session.guarded("evaluation", self._look_at_sum)
-        session.patches.put(dist.ProcessGroup, "allreduce", functools.partial(self._sums, look))
-        for name in GATHERS:
-            session.patches.put(dist.ProcessGroup, name, self._gathers)
+        self.forget()
 
-    def _delivered(self, current: Pass, batch: object) -> None:
+    def put_patches(self) -> None:
+        """Stand in for what sums or gathers results."""
+        look = self.session.guarded("evaluation", self._look_at_sum)
+        put = self.session.patches.put
+        put(dist.ProcessGroup, "allreduce", functools.partial(self._sums, look))
+        for name in GATHERS:
+            put(dist.ProcessGroup, name, self._gathers)
+
+    def delivered(self, current: Pass, batch: object) -> None:
+        """A batch was loaded; where it is another pass's, the one before is over."""
         if self._current is not current:
-            self._decide()
-            self._forget()
+            self.decide()
+            self.forget()
             self._current = current
             if isinstance(current.sampler, DistributedSampler) and padded_here(current.sampler):
                 self._padded = current.sampler
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """A new process group, or another pass, starts."""
         self._current = self._padded = None
         self._gathered = False
         self._summed = self._counted_right = False
@@ -95,9 +98,10 @@ class EvaluationChecker:
             self._counted_right = True
         if any(bool(tensor.eq(current.delivered).any()) for tensor in small):
             self._counted_right = False
-            self._decide()
+            self.decide()
 
-    def _decide(self) -> None:
+    def decide(self) -> None:
+        """Tell what is sure by now."""
         current, sampler = self._current, self._padded
         if current is None or sampler is None:
             return
@@ -105,7 +109,7 @@ class EvaluationChecker:
             return
         if current.steps or current.backwards:
             return  # training: a sample that comes twice does no harm
-        self._forget()
+        self.forget()
         self.session.found(self._finding(current, sampler))
 
     def _finding(self, current: Pass, sampler: DistributedSampler) -> Finding:

@@ -23,7 +23,6 @@ from ddp_helpers.sanitizer.compare.shares import SPLIT, SamplerRecord, split_adv
 from ddp_helpers.sanitizer.talk.exchange import Exchange
 from ddp_helpers.sanitizer.talk.session import Session
 from ddp_helpers.sanitizer.watch.passes import Pass, PassRecorder
-from ddp_helpers.sanitizer.watch.training_events import TrainingEvents
 from ddp_helpers.sanitizer.watch.worker_watch import WorkerBatch, WorkerWatcher, batch_size_of
 
 NEVER = 1 << 30  # draws that no step has: not all ranks have come to this one
@@ -68,24 +67,15 @@ Records = Mapping[int, FirstStepsRecord]
 class FirstStepsChecker:
     """Notes for each of the first steps what went into the model and which numbers were drawn."""
 
-    def __init__(
-        self, session: Session, events: TrainingEvents, passes: PassRecorder, peers: Peers
-    ) -> None:
+    def __init__(self, session: Session, passes: PassRecorder, peers: Peers) -> None:
         self.session = session
         self.passes, self.peers = passes, peers
         self.workers = WorkerWatcher(session)
         self.exchange = Exchange(session, "first-steps", FirstStepsRecord)
-        session.on_group.append(self._restart)
-        session.at_end.insert(0, session.guarded("first steps", self._at_end))
-        safe = lambda call: session.guarded("first steps", call)
-        passes.on_begin.append(safe(self._arm))
-        passes.after_index.append(safe(self._index_drawn))
-        passes.on_batch.append(safe(self._delivered))
-        events.before_forward.append(safe(self._forward))
-        events.after_step.append(safe(self._stepped))
-        self._restart()
+        self.restart()
 
-    def _restart(self) -> None:
+    def restart(self) -> None:
+        """Begin anew with the next step."""
         self.armed, self.began_at = True, 0
         self.entries: list[StepInputs] = []
         self.place: Place | None = None
@@ -99,15 +89,18 @@ class FirstStepsChecker:
         self.size = 1
         self.drawn: dict[str, Draws] = {}
 
-    def _arm(self, begun: Pass) -> None:
+    def arm(self, begun: Pass) -> None:
+        """A pass begins: look at its first steps."""
         self.armed = True
         begun.worker_file = self.workers.file_of(begun.iterator())
 
-    def _index_drawn(self, current: Pass) -> None:
+    def index_drawn(self, current: Pass) -> None:
+        """A batch is about to be loaded."""
         if self.armed and current.workers == 0:
             self.loading = random_states()
 
-    def _delivered(self, current: Pass, batch: object) -> None:
+    def delivered(self, current: Pass, batch: object) -> None:
+        """A batch was loaded."""
         if not self.armed:
             return
         self.size, states = batch_size_of(batch), random_states()
@@ -115,7 +108,8 @@ class FirstStepsChecker:
             self.drawn["load"] = draws_between(self.loading, states)
         self.loading, self.waiting = None, states
 
-    def _forward(self, ddp: DistributedDataParallel, args: tuple, kwargs: dict) -> None:
+    def forward(self, ddp: DistributedDataParallel, args: tuple, kwargs: dict) -> None:
+        """A model is about to get its inputs."""
         if not self.armed or not ddp.training or not torch.is_grad_enabled():
             return
         if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
@@ -126,7 +120,8 @@ class FirstStepsChecker:
         self.inputs.append(contents_hash([args, kwargs]))
         self.place = self.place or innermost(places(user_frames(2)[0]))
 
-    def _stepped(self, optimizer: object) -> None:
+    def stepped(self, optimizer: object) -> None:
+        """A step is done: keep its notes."""
         self.exchange.look()
         if not self.armed or not (self.inputs or self.drawn):
             return
@@ -139,7 +134,8 @@ class FirstStepsChecker:
         if len(self.entries) == STEPS:
             self._leave()
 
-    def _at_end(self) -> None:
+    def at_end(self) -> None:
+        """A run of few steps: compare what there is."""
         if len(self.entries) >= ENOUGH:
             self._leave()
 
@@ -149,7 +145,7 @@ class FirstStepsChecker:
         sampler = about_sampler(current) if current else None
         record = FirstStepsRecord(tuple(self.entries), workers, self.place, sampler)
         name, ranks = f"{self.began_at}/{self.peers.ranks}", self.peers.ranks
-        self._restart()
+        self.restart()
         self.armed = False
         self.exchange.leave(name, record, ranks, self._compare)
 

@@ -38,11 +38,6 @@ class GradientChecker:
         self._before: list[tuple[Wrapped, list]] = []
         self._wasted: Counter[int] = Counter()
         self._judged: dict[int, bool] = {}
-        safe = session.guarded
-        events.before_backward.append(safe("unused parameters", self.backward_begins))
-        events.after_backward.append(safe("unused parameters", self.backward_ends))
-        events.before_step.append(safe("accumulation", self.accumulation))
-        events.before_step.append(safe("late parameters", self.late_parameters))
 
     # ---- unused
 

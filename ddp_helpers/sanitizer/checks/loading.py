@@ -26,10 +26,14 @@ class LoadingChecker:
         self.registry = registry
         self._note = session.guarded("loading", self.note)
         self._count_keys = session.guarded("loading", self.count_keys)
-        session.patches.put(torch.nn.Module, "load_state_dict", self._load)
+
+    def put_patches(self) -> None:
+        """Stand in for load_state_dict and for what torch.nn.init offers."""
+        put = self.session.patches.put
+        put(torch.nn.Module, "load_state_dict", self._load)
         for name in vars(torch.nn.init):
             if name.endswith("_") and not name.startswith("_"):
-                session.patches.put(torch.nn.init, name, self._init)
+                put(torch.nn.init, name, self._init)
 
     def _load(self, original: Callable) -> Callable:
         def load_state_dict(module: torch.nn.Module, state_dict, *args, **kwargs) -> object:

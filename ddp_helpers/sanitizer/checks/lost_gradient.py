@@ -14,7 +14,6 @@ from ddp_helpers.sanitizer.checks.collectives import tensors_in
 from ddp_helpers.sanitizer.compare.callsite import Place, innermost, places, user_frames
 from ddp_helpers.sanitizer.compare.graph import number_of, reached
 from ddp_helpers.sanitizer.talk.session import Session
-from ddp_helpers.sanitizer.watch.training_events import TrainingEvents
 
 IN_PLACE = ("allreduce", "allreduce_coalesced", "broadcast", "reduce")
 GATHERS = ("allgather", "_allgather_base", "all_gather_single", "alltoall_base", "alltoall")
@@ -27,15 +26,12 @@ class LostGradientChecker:
     A loss that is reduced only to be printed is in no backward afterwards: nothing is said.
     """
 
-    def __init__(self, session: Session, events: TrainingEvents) -> None:
+    def __init__(self, session: Session) -> None:
         self.session = session
         self._marks: dict[int, Origin] = {}
         self._gathered: list[weakref.ref[torch.Tensor]] = []
-        events.before_backward.append(session.guarded("lost gradients", self.backward_begins))
-        events.after_step.append(session.guarded("lost gradients", self.step_ends))
-        self.call_begins = session.guarded("lost gradients", self._call_begins)
 
-    def _call_begins(self, name: str, args: tuple, called: str) -> None:
+    def call_begins(self, name: str, args: tuple, called: str) -> None:
         """A collective is about to be made."""
         if not torch.is_grad_enabled() or name not in (*IN_PLACE, *GATHERS):
             return

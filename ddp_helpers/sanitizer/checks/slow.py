@@ -15,8 +15,7 @@ from torch.utils.data import DataLoader
 from ddp_helpers.evidence.records import Finding
 from ddp_helpers.sanitizer.talk.channel import Gone
 from ddp_helpers.sanitizer.talk.session import PATIENCE_AT_END, Session
-from ddp_helpers.sanitizer.watch.passes import Pass, PassRecorder
-from ddp_helpers.sanitizer.watch.training_events import TrainingEvents
+from ddp_helpers.sanitizer.watch.passes import Pass
 
 MB = 1024 * 1024
 DEFAULT_BUCKET = 25 * MB
@@ -36,18 +35,14 @@ class UsedCount:
 class SlowChecker:
     """Looks at threads, buckets, unused parameters and loader workers."""
 
-    def __init__(self, session: Session, events: TrainingEvents, passes: PassRecorder) -> None:
+    def __init__(self, session: Session) -> None:
         self.session = session
         self.used: list[UsedParameters] = []
         self._told: set[str] = set()
-        safe = lambda call: session.guarded("speed", call)
-        events.after_wrap.append(safe(self._wrapped))
-        events.before_forward.append(safe(self._forward))
-        events.before_step.append(safe(self._stepping))
-        passes.on_begin.append(safe(self._pass_begins))
-        session.on_group.append(self.used.clear)
-        session.at_end.append(safe(self._at_end))
-        session.at_last.append(safe(self._at_last))
+
+    def forget(self) -> None:
+        """A new process group starts."""
+        self.used.clear()
 
     def _note(self, kind: str, cause: str, advice: str) -> None:
         if kind in self._told:
@@ -56,7 +51,8 @@ class SlowChecker:
         everyone = tuple(range(self.session.world_size))
         self.session.found(Finding(kind, cause, advice, everyone, None, None, (), serious=False))
 
-    def _stepping(self, optimizer: torch.optim.Optimizer) -> None:
+    def stepping(self, optimizer: torch.optim.Optimizer) -> None:
+        """The first step: are there more threads than cores?"""
         if "threads" in self._told:
             return
         self._told.add("threads")
@@ -69,7 +65,8 @@ class SlowChecker:
                 f"torch.set_num_threads({max(1, cores // ranks)}), or OMP_NUM_THREADS",
             )
 
-    def _pass_begins(self, begun: Pass) -> None:
+    def pass_begins(self, begun: Pass) -> None:
+        """Are there more workers than cores?"""
         loader = begun.loader()
         workers = loader.num_workers if isinstance(loader, DataLoader) else 0
         ranks, cores = local_ranks(), usable_cores()
@@ -80,7 +77,8 @@ class SlowChecker:
                 f"num_workers={max(1, cores // ranks)} is as fast here, or faster",
             )
 
-    def _wrapped(self, ddp: DistributedDataParallel) -> None:
+    def wrapped(self, ddp: DistributedDataParallel) -> None:
+        """Look at the buckets of a wrap."""
         sizes = [p.numel() * p.element_size() for p in ddp.parameters() if p.requires_grad]
         cap = getattr(ddp, "bucket_bytes_cap", DEFAULT_BUCKET)
         made, needed = count_buckets(sizes, cap), count_buckets(sizes, DEFAULT_BUCKET)
@@ -95,17 +93,20 @@ class SlowChecker:
         if ddp.find_unused_parameters:
             self.used.append(UsedParameters(ddp))
 
-    def _forward(self, ddp: DistributedDataParallel, args: tuple, kwargs: dict) -> None:
+    def forward(self, ddp: DistributedDataParallel, args: tuple, kwargs: dict) -> None:
+        """Count the backward before."""
         for used in self.used:
             if used.ddp() is ddp:
                 used.forward_begins()
 
-    def _at_end(self) -> None:
+    def at_end(self) -> None:
+        """Leave what was counted."""
         for number, used in enumerate(self.used):
             used.remove()
             self.session.line.publish(f"unused/{number}", UsedCount(used.steps, used.missed))
 
-    def _at_last(self) -> None:
+    def at_last(self) -> None:
+        """Judge what all ranks counted."""
         for number, used in enumerate(self.used):
             if all(c.steps >= FEW_STEPS and not c.missed for c in self._records(number)):
                 self._note(

@@ -16,9 +16,9 @@ class StartChecker:
         self.session = session
         self.rank, self.started, self.told_by = told_world(os.environ)
         self._looked = False
-        session.on_group.append(session.guarded("the start", self._look))
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """A process group has started."""
         first, self._looked = not self._looked, True
         size = self.session.world_size
         if not first or size >= self.started:

@@ -90,14 +90,14 @@ class UnwrappedChecker:
         self._sent = 0
         self._of: weakref.WeakKeyDictionary[Optimizer, Loose] = weakref.WeakKeyDictionary()
         self._loose: list[Loose] = []  # also those whose optimizer is gone
-        session.at_end.append(session.guarded("unwrapped models", self.at_end))
         self.ledger = Ledger(session, "loose")
-        events.before_step.append(session.guarded("unwrapped models", self.step_begins))
-        for name in POINT_TO_POINT:
-            session.patches.put(dist.ProcessGroup, name, self._sending)
-        self.call_begins = session.guarded("unwrapped models", self._call_begins)
 
-    def _call_begins(self, name: str, args: tuple, called: str) -> None:
+    def put_patches(self) -> None:
+        """Stand in for what sends a message."""
+        for name in POINT_TO_POINT:
+            self.session.patches.put(dist.ProcessGroup, name, self._sending)
+
+    def call_begins(self, name: str, args: tuple, called: str) -> None:
         """The program makes a collective, or sends something, itself."""
         shapes = [shape for loose in self._loose for shape in loose.shapes if shape]
         for tensor in tensors_in(list(args)):

@@ -20,7 +20,7 @@ from ddp_helpers.sanitizer.compare.records import (
 )
 from ddp_helpers.sanitizer.talk.ledger import Ledger, brief
 from ddp_helpers.sanitizer.talk.sequence import QUIET, Calls
-from ddp_helpers.sanitizer.talk.session import SanitizerError, Session
+from ddp_helpers.sanitizer.talk.session import Session
 from ddp_helpers.sanitizer.watch.passes import Pass
 from ddp_helpers.sanitizer.watch.training_events import TrainingEvents
 from ddp_helpers.sanitizer.watch.wrapped import Registry, Wrapped
@@ -42,27 +42,12 @@ class WeightsChecker:
         self.causes = Causes(session)
         self._prepared: list[tuple[Wrapped, int, StepRecord | None]] = []
         self._off = False
-        session.at_end.append(self._safe(self.at_end))
         self.ledger = Ledger(session, "step")
-        events.before_step.append(self._safe(self.step_begins))
-        events.after_step.append(self._safe(self.step_ends))
-        self.before_backward = self._safe(self._before_backward)
-        self.pass_ends = self._safe(self._pass_ends)
         self.ends = Ledger(session, "pass")
 
-    def _safe(self, call: Callable) -> Callable:
-        """Where this check fails, the other ranks must not take its silence for a difference."""
-
-        def safe(*args: object) -> object:
-            try:
-                return call(*args)
-            except SanitizerError:
-                raise
-            except Exception:
-                self.session.line.publish(OFF, True)
-                raise
-
-        return self.session.guarded("weights", safe)
+    def give_up(self) -> None:
+        """The other ranks must not take this check's silence for a difference."""
+        self.session.line.publish(OFF, True)
 
     def _tell(self, finding: Finding | None) -> Finding | None:
         """The finding, if no rank's checks have failed themselves."""
@@ -126,7 +111,7 @@ class WeightsChecker:
 
     # ---- before a backward, when all ranks have come
 
-    def _before_backward(self, backwards: Backwards, records: Calls) -> Finding | None:
+    def before_backward(self, backwards: Backwards, records: Calls) -> Finding | None:
         """What is wrong with the weights that a backward of all ranks is about to use."""
         mine = backwards[self.session.rank]
         for number in mine.models:
@@ -166,7 +151,7 @@ class WeightsChecker:
 
     # ---- the end
 
-    def _pass_ends(self, done: Pass) -> None:
+    def pass_ends(self, done: Pass) -> None:
         """Whoever went through its data to train has the same weights as the others then."""
         if not (done.complete and done.steps) or self.events.joining:
             return

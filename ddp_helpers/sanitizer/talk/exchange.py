@@ -37,8 +37,6 @@ class Exchange(Generic[R]):
         self.kind = kind
         self._open: list[_Open[R]] = []
         self._left: deque[str] = deque()
-        session.on_group.append(self._forget_all)
-        session.at_last.append(session.guarded(topic, self.finish))
 
     def leave(
         self,
@@ -89,7 +87,8 @@ class Exchange(Generic[R]):
             if found:
                 pending.compare(found)
 
-    def _forget_all(self) -> None:
+    def forget_all(self) -> None:
+        """A new process group starts."""
         self._open.clear()
         self._left.clear()
 

@@ -50,8 +50,6 @@ class Ledger:
         self.topic = topic
         self._open: deque[_Open] = deque(maxlen=KEPT)
         self._left: deque[str] = deque()
-        session.on_group.append(self._forget_all)
-        session.at_last.append(session.guarded(topic, self.finish))
 
     def leave(
         self,
@@ -129,7 +127,8 @@ class Ledger:
             self._open.clear()  # what comes after is a consequence
             raise
 
-    def _forget_all(self) -> None:
+    def forget_all(self) -> None:
+        """A new process group starts."""
         self._open.clear()
         self._left.clear()
 

@@ -51,8 +51,6 @@ class CallSequence:
         self._before: dict[str, CallBefore] = {}
         self._counts: dict[str, int] = defaultdict(int)
         self._pending: list[Pending] = []
-        session.on_group.append(self._forget_all)
-        session.at_end.append(self._look_at_pending)
 
     def event(
         self,
@@ -87,7 +85,7 @@ class CallSequence:
         self._before[group] = CallBefore(record.op, record.stack)
         pending = Pending(group, list(ranks), number, record)
         session.channel.publish(_name(group, number), record)
-        self._look_at_pending()
+        self.look_at_pending()
         if self._verify(pending, frames, None if blocking else ASYNC_PATIENCE):
             return None
         self._pending.append(pending)
@@ -205,7 +203,7 @@ class CallSequence:
         found = (self.session.line.read(name, [rank], CallRecord) for name in before)
         return next((records[rank] for records in found if records), None)
 
-    def _look_at_pending(self) -> None:
+    def look_at_pending(self) -> None:
         """Compare what has become comparable, without waiting."""
         for pending in list(self._pending):
             others = [rank for rank in pending.ranks if rank != self.session.rank]
@@ -215,7 +213,8 @@ class CallSequence:
                 self._pending.remove(pending)
                 self._verify(pending, (), None)
 
-    def _forget_all(self) -> None:
+    def forget_all(self) -> None:
+        """A new process group starts."""
         self._counts.clear()
         self._before.clear()
         self._pending.clear()

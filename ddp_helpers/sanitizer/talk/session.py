@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import linecache
 import os
@@ -10,7 +11,7 @@ import traceback
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from ddp_helpers.arguments import check_whole
 from ddp_helpers.evidence.frames import make_frame
@@ -23,6 +24,7 @@ DEFAULT_TIMEOUT = 1800.0  # seconds; init_process_group's own, where the program
 PATIENCE_AT_END = 2.0  # seconds to wait for the other ranks' last records
 LEFT, FAILED = "left", "failed"
 R = TypeVar("R")
+P = ParamSpec("P")
 
 
 class SanitizerError(RuntimeError):
@@ -51,7 +53,7 @@ class Options:
 class Session:
     """The sanitizer in one process.
 
-    Checkers register themselves in these lists; each entry is called without arguments:
+    wiring.py fills these lists; each entry is called without arguments:
         on_group: once a process group has started (the channel is open).
         at_end: when the group ends, or the program does; here a checker leaves its last records.
         at_last: after that; here it compares what it has not compared yet, waiting for the others'
@@ -75,6 +77,8 @@ class Session:
         self._groups_started = 0
         self._ending = False
         self.told: set[tuple[str, str]] = set()  # kind and cause of notes that others tell
+        self.on_fault: dict[str, Callable[[], None]] = {}
+        """By the name of a check: what lets the other ranks know that it has failed here."""
         self._faulty: set[str] = set()
         _watch_forks(self)
 
@@ -158,7 +162,7 @@ class Session:
 
     # ---- findings
 
-    def guarded(self, check: str, call: Callable) -> Callable:
+    def guarded(self, check: str, call: Callable[P, R]) -> Callable[P, R | None]:
         """Make a callback of a checker safe: a fault of ours must not break the watched run.
 
         Whatever it raises, except SanitizerError, is told once as a note, and from then on the
@@ -166,7 +170,7 @@ class Session:
         """
 
         @functools.wraps(call)
-        def safe(*args: object, **kwargs: object) -> object:
+        def safe(*args: P.args, **kwargs: P.kwargs) -> R | None:
             if check in self._faulty:
                 return None
             try:
@@ -175,6 +179,8 @@ class Session:
                 raise
             except Exception as error:
                 self._faulty.add(check)
+                with contextlib.suppress(Exception):
+                    self.on_fault.get(check, lambda: None)()
                 self.found(_own_fault(check, error))
                 return None
 

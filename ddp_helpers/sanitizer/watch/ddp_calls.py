@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import FrameType
 
 import torch
@@ -22,7 +22,7 @@ from ddp_helpers.sanitizer.compare.records import (
     dtype_name,
 )
 from ddp_helpers.sanitizer.talk.sequence import CallSequence
-from ddp_helpers.sanitizer.talk.session import SanitizerError, Session
+from ddp_helpers.sanitizer.talk.session import Session
 from ddp_helpers.sanitizer.watch.training_events import TrainingEvents
 from ddp_helpers.sanitizer.watch.wrapped import Registry, SinceStep, Wrapped
 
@@ -43,30 +43,6 @@ class DdpCalls:
         self.sequence = sequence
         self.registry = registry
         self._passed_by: list[tuple[Wrapped, object]] = []
-        session.on_group.append(registry.forget_all)
-        events.before_wrap.append(self._safe(self.wrapping))
-        events.after_wrap.append(self._safe(self.wrapped))
-        events.before_forward.append(self._safe(self.forward_begins))
-        events.after_forward.append(self._safe(self.forward_ends))
-        events.before_backward.append(self._safe(self.backward_begins))
-        events.after_backward.append(self._safe(self.backward_ends))
-        events.after_step.append(self._safe(self.stepped))
-        events.after_join.append(self._safe(self.joined))
-
-    def _safe(self, call: Callable) -> Callable:
-        """Where this check fails, the other ranks must not wait for what it would announce."""
-
-        def safe(*args: object) -> None:
-            try:
-                call(*args)
-            except SanitizerError:
-                raise
-            except Exception:
-                self.sequence.give_up()
-                raise
-
-        safe.__qualname__ = call.__qualname__
-        return self.session.guarded("DDP's communication", safe)
 
     # ---- the wrap
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO, SupportsIndex, cast
 
 import torch
+from torch.optim.optimizer import Optimizer
 from torch.utils.data import (
     DataLoader,
     DistributedSampler,
@@ -24,7 +25,6 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 from ddp_helpers.sanitizer.compare.callsite import Place, innermost, places, user_frames
 from ddp_helpers.sanitizer.compare.samples import SampledContents
 from ddp_helpers.sanitizer.talk.session import Session
-from ddp_helpers.sanitizer.watch.training_events import TrainingEvents
 
 MARK = "_sanitizer_pass"  # the name under which an iterator keeps its pass
 
@@ -87,7 +87,7 @@ class PassRecorder:
         on_end: it was gone through, or its loader began another one, or the group ends.
     """
 
-    def __init__(self, session: Session, events: TrainingEvents) -> None:
+    def __init__(self, session: Session) -> None:
         self.session = session
         self.current: Pass | None = None  # the one that delivered the latest batch
         self.on_start: list[Callable[[DataLoader], None]] = []
@@ -98,12 +98,10 @@ class PassRecorder:
         self.joins = 0  # Join contexts that are open
         self._open: list[Pass] = []
         self._counts: dict[str, Iterator[int]] = {}
-        safe = session.guarded
-        events.after_step.append(safe("data", self._stepped))
-        events.before_backward.append(safe("data", self._went_back))
-        session.on_group.append(self._forget_all)
-        session.at_end.append(safe("data", self.close_all))
-        put = session.patches.put
+
+    def put_patches(self) -> None:
+        """Stand in for what a loader's iterator calls."""
+        put = self.session.patches.put
         put(DataLoader, "__iter__", self._iterating)
         put(_BaseDataLoaderIter, "__init__", self._starting)
         put(_BaseDataLoaderIter, "_reset", self._starting)
@@ -126,7 +124,9 @@ class PassRecorder:
     def _starting(self, original: Callable) -> Callable:
         begin = self.session.guarded("data", self._begin)
 
-        def start(iterator: object, loader: DataLoader, *args: object, **kwargs: object) -> None:
+        def start(
+            iterator: _BaseDataLoaderIter, loader: DataLoader, *args: object, **kwargs: object
+        ) -> None:
             original(iterator, loader, *args, **kwargs)
             if self.session.channel is not None:
                 begin(iterator, loader)
@@ -258,16 +258,19 @@ class PassRecorder:
         for call in self.on_end:
             call(found)
 
-    def _stepped(self, optimizer: object) -> None:
+    def stepped(self, optimizer: Optimizer) -> None:
+        """An optimizer has stepped."""
         if self.current is not None:
             self.current.steps += 1
             self.current.optimizers.add(optimizer)
 
-    def _went_back(self, roots: object) -> None:
+    def went_back(self, roots: object) -> None:
+        """A backward begins."""
         if self.current is not None:
             self.current.backwards += 1
 
-    def _forget_all(self) -> None:
+    def forget_all(self) -> None:
+        """A new process group starts."""
         self.current = None
         self._open.clear()
         self._counts.clear()

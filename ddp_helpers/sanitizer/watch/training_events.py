@@ -22,8 +22,7 @@ from ddp_helpers.sanitizer.talk.session import Session
 class TrainingEvents:
     """Calls what is registered in its lists at each moment; counts `session.step`.
 
-    Nothing is called in a world of one rank. A callback may raise SanitizerError; one that fails
-    otherwise is told once and stays quiet.
+    Nothing is called in a world of one rank. A callback may raise SanitizerError, and nothing else.
 
     before_wrap(module, group), after_wrap(ddp): around DistributedDataParallel(...).
     before_forward(ddp, args, kwargs), after_forward(ddp, output): around ddp(...).
@@ -36,18 +35,15 @@ class TrainingEvents:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.before_wrap: list[Callable[[torch.nn.Module, dist.ProcessGroup], None]]
-        self.before_wrap = _Guarded(session)
-        self.after_wrap: list[Callable[[DistributedDataParallel], None]] = _Guarded(session)
-        self.before_forward: list[Callable[[DistributedDataParallel, tuple, dict], None]]
-        self.before_forward = _Guarded(session)
-        self.after_forward: list[Callable[[DistributedDataParallel, object], None]]
-        self.after_forward = _Guarded(session)
-        self.before_backward: list[Callable[[Sequence[torch.Tensor]], None]] = _Guarded(session)
-        self.after_backward: list[Callable[[Sequence[torch.Tensor]], None]] = _Guarded(session)
-        self.before_step: list[Callable[[Optimizer], None]] = _Guarded(session)
-        self.after_step: list[Callable[[Optimizer], None]] = _Guarded(session)
-        self.after_join: list[Callable[[], None]] = _Guarded(session)
+        self.before_wrap: list[Callable[[torch.nn.Module, dist.ProcessGroup], None]] = []
+        self.after_wrap: list[Callable[[DistributedDataParallel], None]] = []
+        self.before_forward: list[Callable[[DistributedDataParallel, tuple, dict], None]] = []
+        self.after_forward: list[Callable[[DistributedDataParallel, object], None]] = []
+        self.before_backward: list[Callable[[Sequence[torch.Tensor]], None]] = []
+        self.after_backward: list[Callable[[Sequence[torch.Tensor]], None]] = []
+        self.before_step: list[Callable[[Optimizer], None]] = []
+        self.after_step: list[Callable[[Optimizer], None]] = []
+        self.after_join: list[Callable[[], None]] = []
         self.wrap_options: dict[str, object] = {}  # the wrap's arguments, while it runs
         # backward's own arguments, while it runs
         self.gradients_given: torch.Tensor | Sequence[torch.Tensor | None] | None = None
@@ -55,9 +51,9 @@ class TrainingEvents:
         self.joining = 0  # `with Join(...)` blocks around us
         self.stepping = 0  # optimizer steps around us: a closure runs within one
         self._in_backward = False
-        self._patch()
 
-    def _patch(self) -> None:
+    def put_patches(self) -> None:
+        """Stand in for what a training step calls."""
         patches = self.session.patches
         patches.put(DistributedDataParallel, "__init__", self._wrapping)
         patches.put(DistributedDataParallel, "forward", self._forward)
@@ -144,17 +140,6 @@ class TrainingEvents:
                     self._tell(self.after_join)
 
         return leave
-
-
-class _Guarded(list):
-    """A list of callbacks, each of them made safe as it is added."""
-
-    def __init__(self, session: Session) -> None:
-        super().__init__()
-        self.session = session
-
-    def append(self, callback: Callable) -> None:
-        super().append(self.session.guarded(callback.__qualname__, callback))
 
 
 def _group_of(given: dict) -> dist.ProcessGroup:

@@ -111,7 +111,10 @@ class WorkerWatcher:
     def __init__(self, session: Session) -> None:
         self.session = session
         self._files: weakref.WeakKeyDictionary[object, BinaryIO] = weakref.WeakKeyDictionary()
-        session.patches.put(_MultiProcessingDataLoaderIter, "__init__", self._starting)
+
+    def put_patches(self) -> None:
+        """Stand in for the start of a loader's workers."""
+        self.session.patches.put(_MultiProcessingDataLoaderIter, "__init__", self._starting)
 
     def _starting(self, original: Callable) -> Callable:
         prepare = self.session.guarded("workers", self._prepare)
