@@ -28,6 +28,7 @@ from ddp_helpers.sanitizer.watch.worker_watch import WorkerBatch, WorkerWatcher,
 NEVER = 1 << 30  # draws that no step has: not all ranks have come to this one
 STEPS = 4  # looked at, at the beginning of each pass
 ENOUGH = 3  # of them
+SEVERAL = 2  # draws after a batch was loaded; a single one may choose for all ranks, on purpose
 AUGMENT = (
     "seed each rank differently once the model is made: torch.manual_seed(seed + rank), and the "
     "same for `random` and numpy"
@@ -192,7 +193,7 @@ def _least(records: Records, phase: str) -> list[int]:
     counts = [[step.size for step in record.steps] for record in records.values()]
     least = [max(sizes) for sizes in zip(*counts, strict=False)]
     least += [NEVER] * (max(map(len, counts)) - len(least))
-    return [max(2, size) if phase == "between" else size for size in least]
+    return [max(SEVERAL, size) if phase == "between" else size for size in least]
 
 
 def _drawn_alike(names: list[str], when: str) -> tuple[str, str]:

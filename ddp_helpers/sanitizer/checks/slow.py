@@ -20,6 +20,7 @@ from ddp_helpers.sanitizer.watch.passes import Pass
 MB = 1024 * 1024
 DEFAULT_BUCKET = 25 * MB
 MANY = 4  # times as many buckets as needed, and at least so many
+CROWDED = 2  # loader workers on each core; they wait for files half of the time
 FEW_STEPS = 3  # too few backwards to say that no parameter is ever unused
 
 
@@ -70,7 +71,7 @@ class SlowChecker:
         loader = begun.loader()
         workers = loader.num_workers if isinstance(loader, DataLoader) else 0
         ranks, cores = local_ranks(), usable_cores()
-        if workers > 1 and workers * ranks > 2 * cores:
+        if workers > 1 and workers * ranks > CROWDED * cores:
             self._note(
                 "too-many-workers",
                 f"{ranks} ranks with {workers} loader workers each share {cores} cores",

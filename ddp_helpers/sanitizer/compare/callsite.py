@@ -34,8 +34,9 @@ def user_frames(depth: int = 1) -> tuple[list[FrameType], str]:
         filename, name = frame.f_code.co_filename, frame.f_code.co_name
         if is_user_file(filename):
             own.append(frame)
+        # below the reader's innermost line: what that line called, under the last name seen
         elif not own and not filename.endswith(_SKIPPED) and _SANITIZER not in filename:
-            if name == "cleanup_distributed":
+            if name == "cleanup_distributed":  # ours, so torch's name for it would mislead
                 called = CLEAN_UP
             if "/torch/" not in filename:
                 others.append(frame)
@@ -85,6 +86,7 @@ def _do_cross(filename: str, mine: int, theirs: int, frame: FrameType | None) ->
     (path, leaf), (other, other_leaf) = _path(tree, mine), _path(tree, theirs)
     if leaf is other_leaf:  # one statement over several lines
         return False
+    # the blocks that both are in say nothing: what follows decides
     while path and other and path[0] == other[0]:
         path, other = path[1:], other[1:]
     if path and other and path[0][0] is other[0][0]:  # two blocks of one statement
@@ -92,6 +94,7 @@ def _do_cross(filename: str, mine: int, theirs: int, frame: FrameType | None) ->
     if path and other and isinstance(path[0][0], ast.match_case | ast.ExceptHandler):
         return False
     guards, their_guards = _guards(path), _guards(other)
+    # both are under conditions of their own: does this rank take the other's, too?
     if guards and their_guards:
         return _holds(their_guards, frame) is True
     first = path if mine < theirs else other
@@ -124,7 +127,7 @@ def _path(tree: ast.Module, line: int) -> tuple[list[Block], ast.AST]:
         field, child = found
         path.append((node, field))
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
-            path = []
+            path = []  # what is around a definition does not decide whether its body runs
         node = child
     return path, node
 
@@ -208,7 +211,7 @@ def _value(node: ast.expr, frame: FrameType | None) -> object:
         )
         if not (plain or call):
             return _UNKNOWN
-    try:
+    try:  # names, attributes and comparisons only; even a property may raise
         code = compile(ast.Expression(node), "<condition>", "eval")
         return bool(eval(code, frame.f_globals, dict(frame.f_locals)))
     except Exception:

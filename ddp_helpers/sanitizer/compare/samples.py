@@ -20,6 +20,9 @@ MOST_INDICES = 1 << 20  # of a dataset; of a larger one every so many are looked
 MOST_ELEMENTS = 1 << 16  # of a tensor that go into its hash
 FEW_ELEMENTS = 4096  # of a tensor or a text where many are hashed
 LONGEST_PATH = 4096  # that Linux takes
+RICH = 4  # whole numbers in a sample that are too many to agree by chance, as a label may
+FEW_VALUES = 2  # different values of a tensor that tell nothing: a mask, ones, zeros
+MOST_COLUMNS = 8  # tensors of a batch whose samples are compared
 LOOKED_AT = 64  # items of a list that go into a fingerprint
 DATA = 8  # items that make a list data; fewer may be settings, as a mean for each colour
 
@@ -70,7 +73,7 @@ def contents_hash(value: object) -> str | None:
         if part is None or sample is None:
             return None
         parts.append(part)
-        varied = varied or sample.unique().numel() > 2  # ones and zeros tell nothing
+        varied = varied or sample.unique().numel() > FEW_VALUES
     return digest(*parts) if varied else None
 
 
@@ -102,7 +105,7 @@ class SampledContents:
             leaf for leaf in leaves(batch) if leaf.ndim > 0 and leaf.shape[0] == len(indices)
         ]
         for at in chosen:
-            self.hashes[indices[at]] = [_sample_hash(leaf[at]) for leaf in tensors[:8]]
+            self.hashes[indices[at]] = [_sample_hash(leaf[at]) for leaf in tensors[:MOST_COLUMNS]]
         if len(self.hashes) > KEPT:
             kept = sorted(self.hashes, key=mix)[:KEPT]
             self.hashes = {index: self.hashes[index] for index in kept}
@@ -111,7 +114,7 @@ class SampledContents:
 
 def _sample_hash(leaf: torch.Tensor) -> str:
     part = tensor_bytes(leaf, FEW_ELEMENTS)
-    rich = leaf.is_floating_point() or leaf.numel() >= 4
+    rich = leaf.is_floating_point() or leaf.numel() >= RICH
     return "?" if part is None else ("r" if rich else "") + digest(part)
 
 

@@ -11,6 +11,7 @@ from ddp_helpers.sanitizer.compare.callsite import Place
 from ddp_helpers.sanitizer.compare.samples import DatasetPrint, IndexSet, decode_indices
 
 FEW = 8  # indices in the same order may still be chance below this
+COMPARED = 2  # samples: the contents of a single one may be a constant
 # of a large dataset only a part of the indices is looked at: there, so few of them are no sign
 SAMPLED_SLACK = 10
 MOST_PERIODS = 4  # times the number of ranks: what a wrong stride in a formula may be
@@ -212,7 +213,7 @@ def have_same_samples(shares: Shares) -> bool:
     common = set.intersection(*(set(share.contents) for share in shares.values()))
     first = next(iter(shares.values())).contents
     widths = {len(first[index]) for index in common}
-    if len(common) < 2 or len(widths) != 1 or widths == {0}:
+    if len(common) < COMPARED or len(widths) != 1 or widths == {0}:
         return holds_data
     for leaf in range(widths.pop()):
         columns = [[share.contents[i][leaf] for i in common] for share in shares.values()]

@@ -42,6 +42,7 @@ class Channel:
         self.rank, self.world_size = rank, world_size
         self.lost = False
         self._store = store
+        # one connection, and a hook may run in one of autograd's threads
         self._lock = threading.RLock()
 
     def publish(self, name: str, record: object) -> None:
@@ -65,7 +66,7 @@ class Channel:
         """
         if not ranks:
             return {}
-        if not self.here(name, ranks):
+        if not self.here(name, ranks):  # multi_get would wait for what is missing
             return None
         values = self._ask(lambda: self._store.multi_get(_keys(name, ranks)))
         if values is None:
@@ -103,12 +104,14 @@ class Channel:
             now = time.monotonic()
             if self.lost:
                 raise Gone([], "store")
+            # seldom, as each question costs a journey to the store for each missing rank
             if now > looked_at + LOOK_AROUND or now > started + limit:
                 missing = [rank for rank in ranks if not self.here(name, [rank])]
                 why = hopeless(missing) if missing else None
                 if why or (missing and now > started + limit):
                     raise Gone(missing, why or "limit")
                 looked_at = now
+            # ranks come within microseconds where all is well, and within seconds where it is not
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
         return records

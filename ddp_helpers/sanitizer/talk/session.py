@@ -98,23 +98,28 @@ class Session:
         self.timeout = timeout
         self._groups_started += 1
         if self.world_size > 1:
+            # numbered: records of an earlier group may still lie in the same store
             self.channel = open_channel(f"sanitizer-{self._groups_started}")
         for call in self.on_group:
             call()
 
     def group_ends(self, how: str = LEFT) -> None:
         """The group, or the program, ends: last comparisons, then tell the others."""
-        if self.channel is None or self._ending:
+        if self.channel is None or self._ending:  # a last comparison may end the group itself
             return
-        if how == FAILED:
+        if how == FAILED:  # its peers may hang in a collective: tell them at once, compare nothing
             self.channel.publish("end", how)
             self.channel = None
             return
         self._ending = True
+        # Two phases. Were a rank to leave one record, wait for the others' and leave the next,
+        # two ranks with different checks to go could wait for each other. So each leaves all it
+        # has and says so ("last"): what is missing then will not come, and nobody waits for it.
         raised = self._call_all(self.at_end)
-        self.channel.publish("last", True)  # first all leave, then all wait, so none waits in vain
+        self.channel.publish("last", True)
         raised = self._call_all(self.at_last) or raised
         self._ending = False
+        # only now: who still waits for this rank's notes gives up once it reads "end"
         self.channel.publish("end", how)
         self.channel = None
         if raised:

@@ -104,6 +104,7 @@ class PassRecorder:
         put = self.session.patches.put
         put(DataLoader, "__iter__", self._iterating)
         put(_BaseDataLoaderIter, "__init__", self._starting)
+        # persistent workers keep one iterator for all passes
         put(_BaseDataLoaderIter, "_reset", self._starting)
         put(_BaseDataLoaderIter, "_next_index", self._indexing)
         put(_BaseDataLoaderIter, "__next__", self._delivering)
@@ -112,6 +113,8 @@ class PassRecorder:
     # ---- what stands in for torch's functions
 
     def _iterating(self, original: Callable) -> Callable:
+        # before the iterator is made: an error between its workers' start and its first batch would
+        # leave them behind
         start = self.session.guarded("data", self._start)
 
         def iterate(loader: DataLoader) -> Iterator:
@@ -212,6 +215,8 @@ class PassRecorder:
             call(begun)
 
     def _number(self, stack: tuple[Place, ...], loader: DataLoader) -> str:
+        # ranks find each other's passes by the way that led here, not by a count of all passes:
+        # one rank may evaluate in between
         kind = type(loader.dataset).__name__
         name = f"{kind}@" + ";".join(f"{file}:{line}" for file, line, _ in stack)
         count = self._counts.setdefault(name, itertools.count())
@@ -232,6 +237,7 @@ class PassRecorder:
         self.current = found
         found.joined = found.joined or self.joins > 0
         if found.indices is not None and found.batches < len(found.sizes):
+            # workers load ahead, so what was asked for is not what the program has got
             start, found.delivered = (
                 found.delivered,
                 found.delivered + found.sizes[found.batches],
@@ -253,6 +259,7 @@ class PassRecorder:
             self._close(found)
 
     def _close(self, found: Pass) -> None:
+        # first: a callback may raise, and the pass must not be told of twice
         self._open.remove(found)
         found.closed = True
         for call in self.on_end:
