@@ -1,6 +1,7 @@
 """Several ranks' sessions in one process: their channels are real, only the store is a dict."""
 
 from ddp_helpers.sanitizer.talk.channel import Channel
+from ddp_helpers.sanitizer.talk.codec import decode, encode
 from ddp_helpers.sanitizer.talk.session import Session
 
 
@@ -46,3 +47,54 @@ def sessions(count, options=None):
 def left(session):
     """The names of all records that are there, with the rank of each."""
     return sorted(session.line._store.values)
+
+
+class Mirror(DictStore):
+    """A world of two ranks, of which only one is here: the other one leaves the same records.
+
+    Args:
+        rank: the one that is here.
+    """
+
+    def __init__(self, rank):
+        super().__init__()
+        self.rank = rank
+        self.changes = {}
+        """By topic: the kind of its records, and what makes the other rank's of them."""
+        self.history = []
+        """The names of all records that were ever left, and their texts."""
+
+    def change(self, topic, kind, change):
+        """Let the other rank's records of a topic be different; None for one it did not leave."""
+        self.changes[topic] = (kind, change)
+
+    def set(self, name, value):
+        super().set(name, value)
+        self.history.append((name, value))
+
+    def _find(self, name):
+        base, _, rank = name.rpartition("/")
+        if int(rank) == self.rank or base == "waits":
+            return self.values.get(name)
+        value = self.values.get(f"{base}/{self.rank}")
+        kind, change = self.changes.get(_topic(name), (None, None))
+        if value is None or change is None:
+            return value
+        changed = change(decode(value, kind))
+        return None if changed is None else encode(changed).encode()
+
+    def check(self, names):
+        return all(self._find(name) is not None for name in names)
+
+    def multi_get(self, names):
+        return [self._find(name) for name in names]
+
+    def records(self, topic, kind):
+        """All records of a topic that were left, in their order."""
+        return [decode(text, kind) for name, text in self.history if _topic(name) == topic]
+
+
+def _topic(name):
+    """`step` of `step/GROUP/NUMBER/ERA/STEP/RANK`, `step/end` of the one at the end."""
+    parts = name.split("/")
+    return "step/end" if parts[0] == "step" and parts[-2] == "end" else parts[0]
