@@ -80,6 +80,53 @@ class Many:
     flags: tuple[bool, ...] | None = None
 
 
+def test_kinds_of_fields():
+    """Of classes that were never seen before: what is known of a class is kept."""
+
+    @dataclass(frozen=True)
+    class Leaf:
+        value: float
+
+    @dataclass(frozen=True)
+    class Tree:
+        leaf: Leaf
+        leaves: tuple[Leaf, ...]
+        pair: tuple[Leaf, Leaf]
+        by_name: dict[str, Leaf]
+        by_number: dict[int, Leaf]
+        numbers: dict[int, str]
+        names: dict[str, int]
+        lists: dict[str, tuple[int, ...]]
+        perhaps: Leaf | None
+        never: Leaf | None
+        place: tuple[str, int] | None
+        anything: object
+
+    one, two = Leaf(0.5), Leaf(-1.0)
+    record = Tree(
+        one,
+        (one, two),
+        (two, one),
+        {"a": one, "b": two},
+        {1: one, 2: two},
+        {3: "c"},
+        {"d": 4},
+        {"e": (5, 6)},
+        two,
+        None,
+        ("f", 7),
+        [8, "g"],
+    )
+    text = encode(record)
+    assert text == (
+        '[[0.5],[[0.5],[-1.0]],[[-1.0],[0.5]],{"a":[0.5],"b":[-1.0]},{"1":[0.5],"2":[-1.0]},'
+        '{"3":"c"},{"d":4},{"e":[5,6]},[-1.0],null,["f",7],[8,"g"]]'
+    )
+    back = decode(text, Tree)
+    assert back == record
+    assert repr(back) == repr(record)
+
+
 numbers = st.floats(allow_nan=False) | st.integers()
 ones = st.builds(One, numbers)
 pairs = st.tuples(st.text(), st.integers())

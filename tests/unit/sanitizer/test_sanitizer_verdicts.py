@@ -240,6 +240,37 @@ def test_of_a_large_dataset_only_a_part_is_looked_at():
     assert not verdicts(large(range(40)), ten)  # ten of those looked at are no sign
 
 
+def test_a_dataset_of_which_every_second_sample_is_looked_at():
+    """Every second one of these is looked at; the even ones, for instance."""
+
+    def half(indices, size, **changes):
+        packed = encode_indices(array("q", indices), 100)
+        found = IndexSet(2, packed.narrow, packed.steps)
+        return share(range(90), size, outer=found, inner=found, order=str(indices), **changes)
+
+    overlapping = half(range(0, 200, 2), 200), half(range(0, 100, 2), 200)
+    assert verdicts(*overlapping)[0].cause.startswith("about 100 samples of one training pass went")
+    sampler = distributed(2, 0, share=90)
+    lacking = [half(indices, 200, sampler=sampler) for indices in (range(50), range(50, 89))]
+    assert only(*lacking).cause == (
+        "about 22 of 200 samples went to no rank in one training pass: their samplers say rank=0, "
+        "num_replicas=2 on rank 0, rank=0, num_replicas=2 on rank 1"
+    )
+    enough = [half(indices, 200, sampler=sampler) for indices in (range(50), range(50, 90))]
+    assert not verdicts(*enough)  # ten of those looked at are no sign
+    by_formula = SamplerRecord("own", formula=True)
+    strides = [half(range(start, 80, 4), 160, sampler=by_formula) for start in (0, 2)]
+    assert not verdicts(*strides)  # a stride does not show there
+
+
+def test_whatever_the_default_device():
+    by_formula = SamplerRecord("own", formula=True)
+    records = missing(range(0, 40, 4), range(1, 40, 4), sampler=by_formula)
+    with torch.device("meta"):
+        assert only(*records).kind == "missing-data"
+        assert only(share(range(8)), share(range(8))).kind == "same-data-on-every-rank"
+
+
 # ---- missing
 
 
@@ -309,6 +340,25 @@ def test_strides_that_a_formula_may_have_wrong(stride, told):
     shares = range(0, 80, stride), range(1, 80, stride)
     by_formula = SamplerRecord("own", formula=True)
     assert bool(verdicts(*missing(*shares, size=80, sampler=by_formula))) is told
+
+
+def test_the_shortest_stride():
+    by_formula = SamplerRecord("own", formula=True)
+    evens = missing(range(0, 80, 4), range(2, 80, 4), size=80, sampler=by_formula)
+    assert only(*evens).cause.startswith("40 of 80 samples")
+    mixed = missing(range(0, 80, 4), range(2, 80, 4), size=80)
+    mixed[1] = replace(mixed[1], samples=replace(mixed[1].samples, sampler=by_formula))
+    mixed[0] = replace(mixed[0], samples=replace(mixed[0].samples, sampler=replace(
+        mixed[0].samples.sampler, formula=True)))  # fmt: skip
+    assert [verdict.kind for verdict in verdicts(*mixed)] == ["missing-data"]
+    beyond = missing(range(0, 84, 4), range(2, 84, 4), size=80, sampler=by_formula)
+    assert only(*beyond).kind == "missing-data"
+
+
+def test_a_sampler_next_to_one_with_replacement():
+    samplers = SamplerRecord("replacement"), SamplerRecord("plain")
+    both = share([*range(20)], sampler=samplers[0]), share([*range(19, 40)], sampler=samplers[1])
+    assert verdicts(*both) == []
 
 
 def test_two_periods_must_be_there():
@@ -402,7 +452,7 @@ def test_samplers_that_were_told_another_rank():
     assert who(both) == (
         ": their samplers say rank=0, num_replicas=2 on rank 0, rank=0, num_replicas=2 on rank 1"
     )
-    assert split_advice(both).startswith(SAY_RANK)
+    assert split_advice(both) == f"{SAY_RANK}, or leave both out"
     many = {rank: distributed(4, rank) for rank in range(2)}
     assert "rank=1, num_replicas=4 on rank 1" in who(many)
 
