@@ -81,25 +81,26 @@ def _reader(names: list[str]) -> Convert:
 
 
 def _each(read: Convert, packers: list[Convert | None]) -> Convert:
-    def pack(record: object) -> list[object]:
-        return [
-            pack(value) if pack else value
-            for value, pack in zip(read(record), packers, strict=True)
-        ]
+    needed = [(place, pack) for place, pack in enumerate(packers) if pack]
 
-    return pack
+    def pack_all(record: object) -> list[object]:
+        values = list(read(record))
+        for place, pack in needed:
+            values[place] = pack(values[place])
+        return values
+
+    return pack_all
 
 
 def _made(kind: Any, unpackers: list[Convert | None]) -> Convert:
-    def unpack(values: list[object]) -> object:
-        return kind(
-            *[
-                unpack(value) if unpack else value
-                for value, unpack in zip(values, unpackers, strict=True)
-            ]
-        )
+    needed = [(place, unpack) for place, unpack in enumerate(unpackers) if unpack]
 
-    return unpack
+    def unpack_all(values: list[object]) -> object:
+        for place, unpack in needed:
+            values[place] = unpack(values[place])
+        return kind(*values)
+
+    return unpack_all
 
 
 def _dict_of(key: type, unpack: Convert | None) -> Convert | None:
