@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-POINT_TO_POINT = ("send", "recv", "recv_anysource")
+from ddp_helpers.evidence.collective_methods import POINT_TO_POINT
 
 
 @dataclass(frozen=True)
