@@ -125,27 +125,27 @@ def _connect_session(parts: Parts) -> None:
         "DDP's communication": p.calls.sequence.give_up,
         "weights": p.weights.give_up,
     }
-    _fill(
-        session,
-        session.on_group,
-        ("collectives", p.calls.sequence.forget_all),
-        ("DDP's communication", p.registry.forget_all),
-        ("weights", p.weights.ledger.forget_all),
-        ("weights", p.weights.ends.forget_all),
-        ("unwrapped models", p.unwrapped.ledger.forget_all),
-        ("data", p.passes.forget_all),
-        ("groups", p.peers.forget),
-        ("shuffles", p.epochs.forget),
-        ("shares", p.shares.exchange.forget_all),
-        ("shares", p.shares.forget),
-        ("first steps", p.first_steps.exchange.forget_all),
-        ("first steps", p.first_steps.restart),
-        ("evaluation", p.evaluations.forget),
-        ("speed", p.slow.forget),
-        ("order", p.order.reset),
-        ("checkpoints", p.checkpoints.forget),
-        ("the start", p.start.look),  # may end the run, so all the others have begun anew
-    )
+    # not guarded: also a check that is out of action must forget
+    session.on_group += [
+        p.calls.sequence.forget_all,
+        p.registry.forget_all,
+        p.weights.ledger.forget_all,
+        p.weights.ends.forget_all,
+        p.unwrapped.ledger.forget_all,
+        p.passes.forget_all,
+        p.peers.forget,
+        p.epochs.forget,
+        p.shares.exchange.forget_all,
+        p.shares.forget,
+        p.first_steps.exchange.forget_all,
+        p.first_steps.restart,
+        p.evaluations.forget,
+        p.slow.forget,
+        p.order.reset,
+        p.checkpoints.forget,
+    ]
+    # may end the run, so all the others have begun anew
+    _fill(session, session.on_group, ("the start", p.start.look))
     _fill(
         session,
         session.at_end,
