@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, replace
 
 import pytest
-from one_process import DictStore, left, sessions
+from one_process import DictStore, impatient, left, sessions  # noqa: F401  # a fixture
 
 from ddp_helpers.evidence.records import Finding
 from ddp_helpers.sanitizer.compare.records import CallBefore, CallRecord, TensorKind
@@ -26,6 +26,8 @@ from ddp_helpers.sanitizer.talk.session import (
     SanitizerError,
     Session,
 )
+
+pytestmark = pytest.mark.usefixtures("impatient")
 
 
 def note(cause, kind="slow", serious=False):
