@@ -1067,6 +1067,7 @@ def test_prefixes_of_names(missing, unexpected, prefix):
 
 def test_a_load_in_which_hardly_a_name_fitted():
     session = Session()
+    session.step = 4
     checker = LoadingChecker(session, Registry())
     result = lambda missing, extra: SimpleNamespace(missing_keys=missing, unexpected_keys=extra)
     given = {"module.a": 1, "module.b": 2}
@@ -1077,6 +1078,8 @@ def test_a_load_in_which_hardly_a_name_fitted():
         "waits for `a`; the prefix `module.` is the likely cause"
     )
     assert "strict=True" in found.advice
+    assert "`ddp.module.state_dict()`, the names without a wrapper's prefix" in found.advice
+    assert (found.step, found.ranks) == (session.step, ())
     checker.count_keys({}, result(["a"], []))
     checker.count_keys(given, result([], list(given)))
     checker.count_keys({"a": 1, "b": 2}, result(["c"], ["b"]))  # half of them
@@ -1116,6 +1119,7 @@ def test_a_world_that_is_too_small(monkeypatch):
         "rank 1 is in a process group of 1 and trains alone, but the launcher started 4 ranks "
         "(WORLD_SIZE=4)"
     )
+    assert (found.step, found.place.function) == (0, "found_by")
     checker.look()  # a second group may be smaller
     session.world_size, again = 2, StartChecker(session)
     assert "in a process group of 2, but" in found_by(again.look).cause

@@ -237,6 +237,7 @@ def test_a_fault_is_told_once_and_switches_its_check_off():
     assert not finding.serious
     assert "check of data failed itself (KeyError: 'gone', test_sanitizer_talk.py:" in finding.cause
     assert safe.__name__ == "check"
+    assert finding.advice == "report it; your run goes on and is not concerned"
 
 
 def test_what_a_check_finds_is_no_fault():

@@ -399,7 +399,42 @@ def test_parameters_that_are_not_used(watched):
         "`unused.weight`, `unused.bias`; DDP waits for a gradient of each"
     )
     assert "find_unused_parameters=True" in found.advice
+    assert (found.step, found.place.function) == (0, "train")
     assert session.findings == [found]
+
+
+def test_unused_parameters_are_looked_for_now_and_then(watched):
+    session, _, _ = watched(every=2)
+    ddp = DistributedDataParallel(Partly())
+    train(1, ddp, forward=lambda x: ddp(x) + ddp.module.unused(x))
+    assert kinds(session) == []
+    with pytest.raises(RuntimeError, match="Expected to have finished reduction"):
+        train(2, ddp)  # DDP itself complains before our next look
+    assert kinds(session) == []
+
+
+def test_init_sync_is_not_waited_for(watched):
+    """Whoever wraps without a first broadcast need not come together."""
+    session, mirror, _ = watched()
+    mirror.change("call", CallRecord, lambda record: None)
+    DistributedDataParallel(model(), init_sync=False)
+    assert kinds(session) == []
+    assert len(calls(mirror, WRAP)) == 1
+
+
+def test_weights_that_drift_apart_on_purpose(watched):
+    session, mirror, _ = watched()
+    ddp = DistributedDataParallel(model())
+
+    def post_localSGD_hook(state, bucket):
+        return _future(bucket.buffer())
+
+    ddp.register_comm_hook(None, post_localSGD_hook)
+    train(2, ddp)
+    session.group_ends()
+    assert [c.backward.models[0].weights for c in calls(mirror, BACKWARD)] == ["", ""]
+    assert mirror.records("step", StepRecord) == []
+    assert kinds(session) == []
 
 
 def test_unused_parameters_that_are_allowed(watched):
@@ -428,9 +463,11 @@ def test_parameters_that_were_added(watched):
     ddp = DistributedDataParallel(model())
     ddp.module.extra = torch.nn.Parameter(torch.ones(2))
     forward = lambda x: ddp(x) * ddp.module.extra
+    session.step = 3
     found = found_by(lambda: train(1, ddp, forward=forward))
     assert found.kind == "trainable-after-wrap"
     assert "`extra`" in found.cause
+    assert (found.step, found.ranks, found.place.function) == (3, (), "train")
     assert session.findings == [found]
 
 
@@ -479,7 +516,7 @@ def test_a_loss_that_is_reduced_to_be_printed(watched):
 
 
 def test_gathered_tensors_in_a_loss(watched):
-    watched()
+    session, _, _ = watched()
     ddp = DistributedDataParallel(model())
 
     def forward(x):
@@ -488,9 +525,12 @@ def test_gathered_tensors_in_a_loss(watched):
         dist.all_gather(parts, out)
         return torch.cat(parts) @ out.t()
 
+    session.step = 3
     found = found_by(lambda: train(1, ddp, forward=forward))
     assert found.kind == "no-gradient-through-collective"
     assert "goes through the result of all" in found.cause
+    assert (found.step, found.ranks) == (3, ())
+    assert "torch.distributed.nn.functional" in found.advice
 
 
 # ---- models that nothing averages
@@ -524,6 +564,35 @@ def test_a_model_that_is_not_wrapped(watched):
     assert {record.first for record in records} == {records[0].now}
     assert all(record.alone and not record.gone for record in records)
     assert session.step == 8
+    assert found.place.function == "plain"
+
+
+def test_loose_parameters_now_and_then(watched):
+    session, mirror, _ = watched(every=4)
+    kept = plain(10)
+    records = mirror.records("loose", LooseRecord)
+    assert [record.steps for record in records] == [0, 4, 8]
+    session.group_ends()
+    last = mirror.records("loose", LooseRecord)[-1]
+    assert (last.steps, last.gone) == (10, False)
+    assert last.stack == records[-1].stack  # that of the last step, not of the end
+    assert kept
+
+
+def test_parameters_that_are_gone_at_the_end(watched):
+    session, mirror, _ = watched()
+    plain(3)
+    session.group_ends()
+    last = mirror.records("loose", LooseRecord)[-1]
+    assert (last.gone, last.now) == (True, last.seen)
+    assert kinds(session) == []
+
+
+def test_signs_of_ranks_that_work_together(watched):
+    _, mirror, _ = watched()
+    kept = [plain(1), DistributedDataParallel(model()), plain(1)]
+    assert [record.alone for record in mirror.records("loose", LooseRecord)] == [True, False]
+    assert kept
 
 
 def test_models_that_were_never_alike(watched):
