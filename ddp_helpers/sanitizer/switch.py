@@ -6,9 +6,18 @@ import contextlib
 import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
+from typing import Any
 
 from ddp_helpers.sanitizer.talk.notes import tell_notes_once
-from ddp_helpers.sanitizer.talk.session import FAILED, LEFT, Options, SanitizerError, Session
+from ddp_helpers.sanitizer.talk.session import (
+    DEFAULT_TIMEOUT,
+    FAILED,
+    LEFT,
+    Options,
+    SanitizerError,
+    Session,
+)
 
 _session: Session | None = None
 
@@ -28,18 +37,13 @@ def install(options: Options | None = None, names: Mapping[str, str] | None = No
 
     if _session is not None:
         raise RuntimeError("the sanitizer already watches this process: switch it on once")
-    from ddp_helpers.sanitizer.checks.collectives import CollectiveChecker
-    from ddp_helpers.sanitizer.watch.training_events import TrainingEvents
-    from ddp_helpers.sanitizer.wiring import watch_data, watch_training
+    from ddp_helpers.sanitizer.wiring import watch
 
     session = Session(options, names)
     for module in (dist, dist.distributed_c10d):
         session.patches.put(module, "init_process_group", _starting(session))
         session.patches.put(module, "destroy_process_group", _ending(session))
-    calls = CollectiveChecker(session)
-    events = TrainingEvents(session)
-    weights = watch_training(session, events, calls)
-    watch_data(session, events, weights)
+    watch(session)
     _session = session
     if dist.is_initialized():
         session.group_started(_seconds(None))
@@ -94,7 +98,7 @@ def sanitize(every: int = 1) -> Iterator[Session]:
 def _starting(session: Session) -> Callable[[Callable], Callable]:
     def make(original: Callable) -> Callable:
         @functools.wraps(original)
-        def init_process_group(*args: object, **kwargs: object) -> None:
+        def init_process_group(*args: object, **kwargs: Any) -> None:
             original(*args, **kwargs)
             session.group_started(_seconds(kwargs.get("timeout")))
 
@@ -118,5 +122,5 @@ def _ending(session: Session) -> Callable[[Callable], Callable]:
     return make
 
 
-def _seconds(timeout: object) -> float:
-    return timeout.total_seconds() if timeout is not None else 1800.0
+def _seconds(timeout: timedelta | None) -> float:
+    return timeout.total_seconds() if timeout is not None else DEFAULT_TIMEOUT

@@ -1,6 +1,13 @@
-"""Puts the checks together, in the order in which they must be told."""
+"""Puts the checks together, and states in one place in which order they are told.
+
+No constructor registers a callback or patches torch: both happen here, from top to bottom.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ParamSpec
 
 from ddp_helpers.sanitizer.checks.checkpoints import CheckpointChecker
 from ddp_helpers.sanitizer.checks.collectives import CollectiveChecker
@@ -23,34 +30,252 @@ from ddp_helpers.sanitizer.watch.passes import PassRecorder
 from ddp_helpers.sanitizer.watch.training_events import TrainingEvents
 from ddp_helpers.sanitizer.watch.wrapped import Registry
 
+P = ParamSpec("P")
 
-def watch_training(
-    session: Session, events: TrainingEvents, calls: CollectiveChecker
-) -> WeightsChecker:
-    """Begin to watch; the order matters: DDP's calls come first at each moment."""
-    registry = Registry()
-    DdpCalls(session, events, calls.sequence, registry)
-    weights = WeightsChecker(session, events, registry)
-    comparison = DdpComparison(session, weights.before_backward)
-    GradientChecker(session, events, registry)
-    LoadingChecker(session, registry)
-    lost = LostGradientChecker(session, events)
-    unwrapped = UnwrappedChecker(session, events, registry)
-    calls.joining = lambda: events.joining > 0
-    calls.listeners += [lost.call_begins, unwrapped.call_begins]
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that watches one process."""
+
+    session: Session
+    events: TrainingEvents
+    passes: PassRecorder
+    order: Order
+    registry: Registry
+    calls: CollectiveChecker
+    ddp: DdpCalls
+    weights: WeightsChecker
+    gradients: GradientChecker
+    loading: LoadingChecker
+    lost: LostGradientChecker
+    unwrapped: UnwrappedChecker
+    start: StartChecker
+    peers: Peers
+    epochs: EpochChecker
+    shares: ShareChecker
+    first_steps: FirstStepsChecker
+    evaluations: EvaluationChecker
+    slow: SlowChecker
+    checkpoints: CheckpointChecker
+
+
+def watch(session: Session) -> Parts:
+    """Begin to watch this process."""
+    parts = make(session)
+    put_patches(parts)
+    connect(parts)
+    return parts
+
+
+def make(session: Session) -> Parts:
+    """The parts, which nobody tells of anything yet."""
+    events, passes, order = TrainingEvents(session), PassRecorder(session), Order(session)
+    registry, calls, peers = Registry(), CollectiveChecker(session), Peers(session)
+    return Parts(
+        session,
+        events,
+        passes,
+        order,
+        registry,
+        calls,
+        DdpCalls(session, events, calls.sequence, registry),
+        WeightsChecker(session, events, registry),
+        GradientChecker(session, events, registry),
+        LoadingChecker(session, registry),
+        LostGradientChecker(session),
+        UnwrappedChecker(session, events, registry),
+        StartChecker(session),
+        peers,
+        EpochChecker(session, passes),
+        ShareChecker(session, peers),
+        FirstStepsChecker(session, passes, peers),
+        EvaluationChecker(session),
+        SlowChecker(session),
+        CheckpointChecker(session, order),
+    )
+
+
+def put_patches(parts: Parts) -> None:
+    """Stand in for torch's functions; where two parts take one, the later is called first."""
+    parts.calls.put_patches()
+    parts.events.put_patches()
+    parts.loading.put_patches()
+    parts.unwrapped.put_patches()
+    parts.passes.put_patches()
+    parts.first_steps.workers.put_patches()
+    # of a sum that ends an evaluation its cause is told, before ranks are compared
+    parts.evaluations.put_patches()
+    # counts a collective as come to before the comparison of it may end the run
+    parts.order.put_patches()
+    parts.checkpoints.put_patches()
+
+
+def connect(parts: Parts) -> None:
+    """Fill all lists of callbacks, in the order in which they are called."""
+    _connect_session(parts)
+    _connect_events(parts)
+    _connect_passes(parts)
+    _connect_calls(parts)
+
+
+def _connect_session(parts: Parts) -> None:
+    p, session = parts, parts.session
+    session.on_fault |= {
+        "collectives": p.calls.sequence.give_up,
+        "DDP's communication": p.calls.sequence.give_up,
+        "weights": p.weights.give_up,
+    }
+    # not guarded: also a check that is out of action must forget
+    session.on_group += [
+        p.calls.sequence.forget_all,
+        p.registry.forget_all,
+        p.weights.ledger.forget_all,
+        p.weights.ends.forget_all,
+        p.unwrapped.ledger.forget_all,
+        p.passes.forget_all,
+        p.peers.forget,
+        p.epochs.forget,
+        p.shares.exchange.forget_all,
+        p.shares.forget,
+        p.first_steps.exchange.forget_all,
+        p.first_steps.restart,
+        p.evaluations.forget,
+        p.slow.forget,
+        p.order.reset,
+        p.checkpoints.forget,
+    ]
+    # may end the run, so all the others have begun anew
+    _fill(session, session.on_group, ("the start", p.start.look))
+    _fill(
+        session,
+        session.at_end,
+        # it asks for the pass that is still open
+        ("first steps", p.first_steps.at_end),
+        # the cause of a missing rank's call comes before what its absence leads to
+        ("collectives", p.calls.sequence.look_at_pending),
+        ("weights", p.weights.at_end),
+        ("unwrapped models", p.unwrapped.at_end),
+        # this ends open passes, whose shares are left then
+        ("data", p.passes.close_all),
+        ("shares", p.shares.leave),
+        ("speed", p.slow.at_end),
+    )
+    _fill(
+        session,
+        session.at_last,
+        ("step", p.weights.ledger.finish),
+        ("pass", p.weights.ends.finish),
+        ("loose", p.unwrapped.ledger.finish),
+        ("shares", p.shares.exchange.finish),
+        ("first-steps", p.first_steps.exchange.finish),
+        ("evaluation", p.evaluations.decide),
+        ("speed", p.slow.at_last),
+        # then tell_notes_once(), which needs all notes
+    )
+
+
+def _connect_events(parts: Parts) -> None:
+    """DDP's calls come first at each moment: they make sure that all ranks are there."""
+    p, events, session = parts, parts.events, parts.session
+    ddp, order = "DDP's communication", "order"
+    _fill(session, events.before_wrap, (ddp, p.ddp.wrapping))
+    _fill(
+        session,
+        events.after_wrap,
+        (ddp, p.ddp.wrapped),
+        ("groups", p.peers.wrapped),
+        ("speed", p.slow.wrapped),
+        (order, p.order.wrapped),
+    )
+    _fill(
+        session,
+        events.before_forward,
+        (ddp, p.ddp.forward_begins),
+        ("first steps", p.first_steps.forward),
+        ("speed", p.slow.forward),
+        (order, p.order.forward),
+    )
+    _fill(session, events.after_forward, (ddp, p.ddp.forward_ends))
+    _fill(
+        session,
+        events.before_backward,
+        (ddp, p.ddp.backward_begins),  # finds the models that the others ask about
+        ("unused parameters", p.gradients.backward_begins),
+        ("lost gradients", p.lost.backward_begins),
+        ("data", p.passes.went_back),
+    )
+    _fill(
+        session,
+        events.after_backward,
+        (ddp, p.ddp.backward_ends),
+        ("unused parameters", p.gradients.backward_ends),
+        (order, p.order.went_back),
+    )
+    _fill(
+        session,
+        events.before_step,
+        ("weights", p.weights.step_begins),  # before the step, as its gradients are the cause
+        ("accumulation", p.gradients.accumulation),
+        ("late parameters", p.gradients.late_parameters),
+        ("unwrapped models", p.unwrapped.step_begins),
+        ("shuffles", p.epochs.stepping),
+        ("speed", p.slow.stepping),
+    )
+    _fill(
+        session,
+        events.after_step,
+        (ddp, p.ddp.stepped),  # counts the step, under whose number the weights are kept
+        ("weights", p.weights.step_ends),
+        ("lost gradients", p.lost.step_ends),
+        ("data", p.passes.stepped),
+        ("first steps", p.first_steps.stepped),
+    )
+    _fill(session, events.after_join, (ddp, p.ddp.joined))
+
+
+def _connect_passes(parts: Parts) -> None:
+    p, passes, session = parts, parts.passes, parts.session
+    _fill(session, passes.on_start, ("shares", p.shares.next_begins))
+    _fill(
+        session,
+        passes.on_begin,
+        ("first steps", p.first_steps.arm),
+        ("speed", p.slow.pass_begins),
+    )
+    _fill(session, passes.after_index, ("first steps", p.first_steps.index_drawn))
+    _fill(
+        session,
+        passes.on_batch,
+        ("first steps", p.first_steps.delivered),
+        ("evaluation", p.evaluations.delivered),
+    )
+    _fill(
+        session,
+        passes.on_end,
+        ("weights", p.weights.pass_ends),  # weights that differ are the cause of much else
+        ("shuffles", p.epochs.ended),
+        ("shares", p.shares.ended),
+    )
+
+
+def _connect_calls(parts: Parts) -> None:
+    p, calls, session = parts, parts.calls, parts.session
+    calls.joining = lambda: p.events.joining > 0
+    _fill(
+        session,
+        calls.listeners,
+        ("lost gradients", p.lost.call_begins),
+        ("unwrapped models", p.unwrapped.call_begins),
+    )
+    comparison = DdpComparison(session, session.guarded("weights", p.weights.before_backward))
     calls.explain.append(comparison.compare)
     calls.sequence.explain_end = comparison.explain_end
-    return weights
 
 
-def watch_data(session: Session, events: TrainingEvents, weights: WeightsChecker) -> None:
-    """Add these checks to a session; `weights` looks once more at the end of a pass."""
-    StartChecker(session)
-    passes, peers = PassRecorder(session, events), Peers(session, events)
-    passes.on_end.append(weights.pass_ends)
-    EpochChecker(session, events, passes)
-    ShareChecker(session, passes, peers)
-    FirstStepsChecker(session, events, passes, peers)
-    EvaluationChecker(session, passes)
-    SlowChecker(session, events, passes)
-    CheckpointChecker(session, Order(session, events))
+def _fill(
+    session: Session,
+    callbacks: list[Callable[P, None]],
+    *entries: tuple[str, Callable[P, None]],
+) -> None:
+    """Add callbacks, each with the name of the check that a fault of it puts out of action."""
+    callbacks += [session.guarded(check, call) for check, call in entries]

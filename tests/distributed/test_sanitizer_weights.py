@@ -861,7 +861,12 @@ def test_validation_through_the_wrapper(alone):
 @pytest.mark.parametrize("ranks", [(0,), (0, 1)])
 @pytest.mark.parametrize(
     "where",
-    ["ddp_calls.reached", "ddp_calls.loss_terms", "weights.settings", "wrapped.fingerprint"],
+    [
+        "watch.ddp_calls.reached",
+        "watch.ddp_calls.loss_terms",
+        "checks.weights.settings",
+        "watch.wrapped.fingerprint",
+    ],
 )
 def test_a_fault_of_its_own_breaks_nothing(where, ranks):
     def broken(*_):
@@ -872,7 +877,7 @@ def test_a_fault_of_its_own_breaks_nothing(where, ranks):
 
         with process_group() as pg:
             if pg.rank in ranks:
-                module, name = where.split(".")
+                module, _, name = where.rpartition(".")
                 module = importlib.import_module(f"ddp_helpers.sanitizer.{module}")
                 setattr(module, name, broken)
             ddp, optimizer = wrap()

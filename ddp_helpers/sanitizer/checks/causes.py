@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from ddp_helpers.evidence.records import Finding, name_ranks
+from ddp_helpers.sanitizer.compare.callsite import innermost
 from ddp_helpers.sanitizer.compare.fingerprint import first_difference, first_setting, odd_ranks
+from ddp_helpers.sanitizer.compare.records import Edits, Stamped, StepRecord
 from ddp_helpers.sanitizer.talk.session import Session
 
-Records = Mapping[int, dict]
+
+class Counted(Protocol):
+    """A record with the number of steps that one model has done."""
+
+    @property
+    def steps(self) -> int: ...
+
+
+class State(Counted, Protocol):
+    """A record with a model's weights, too."""
+
+    @property
+    def weights(self) -> str: ...
+
+    @property
+    def edits(self) -> Edits: ...
+
+
+Steps = Mapping[int, StepRecord]
+Places = Mapping[int, Stamped]
 
 
 class Causes:
@@ -17,10 +39,10 @@ class Causes:
     def __init__(self, session: Session) -> None:
         self.session = session
 
-    def of_step(self, records: Records, names: Sequence[str]) -> Finding | None:
+    def of_step(self, records: Steps, names: Sequence[str]) -> Finding | None:
         """Why the records of one optimizer step differ, or None if they do not."""
         records = dict(sorted(records.items()))
-        if len({record["synced"] for record in records.values()}) > 1:
+        if len({record.synced for record in records.values()}) > 1:
             return self._shifted(records)
         return (
             self._settings(records)
@@ -31,9 +53,9 @@ class Causes:
 
     # ---- steps
 
-    def of_steps(self, counts: Records, records: Records) -> Finding | None:
+    def of_steps(self, counts: Mapping[int, Counted], records: Places) -> Finding | None:
         """Why the ranks took unequal numbers of steps, or None."""
-        steps = {rank: count["steps"] for rank, count in sorted(counts.items())}
+        steps = {rank: count.steps for rank, count in sorted(counts.items())}
         odd = odd_ranks(steps)
         if not odd:
             return None
@@ -44,8 +66,8 @@ class Causes:
         cause = f"the ranks took different numbers of optimizer steps on one model: {taken}"
         return self._finding("steps-differ", cause, DECIDE_TOGETHER, ranks, records)
 
-    def _shifted(self, records: Records) -> Finding:
-        synced = {rank: record["synced"] for rank, record in records.items()}
+    def _shifted(self, records: Steps) -> Finding:
+        synced = {rank: record.synced for rank, record in records.items()}
         ahead = [rank for rank, count in synced.items() if count == max(synced.values())]
         odd = odd_ranks(synced)
         ranks = odd if len(odd) < len(synced) else ahead
@@ -54,8 +76,8 @@ class Causes:
 
     # ---- settings
 
-    def _settings(self, records: Records) -> Finding | None:
-        values = {rank: record["settings"] for rank, record in records.items()}
+    def _settings(self, records: Steps) -> Finding | None:
+        values = {rank: record.settings for rank, record in records.items()}
         found = first_setting(values)
         if found is None:
             return None
@@ -63,7 +85,7 @@ class Causes:
         each = {rank: groups[group].get(name) for rank, groups in values.items()}
         odd = odd_ranks(each)
         listed = ", ".join(f"{value} on rank {rank}" for rank, value in each.items())
-        optimizer = records[odd[0]]["optimizer"]
+        optimizer = records[odd[0]].optimizer
         where = f" (parameter group {group})" if any(len(g) > 1 for g in values.values()) else ""
         cause = f"{optimizer} works with different `{name}`{where}: {listed}"
         advice = (
@@ -74,13 +96,13 @@ class Causes:
 
     # ---- weights changed outside an optimizer
 
-    def of_weights(self, states: Records, records: Records, name: str) -> Finding:
+    def of_weights(self, states: Mapping[int, State], records: Places, name: str) -> Finding:
         """The weights differ before a backward, and the last step explains nothing."""
-        edited = [rank for rank, state in states.items() if state.get("edited")]
-        if edited:
-            return self._changed(edited, states, records, name)
-        odd = odd_ranks({rank: state["weights"] for rank, state in states.items()})
-        steps = max(state["steps"] for state in states.values())
+        edits = {rank: state.edits for rank, state in states.items()}
+        if any(edit.edited for edit in edits.values()):
+            return self._changed(edits, records, name)
+        odd = odd_ranks({rank: state.weights for rank, state in states.items()})
+        steps = max(state.steps for state in states.values())
         since = (
             f"since optimizer step {steps - 1}, though gradients and settings were equal"
             if steps
@@ -94,20 +116,20 @@ class Causes:
         )
         return self._finding("weights-differ", cause, advice, odd, records)
 
-    def _edits(self, records: Records, names: Sequence[str]) -> Finding | None:
-        edited = [rank for rank, record in records.items() if record["edited"]]
-        texts = [record["after"] for record in records.values()]
-        place = first_difference(texts)
-        alike = first_difference([record["grads"] for record in records.values()]) is None
+    def _edits(self, records: Steps, names: Sequence[str]) -> Finding | None:
+        edits = {rank: record.edits for rank, record in records.items()}
+        edited = any(edit.edited for edit in edits.values())
+        place = first_difference([record.after for record in records.values()])
+        alike = first_difference([record.grads for record in records.values()]) is None
         if not edited or place is None or not alike:
             return None
-        return self._changed(edited, records, records, names[place])
+        return self._changed(edits, records, names[place])
 
-    def _changed(self, ranks: list[int], states: Records, records: Records, name: str) -> Finding:
-        edits = {rank: states[rank].get("edit") for rank in ranks}
-        known = {rank: edit for rank, edit in edits.items() if edit}
+    def _changed(self, edits: Mapping[int, Edits], records: Places, name: str) -> Finding:
+        ranks = [rank for rank, edit in edits.items() if edit.edited]
+        known = {rank: edit for rank in ranks if (edit := edits[rank].edit) is not None}
         only = " only" if len(ranks) < len(records) else ""
-        how = f" (by {next(iter(known.values()))[0]})" if known else ""
+        how = f" (by {next(iter(known.values())).what})" if known else ""
         cause = (
             f"weights changed after the wrap on {name_ranks(ranks)}{only}{how}, and not by an "
             f"optimizer step; the first that differs is `{name}`"
@@ -117,26 +139,26 @@ class Causes:
             "rank 0's to all; afterwards do it on every rank alike"
         )
         details = [
-            f"rank {rank}: {what} at {self.session.frame(tuple(place))}"
-            for rank, (what, place) in known.items()
+            f"rank {rank}: {edit.what} at {self.session.frame(edit.place)}"
+            for rank, edit in known.items()
         ]
         found = self._finding("changed-after-wrap", cause, advice, ranks, records, details)
         return found
 
     # ---- gradients
 
-    def _gradients(self, records: Records, names: Sequence[str]) -> Finding | None:
-        grads = {rank: record["grads"] for rank, record in records.items()}
+    def _gradients(self, records: Steps, names: Sequence[str]) -> Finding | None:
+        grads = {rank: record.grads for rank, record in records.items()}
         place = first_difference(list(grads.values()))
         if place is None:
             return None
-        name = names[next(iter(records.values()))["which"][place]]
+        name = names[next(iter(records.values())).which[place]]
         odd = odd_ranks(grads)
-        if ranks := [rank for rank, record in records.items() if record["in_no_sync"]]:
+        if ranks := [rank for rank, record in records.items() if record.in_no_sync]:
             return self._no_sync(ranks, records, name)
-        if ranks := [rank for rank, record in records.items() if not record["since"]]:
+        if ranks := [rank for rank, record in records.items() if not record.since]:
             return self._skipped(ranks, records, name, "no gradient was averaged")
-        if ranks := [rank for rank, record in records.items() if record["elsewhere"]]:
+        if ranks := [rank for rank, record in records.items() if record.elsewhere]:
             return self._skipped(ranks, records, name, "a part of the gradients was not averaged")
         cause = (
             f"the gradients differ between ranks when the optimizer steps, though DDP had averaged "
@@ -148,7 +170,7 @@ class Causes:
         )
         return self._finding("gradients-differ", cause, advice, odd, records)
 
-    def _no_sync(self, ranks: Sequence[int], records: Records, name: str) -> Finding:
+    def _no_sync(self, ranks: Sequence[int], records: Steps, name: str) -> Finding:
         cause = (
             f"the last forward before the optimizer step ran inside no_sync() on "
             f"{name_ranks(ranks)}, so the gradients were not averaged; the first that differs is "
@@ -160,7 +182,7 @@ class Causes:
         )
         return self._finding("ended-inside-no-sync", cause, advice, ranks, records)
 
-    def _skipped(self, ranks: Sequence[int], records: Records, name: str, what: str) -> Finding:
+    def _skipped(self, ranks: Sequence[int], records: Steps, name: str, what: str) -> Finding:
         cause = (
             f"{what} on {name_ranks(ranks)}: the loss did not come from the DDP wrapper's forward "
             f"and backward(); the first gradient that differs is `{name}`"
@@ -171,8 +193,8 @@ class Causes:
         )
         return self._finding("forward-skipped-ddp", cause, advice, ranks, records)
 
-    def _after(self, records: Records, names: Sequence[str]) -> Finding | None:
-        texts = {rank: record["after"] for rank, record in records.items()}
+    def _after(self, records: Steps, names: Sequence[str]) -> Finding | None:
+        texts = {rank: record.after for rank, record in records.items()}
         place = first_difference(list(texts.values()))
         if place is None:
             return None
@@ -194,14 +216,13 @@ class Causes:
         cause: str,
         advice: str,
         ranks: Sequence[int],
-        records: Records,
+        records: Places,
         details: Sequence[str] = (),
     ) -> Finding:
         record = records[ranks[0]]
-        stack, step = record.get("stack"), record["step"]
-        place = self.session.frame(tuple(stack[-1])) if stack else None
-        cause = f"{cause} (optimizer step {step}, counted from 0)"
-        return Finding(kind, cause, advice, tuple(ranks), step, place, tuple(details))
+        place = self.session.frame_of(innermost(record.stack))
+        cause = f"{cause} (optimizer step {record.step}, counted from 0)"
+        return Finding(kind, cause, advice, tuple(ranks), record.step, place, tuple(details))
 
 
 DECIDE_TOGETHER = (

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import FrameType
 
 import torch
@@ -12,44 +13,64 @@ import torch.distributed as dist
 
 from ddp_helpers.evidence.collective_methods import INPUTS
 from ddp_helpers.evidence.records import Finding, name_ranks
-from ddp_helpers.sanitizer.compare.callsite import CLEAN_UP, as_places, crossed, places, user_frames
-from ddp_helpers.sanitizer.talk.sequence import CallSequence, Compare, Pending, describe
-from ddp_helpers.sanitizer.talk.session import SanitizerError, Session
+from ddp_helpers.sanitizer.compare.callsite import CLEAN_UP, crossed, innermost, places, user_frames
+from ddp_helpers.sanitizer.compare.records import CallRecord, TensorKind
+from ddp_helpers.sanitizer.talk.sequence import Calls, CallSequence, Compare, Pending, describe
+from ddp_helpers.sanitizer.talk.session import Session
 
 SAME_ORDER = (
     "let every rank make the same calls in the same order: look for one under an "
     "`if rank == ...`, in a loop of another length, or after an early end"
 )
-# what must agree: the record's key, the kind of its finding, words, and the way out
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Something that must be alike on all ranks that make one call."""
+
+    of: Callable[[CallRecord], object]
+    kind: str
+    cause: str
+    advice: str = SAME_ORDER
+
+
 MUST_AGREE = (
-    ("op", "different-collective", "the ranks call different collectives", SAME_ORDER),
-    (
-        "root",
+    Rule(lambda call: call.op, "different-collective", "the ranks call different collectives"),
+    Rule(
+        lambda call: call.root,
         "different-source",
         "the ranks name different roots in one {called}",
         "give the same src= or dst= on every rank",
     ),
-    (
-        "reduce",
+    Rule(
+        lambda call: call.reduce,
         "different-reduce-op",
         "the ranks reduce with different operations in one {called}",
         "give the same op= on every rank",
     ),
-    (
-        "dtypes",
+    Rule(
+        lambda call: [tensor.dtype for tensor in call.tensors],
         "different-dtype",
         "the ranks bring different dtypes to one {called}",
         "convert to one dtype before the call, with tensor.to(...)",
     ),
-    (
-        "shapes",
+    Rule(
+        lambda call: [tensor.shape for tensor in call.tensors],
         "different-shape",
         "the ranks bring different shapes to one {called}",
         "give tensors of one shape: pad them, or send the sizes first; or a call is missing before",
     ),
-    ("model", "different-collective", "the ranks are at different models", SAME_ORDER),
-    ("mode", "different-collective", "the ranks run one model in different modes", SAME_ORDER),
-    ("ranks", "different-collective", "the ranks ask for different groups", SAME_ORDER),
+    Rule(lambda call: call.model, "different-collective", "the ranks are at different models"),
+    Rule(
+        lambda call: call.mode, "different-collective", "the ranks run one model in different modes"
+    ),
+    Rule(lambda call: call.ranks, "different-collective", "the ranks ask for different groups"),
+)
+# asked last, and only where one rank comes by the other's line
+SITE = Rule(
+    lambda call: innermost(call.stack),
+    "different-call-site",
+    "the ranks are at different {called} calls, one of them is too many",
 )
 
 
@@ -66,12 +87,16 @@ class CollectiveChecker:
         self.joining: Callable[[], bool] = lambda: False
         """True within `with Join(...)`, where ranks call unalike on purpose."""
         self._inside = threading.local()
-        self._announce = session.guarded("collectives", self._safely)
+        self._announce = session.guarded("collectives", self._show)
+
+    def put_patches(self) -> None:
+        """Stand in for each method that a function of torch.distributed ends in."""
+        put = self.session.patches.put
         for name in INPUTS:
-            session.patches.put(dist.ProcessGroup, name, self._watched(name))
-        session.patches.put(dist.Work, "wait", self._waiting)
+            put(dist.ProcessGroup, name, self._watched(name))
+        put(dist.Work, "wait", self._waiting)
         for module in (dist, dist.distributed_c10d):
-            session.patches.put(module, "new_group", self._new_group)
+            put(module, "new_group", self._new_group)
 
     def _watched(self, name: str) -> Callable[[Callable], Callable]:
         def make(original: Callable) -> Callable:
@@ -92,17 +117,8 @@ class CollectiveChecker:
 
         return make
 
-    def _safely(self, *call: object) -> Pending | None:
-        try:
-            return self._show(*call)
-        except SanitizerError:
-            raise
-        except Exception:
-            self.sequence.give_up()
-            raise
-
     def _show(
-        self, name: str, group: dist.ProcessGroup, args: tuple, kwargs: dict
+        self, name: str, group: dist.ProcessGroup, args: tuple, kwargs: Mapping
     ) -> Pending | None:
         frames, called = user_frames()
         for listener in self.listeners:
@@ -121,19 +137,19 @@ class CollectiveChecker:
 
     def _record(
         self, name: str, called: str, args: tuple, options: object, frames: Sequence[FrameType]
-    ) -> dict:
+    ) -> CallRecord:
         position = INPUTS[name]
         tensors = list(tensors_in(args[position])) if position is not None else []
         reduce_op = getattr(options, "reduceOp", None)
-        return {
-            "op": name,
-            "called": called,
-            "reduce": _reduce_name(reduce_op) if "reduce" in name else None,
-            "root": getattr(options, "rootRank", None),
-            "tensors": [[str(t.dtype).removeprefix("torch."), list(t.shape)] for t in tensors],
-            "stack": places(frames),
-            "step": self.session.step,
-        }
+        return CallRecord(
+            name,
+            called,
+            places(frames),
+            self.session.step,
+            reduce=_reduce_name(reduce_op) if "reduce" in name else None,
+            root=getattr(options, "rootRank", None),
+            tensors=tuple(TensorKind.of(tensor) for tensor in tensors),
+        )
 
     def _waiting(self, original: Callable) -> Callable:
         def wait(work: object, *args: object, **kwargs: object) -> object:
@@ -147,13 +163,9 @@ class CollectiveChecker:
         def new_group(ranks: Sequence[int] | None = None, *args: object, **kwargs: object):
             everyone = list(range(self.session.world_size))
             frames, _ = user_frames(2)
-            record = {
-                "op": "new_group",
-                "called": "new_group",
-                "ranks": sorted(ranks) if ranks is not None else everyone,
-                "stack": places(frames),
-                "step": self.session.step,
-            }
+            asked = tuple(sorted(ranks) if ranks is not None else everyone)
+            stack, step = places(frames), self.session.step
+            record = CallRecord("new_group", "new_group", stack, step, ranks=asked)
             local = kwargs.get("use_local_synchronization")  # then only members call
             if not getattr(self._inside, "on", False) and not local:
                 self.sequence.event("new_group", everyone, record, frames)
@@ -163,45 +175,38 @@ class CollectiveChecker:
 
     # ---- comparison
 
-    def compare(self, records: dict[int, dict], frames: Sequence[FrameType]) -> Finding | None:
+    def compare(self, records: Calls, frames: Sequence[FrameType]) -> Finding | None:
         """What is wrong with one call of all ranks, or None."""
         for explain in self.explain:
             if finding := explain(records, frames):
                 return finding
-        views = {rank: _comparable(record) for rank, record in sorted(records.items())}
-        for key, kind, cause, advice in MUST_AGREE:
-            if _differ(view.get(key) for view in views.values()):
-                return self._finding(kind, cause, advice, records, views, key)
-        mine = records[self.session.rank]["stack"]
+        for rule in MUST_AGREE:
+            if _differ(map(rule.of, records.values())):
+                return self._finding(rule, records)
+        mine = records[self.session.rank].stack
         for rank, record in records.items():
-            if rank != self.session.rank and crossed(frames, mine, as_places(record["stack"])):
-                cause = "the ranks are at different {called} calls, one of them is too many"
-                return self._finding(
-                    "different-call-site", cause, SAME_ORDER, records, views, "site"
-                )
+            if rank != self.session.rank and crossed(frames, mine, record.stack):
+                return self._finding(SITE, records)
         return None
 
-    def _finding(
-        self, kind: str, cause: str, advice: str, records: dict, views: dict, key: str
-    ) -> Finding:
-        values = {rank: repr(view.get(key)) for rank, view in views.items()}
+    def _finding(self, rule: Rule, records: Calls) -> Finding:
+        values = {rank: repr(rule.of(record)) for rank, record in sorted(records.items())}
         common = Counter(values.values()).most_common(1)[0][0]
         odd = tuple(rank for rank, value in values.items() if value != common)
-        called = [record["called"] for record in records.values() if record["called"] != CLEAN_UP]
+        called = [record.called for record in records.values() if record.called != CLEAN_UP]
         culprit = odd[0] if odd else self.session.rank
-        stack = records[culprit]["stack"]
         return Finding(
-            kind,
-            cause.format(called=called[0] if called else "call"),
-            advice,
+            rule.kind,
+            rule.cause.format(called=called[0] if called else "call"),
+            rule.advice,
             odd or tuple(records),
             self.session.step,
-            self.session.frame(stack[-1]) if stack else None,
+            self.session.frame_of(innermost(records[culprit].stack)),
             _details(self.session, records),
         )
 
 
-def _details(session: Session, records: dict[int, dict]) -> tuple[str, ...]:
+def _details(session: Session, records: Calls) -> tuple[str, ...]:
     """A line for each way to call, with the ranks that did so."""
     lines: dict[str, list[int]] = {}
     for rank, record in sorted(records.items()):
@@ -209,16 +214,7 @@ def _details(session: Session, records: dict[int, dict]) -> tuple[str, ...]:
     return tuple(f"{name_ranks(ranks)}: {line}" for line, ranks in lines.items())
 
 
-def _comparable(record: dict) -> dict:
-    tensors = record.get("tensors") or []
-    return record | {
-        "dtypes": [dtype for dtype, _ in tensors],
-        "shapes": [list(shape) for _, shape in tensors],
-        "site": record["stack"][-1] if record["stack"] else None,
-    }
-
-
-def _differ(values: Iterator[object]) -> bool:
+def _differ(values: Iterable[object]) -> bool:
     return len({repr(value) for value in values}) > 1
 
 

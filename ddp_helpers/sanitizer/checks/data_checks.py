@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Mapping
+from dataclasses import replace
 
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -21,18 +23,18 @@ from ddp_helpers.sanitizer.compare.samples import (
     digest,
     encode_indices,
     fingerprint,
+    size_of,
 )
-from ddp_helpers.sanitizer.compare.shares import judge
+from ddp_helpers.sanitizer.compare.shares import SamplerRecord, Samples, ShareRecord, judge
 from ddp_helpers.sanitizer.talk.exchange import Exchange
 from ddp_helpers.sanitizer.talk.session import SanitizerError, Session
 from ddp_helpers.sanitizer.watch.passes import (
     Pass,
-    PassRecorder,
     draws_with_replacement,
+    length_of,
     root_dataset,
     root_indices,
 )
-from ddp_helpers.sanitizer.watch.training_events import TrainingEvents
 
 
 class Peers:
@@ -42,11 +44,9 @@ class Peers:
     group: tensor or pipeline parallel ranks, for instance, have the same data on purpose.
     """
 
-    def __init__(self, session: Session, events: TrainingEvents) -> None:
+    def __init__(self, session: Session) -> None:
         self.session = session
         self._ranks: list[int] | None = None
-        events.after_wrap.append(session.guarded("groups", self._wrapped))
-        session.on_group.append(self._forget)
 
     @property
     def ranks(self) -> list[int]:
@@ -56,67 +56,69 @@ class Peers:
         groups = len(dist.distributed_c10d._world.pg_map)
         return list(range(self.session.world_size)) if groups == 1 else []
 
-    def _wrapped(self, ddp: DistributedDataParallel) -> None:
+    def wrapped(self, ddp: DistributedDataParallel) -> None:
+        """The smallest group counts: a larger one may replicate it."""
         ranks = dist.get_process_group_ranks(ddp.process_group)
         if self._ranks is None or len(ranks) < len(self._ranks):
             self._ranks = ranks
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """A new process group starts."""
         self._ranks = None
 
 
 class ShareChecker:
     """Compares what each rank went through in a training pass."""
 
-    def __init__(self, session: Session, passes: PassRecorder, peers: Peers) -> None:
+    def __init__(self, session: Session, peers: Peers) -> None:
         self.session = session
         self.peers = peers
         self._over: Pass | None = None
-        session.at_end.append(session.guarded("shares", self._leave))
-        self.exchange = Exchange(session, "shares")
+        self.exchange = Exchange(session, "shares", ShareRecord)
         self._counts: dict[str, int] = {}  # samples of the latest pass of each loop
-        session.on_group.append(self._forget)
-        passes.on_end.append(session.guarded("shares", self._ended))
-        passes.on_start.append(session.guarded("shares", self._next_begins))
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """A new process group starts."""
         self._over = None
 
-    def _ended(self, ended: Pass) -> None:
+    def ended(self, ended: Pass) -> None:
         """Keep it until the next pass: steps may follow that make up for missing batches."""
-        self._leave()
+        self.leave()
         if ended.steps and ended.batches:
             self._over = ended
 
-    def _next_begins(self, loader: object) -> None:
-        self._leave()
+    def next_begins(self, loader: object) -> None:
+        """A loader is about to begin a pass."""
+        self.leave()
         self.exchange.look()
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """Leave the record of the pass that is over, if there is one."""
         ended, self._over = self._over, None
         ranks = self.peers.ranks
         if ended is None or not ranks:
             return
         record = share_record(ended)
-        if "count" in record:
-            record["again"] = self._counts.get(ended.loop) == record["count"]
-            self._counts[ended.loop] = record["count"]
+        if (samples := record.samples) is not None:
+            again = self._counts.get(ended.loop) == samples.count
+            record = replace(record, samples=replace(samples, again=again))
+            self._counts[ended.loop] = samples.count
         self.exchange.leave(
             digest(ended.key.encode(), str(ranks).encode()), record, ranks, self._compare
         )
 
-    def _compare(self, records: dict[int, dict]) -> None:
+    def _compare(self, records: Mapping[int, ShareRecord]) -> None:
         """Tell all that is wrong; the first of it stops the run."""
         raised = None
         for verdict in judge(records):
-            place = next(iter(records.values()))["place"]
+            place = next(iter(records.values())).place
             finding = Finding(
                 verdict.kind,
                 verdict.cause,
                 verdict.advice,
                 verdict.ranks,
                 self.session.step,
-                self.session.frame(tuple(place)) if place else None,
+                self.session.frame_of(place),
             )
             try:
                 self.session.found(finding)
@@ -126,66 +128,57 @@ class ShareChecker:
             raise raised
 
 
-def share_record(ended: Pass) -> dict:
-    """What the other ranks need to know of a pass; plain values."""
+def share_record(ended: Pass) -> ShareRecord:
+    """What the other ranks need to know of a pass."""
+    return ShareRecord(
+        ended.batches, ended.steps, ended.complete, ended.joined, ended.place, _samples(ended)
+    )
+
+
+def _samples(ended: Pass) -> Samples | None:
     consumed = ended.consumed
-    record = {
-        "batches": ended.batches,
-        "steps": ended.steps,
-        "complete": ended.complete,
-        "joined": ended.joined,
-        "place": ended.place,
-        "inner": None,
-        "again": False,
-    }
     if consumed is None or not len(consumed):
-        return record
+        return None
     inner = root_indices(ended.dataset, consumed)
-    contents = {
-        str(there): ended.contents.hashes[here]
-        for here, there in zip(
-            ended.contents.hashes,
-            root_indices(ended.dataset, array("q", ended.contents.hashes)),
-            strict=True,
-        )
-    }
+    hashes = ended.contents.hashes
+    there = root_indices(ended.dataset, array("q", hashes))
     root = root_dataset(ended.dataset)
-    return record | {
-        "count": len(consumed),
-        "twice": count_repeated(consumed),
-        "order": digest(inner.tobytes()),
-        "outer": encode_indices(consumed, _length(ended.dataset, consumed)),
-        "inner": encode_indices(inner, _length(root, inner)),
-        "length": _length(ended.dataset, consumed),
-        "dataset": fingerprint(ended.dataset),
-        "root": fingerprint(root),
-        "bag": bag_and_order(root) if ended.key.endswith("#0") else None,
-        "contents": contents,
-        "batch": max(ended.sizes),
-        **about_sampler(ended),
-    }
+    return Samples(
+        count=len(consumed),
+        twice=count_repeated(consumed),
+        order=digest(inner.tobytes()),
+        outer=encode_indices(consumed, _length(ended.dataset, consumed)),
+        inner=encode_indices(inner, _length(root, inner)),
+        length=_length(ended.dataset, consumed),
+        dataset=fingerprint(ended.dataset),
+        root=fingerprint(root),
+        bag=bag_and_order(root) if ended.key.endswith("#0") else None,
+        contents={i: tuple(each) for i, each in zip(there, hashes.values(), strict=True)},
+        batch=max(ended.sizes),
+        sampler=about_sampler(ended),
+    )
 
 
-def about_sampler(ended: Pass) -> dict:
+def about_sampler(ended: Pass) -> SamplerRecord:
     """What is to be expected of the sampler of a pass."""
-    sampler = ended.sampler
-    distributed = isinstance(sampler, DistributedSampler)
-    size = len(sampler.dataset) if distributed else 0
-    total = sampler.total_size if distributed else 0
-    loader = ended.loader()
-    inner = getattr(loader, "batch_sampler", None)
-    return {
-        "sampler": type(sampler).__name__,
-        "kind": kind_of(sampler),
-        "padding": max(0, total - size),
-        "dropped": max(0, size - total),
-        "share": sampler.num_samples if distributed else 0,
-        "replicas": [sampler.num_replicas, sampler.rank] if distributed else None,
-        "seed": sampler.seed if distributed else None,
-        "epoch": ended.epoch if distributed else None,
-        "drop_last": bool(getattr(inner, "drop_last", False)),
-        "formula": not _holds_indices(sampler),
-    }
+    sampler, kind = ended.sampler, kind_of(ended.sampler)
+    inner = getattr(ended.loader(), "batch_sampler", None)
+    drop_last = bool(getattr(inner, "drop_last", False))
+    formula = not _holds_indices(sampler)
+    if not isinstance(sampler, DistributedSampler):
+        return SamplerRecord(kind, drop_last=drop_last, formula=formula)
+    size, total = length_of(sampler), sampler.total_size
+    return SamplerRecord(
+        kind,
+        padding=max(0, total - size),
+        dropped=max(0, size - total),
+        share=sampler.num_samples,
+        replicas=(sampler.num_replicas, sampler.rank),
+        seed=sampler.seed,
+        epoch=ended.epoch,
+        drop_last=drop_last,
+        formula=formula,
+    )
 
 
 def kind_of(sampler: object) -> str:
@@ -211,7 +204,5 @@ def _holds_indices(sampler: object) -> bool:
 
 
 def _length(dataset: object, indices: array) -> int:
-    try:
-        return len(dataset)
-    except TypeError:
-        return max(indices, default=0) + 1
+    size = size_of(dataset)
+    return max(indices, default=0) + 1 if size is None else size

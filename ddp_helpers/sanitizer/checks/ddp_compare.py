@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 
 from ddp_helpers.evidence.records import Finding, name_ranks
-from ddp_helpers.sanitizer.compare.callsite import CLEAN_UP, as_places, asks_for_rank, left_loop
+from ddp_helpers.sanitizer.compare.callsite import CLEAN_UP, asks_for_rank, innermost, left_loop
 from ddp_helpers.sanitizer.compare.fingerprint import odd_ranks
-from ddp_helpers.sanitizer.talk.sequence import describe
+from ddp_helpers.sanitizer.compare.records import BackwardRecord, CallRecord, ParameterKind
+from ddp_helpers.sanitizer.talk.sequence import Calls, describe
 from ddp_helpers.sanitizer.talk.session import Session
 from ddp_helpers.sanitizer.watch.ddp_calls import BACKWARD, BUFFERS, WRAP
 
@@ -19,7 +20,7 @@ EQUAL_COUNTS = (
     "all ranks), or train inside `with torch.distributed.algorithms.join.Join([ddp]):`"
 )
 SAME_MODEL = "build the model from what all ranks share, and wrap it on every rank, equally often"
-Records = Mapping[int, dict]
+Backwards = Mapping[int, BackwardRecord]
 
 
 class DdpComparison:
@@ -30,13 +31,15 @@ class DdpComparison:
         weights: asked about the weights before a backward, when all ranks have come.
     """
 
-    def __init__(self, session: Session, weights: Callable[[Records], Finding | None]) -> None:
+    def __init__(
+        self, session: Session, weights: Callable[[Backwards, Calls], Finding | None]
+    ) -> None:
         self.session = session
         self.weights = weights
 
-    def compare(self, records: Records, frames: Sequence[FrameType]) -> Finding | None:
+    def compare(self, records: Calls, frames: Sequence[FrameType]) -> Finding | None:
         """What is wrong, or None where the general comparison is to say it."""
-        ops = {rank: record["op"] for rank, record in sorted(records.items())}
+        ops = {rank: record.op for rank, record in sorted(records.items())}
         if not {WRAP, BUFFERS, BACKWARD} & set(ops.values()):
             return None
         if len(set(ops.values())) > 1:
@@ -45,20 +48,23 @@ class DdpComparison:
             return self._models(records)
         if finding := self._left(records, ops):
             return finding
-        if BACKWARD in ops.values() and self._same_models(records):
-            return self.weights(records) or self._batch_weights(records)
+        backwards = {r: record.backward for r, record in records.items() if record.backward}
+        if BACKWARD in ops.values() and self._same_models(backwards):
+            return self.weights(backwards, records) or self._batch_weights(backwards, records)
         return None
 
-    def explain_end(self, record: dict, ranks: list[int], details: list[str]) -> Finding | None:
+    def explain_end(
+        self, record: CallRecord, ranks: list[int], details: list[str]
+    ) -> Finding | None:
         """Some ranks ended before a call that this one makes."""
         who = name_ranks(ranks)
-        if record["op"] == WRAP:
+        if record.op == WRAP:
             cause = f"{who} ended without the wrap that other ranks make"
             return self._finding("different-models", cause, SAME_MODEL, ranks, record, details)
-        if record["op"] == BACKWARD or record.get("mode") == "training":
+        if record.op == BACKWARD or record.mode == "training":
             cause = f"{who} ended while others still train"
             return self._finding("uneven-batch-counts", cause, EQUAL_COUNTS, ranks, record, details)
-        if record["op"] == BUFFERS:
+        if record.op == BUFFERS:
             cause = f"{who} ended while others still evaluate through the DDP wrapper"
             advice = "evaluate with `ddp.module(...)`, which sends nothing, or on every rank"
             return self._finding("different-collective", cause, advice, ranks, record, details)
@@ -66,14 +72,14 @@ class DdpComparison:
 
     # ---- unlike calls
 
-    def _unlike(self, records: Records, ops: Mapping[int, str]) -> Finding | None:
+    def _unlike(self, records: Calls, ops: Mapping[int, str]) -> Finding | None:
         if WRAP in ops.values():
             odd = [rank for rank, op in ops.items() if op != WRAP]
             cause = f"{name_ranks(odd)} does not wrap a model where the others do"
             return self._told("different-models", cause, SAME_MODEL, odd, records)
         return self._left(records, ops)
 
-    def _left(self, records: Records, ops: Mapping[int, str]) -> Finding | None:
+    def _left(self, records: Calls, ops: Mapping[int, str]) -> Finding | None:
         """One rank trains, another one is out of the loop."""
         training = [r for r, op in ops.items() if op == BACKWARD or _trains(records[r])]
         for trainer in training:
@@ -85,8 +91,8 @@ class DdpComparison:
 
     # ---- the wrap
 
-    def _models(self, records: Records) -> Finding | None:
-        signatures = {rank: record["signature"] for rank, record in sorted(records.items())}
+    def _models(self, records: Calls) -> Finding | None:
+        signatures = {rank: record.signature for rank, record in sorted(records.items())}
         odd = odd_ranks(signatures)
         if not odd:
             return None
@@ -98,7 +104,7 @@ class DdpComparison:
             }
             if odd_ranks(entries):
                 break
-        name = next(entry[0] for entry in entries.values() if entry)
+        name = next(entry.name for entry in entries.values() if entry)
         cause = (
             f"the ranks wrap different models: the first difference is parameter {place}, `{name}`"
         )
@@ -108,21 +114,21 @@ class DdpComparison:
 
     # ---- the loss
 
-    def _same_models(self, records: Records) -> bool:
-        return len({repr(sorted(record["models"])) for record in records.values()}) == 1
+    def _same_models(self, backwards: Backwards) -> bool:
+        return len({tuple(sorted(backward.models)) for backward in backwards.values()}) == 1
 
-    def _batch_weights(self, records: Records) -> Finding | None:
-        terms = {rank: record.get("terms") or [] for rank, record in sorted(records.items())}
+    def _batch_weights(self, backwards: Backwards, records: Calls) -> Finding | None:
+        terms = {rank: backward.terms or () for rank, backward in sorted(backwards.items())}
         if len({len(found) for found in terms.values()}) != 1:
             return None
         for term in zip(*terms.values(), strict=True):
-            counts, weights = zip(*term, strict=True)
+            counts, weights = [t.count for t in term], [t.weight for t in term]
             alike = all(math.isclose(w, weights[0], rel_tol=TOLERANCE) for w in weights)
             if len(set(counts)) > 1 and not alike:
                 return self._uneven(records, dict(zip(terms, counts, strict=True)))
         return None
 
-    def _uneven(self, records: Records, counts: Mapping[int, int]) -> Finding:
+    def _uneven(self, records: Calls, counts: Mapping[int, int]) -> Finding:
         odd = odd_ranks(counts)
         cause = (
             "the ranks' losses are means over different numbers of elements, and DDP averages "
@@ -137,7 +143,7 @@ class DdpComparison:
     # ---- words
 
     def _told(
-        self, kind: str, cause: str, advice: str, ranks: Sequence[int], records: Records
+        self, kind: str, cause: str, advice: str, ranks: Sequence[int], records: Calls
     ) -> Finding:
         details = [describe(self.session, rank, record) for rank, record in sorted(records.items())]
         return self._finding(kind, cause, advice, ranks, records[ranks[0]], details)
@@ -148,42 +154,39 @@ class DdpComparison:
         cause: str,
         advice: str,
         ranks: Sequence[int],
-        record: dict,
+        record: CallRecord,
         details: Sequence[str],
     ) -> Finding:
-        place = self.session.frame(tuple(record["stack"][-1])) if record["stack"] else None
-        step = record["step"]
-        return Finding(kind, cause, advice, tuple(ranks), step, place, tuple(details))
+        place = self.session.frame_of(innermost(record.stack))
+        return Finding(kind, cause, advice, tuple(ranks), record.step, place, tuple(details))
 
 
-def _trains(record: dict) -> bool:
-    return record["op"] == BUFFERS and record.get("mode") == "training"
+def _trains(record: CallRecord) -> bool:
+    return record.op == BUFFERS and record.mode == "training"
 
 
-def _has_left(trainer: dict, other: dict) -> bool:
+def _has_left(trainer: CallRecord, other: CallRecord) -> bool:
     """True if the other rank is out of the loop in which the first one trains."""
-    stack, there = as_places(trainer["stack"]), as_places(other["stack"])
-    if trainer is other or (trainer["op"], stack) == (other["op"], there):
+    if (trainer.op, trainer.stack) == (other.op, other.stack):
         return False
-    if other["called"] == CLEAN_UP:
+    if other.called == CLEAN_UP:
         return True
-    if other.get("mode") == "evaluation" and asks_for_rank(there):
+    if other.mode == "evaluation" and asks_for_rank(other.stack):
         return False  # it evaluates alone
-    left = left_loop(stack, there)
+    left = left_loop(trainer.stack, other.stack)
     if left is not None:
         return left
     # a library's loop: both were at this very place before, and only one is there again
-    return trainer["op"] != other["op"] and all(
-        before and (before[0], as_places(before[1])) == (trainer["op"], stack)
-        for before in (trainer["before"], other["before"])
+    return trainer.op != other.op and all(
+        before is not None and (before.op, before.stack) == (trainer.op, trainer.stack)
+        for before in (trainer.before, other.before)
     )
 
 
-def _parameter(entry: list | None) -> str:
+def _parameter(entry: ParameterKind | None) -> str:
     if entry is None:
         return "no such parameter"
-    name, shape, dtype, trainable = entry
-    return f"`{name}`, {dtype} {tuple(shape)}{'' if trainable else ', frozen'}"
+    return f"`{entry.name}`, {entry.dtype} {entry.shape}{'' if entry.trainable else ', frozen'}"
 
 
 def _listed(counts: Mapping[int, int]) -> str:

@@ -14,7 +14,6 @@ from ddp_helpers.evidence.records import Finding
 from ddp_helpers.sanitizer.compare.shares import FEW
 from ddp_helpers.sanitizer.talk.session import Session
 from ddp_helpers.sanitizer.watch.passes import Pass, PassRecorder, shuffles
-from ddp_helpers.sanitizer.watch.training_events import TrainingEvents
 
 KEPT = 8  # training passes that later ones are compared with
 MOST = 1 << 16  # indices of a pass that are kept; so many in one order are no chance
@@ -38,21 +37,23 @@ class EpochChecker:
     one loop: the loader may be made anew in each epoch, and a second training may begin again.
     """
 
-    def __init__(self, session: Session, events: TrainingEvents, passes: PassRecorder) -> None:
+    def __init__(self, session: Session, passes: PassRecorder) -> None:
         self.session = session
         self.passes = passes
         self._before: deque[_Order] = deque(maxlen=KEPT)
-        session.on_group.append(self._before.clear)
-        passes.on_end.append(session.guarded("shuffles", self._ended))
-        events.before_step.append(session.guarded("shuffles", self._stepping))
 
-    def _stepping(self, optimizer: Optimizer) -> None:
+    def forget(self) -> None:
+        """A new process group starts."""
+        self._before.clear()
+
+    def stepping(self, optimizer: Optimizer) -> None:
         """Tell at the first step of a pass rather than at its end, where the cause is sure."""
         current = self.passes.current
         if current is not None and not current.steps and current.epoch is not None:
             self._compare(current, [optimizer])
 
-    def _ended(self, ended: Pass) -> None:
+    def ended(self, ended: Pass) -> None:
+        """Compare a whole pass, and keep it."""
         if not ended.steps or not shuffles(ended.sampler) or ended.consumed is None:
             return
         self._compare(ended, list(ended.optimizers))
@@ -88,7 +89,7 @@ class EpochChecker:
                 f"{current.epoch}"
             )
             advice = "call sampler.set_epoch(epoch) with a new number before each epoch"
-        place = self.session.frame(current.place) if current.place else None
+        place = self.session.frame_of(current.place)
         ranks = tuple(range(self.session.world_size))
         return Finding("epoch-not-advanced", cause, advice, ranks, self.session.step, place)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -11,7 +11,7 @@ from torch.utils.data import DistributedSampler
 
 from ddp_helpers.evidence.records import Finding
 from ddp_helpers.sanitizer.talk.session import Session
-from ddp_helpers.sanitizer.watch.passes import Pass, PassRecorder
+from ddp_helpers.sanitizer.watch.passes import Pass, length_of
 
 GATHERS = (
     "allgather",
@@ -23,6 +23,9 @@ GATHERS = (
 )
 
 
+MOST_COUNTS = 1024  # numbers in a tensor that may be counts; a larger one is weights or outputs
+
+
 class EvaluationChecker:
     """Looks for sums over a padded sampler's samples.
 
@@ -31,26 +34,33 @@ class EvaluationChecker:
     results are gathered, where they may be cut to length, or the program counts without them.
     """
 
-    def __init__(self, session: Session, passes: PassRecorder) -> None:
+    def __init__(self, session: Session) -> None:
         self.session = session
-        self._looked_at: Pass | None = None
-        self._forget()
-        passes.on_batch.append(session.guarded("evaluation", self._delivered))
-        session.on_group.append(self._forget)
-        session.at_last.append(session.guarded("evaluation", self._decide))
-        look = session.guarded("evaluation", self._look_at_sum)
-        session.patches.put(dist.ProcessGroup, "allreduce", functools.partial(self._sums, look))
+        self._current: Pass | None
+        self._padded: DistributedSampler | None  # the pass's sampler, if it repeats samples
+        self.forget()
+
+    def put_patches(self) -> None:
+        """Stand in for what sums or gathers results."""
+        look = self.session.guarded("evaluation", self._look_at_sum)
+        put = self.session.patches.put
+        put(dist.ProcessGroup, "allreduce", functools.partial(self._sums, look))
         for name in GATHERS:
-            session.patches.put(dist.ProcessGroup, name, self._gathers)
+            put(dist.ProcessGroup, name, self._gathers)
 
-    def _delivered(self, current: Pass, batch: object) -> None:
-        if self._looked_at is not current:
-            self._decide()
-            self._forget()
-            self._looked_at = current if padded_here(current.sampler) else None
+    def delivered(self, current: Pass, batch: object) -> None:
+        """A batch was loaded; where it is another pass's, the one before is over."""
+        if self._current is not current:
+            self.decide()
+            self.forget()
+            self._current = current
+            if isinstance(current.sampler, DistributedSampler) and padded_here(current.sampler):
+                self._padded = current.sampler
 
-    def _forget(self) -> None:
-        self._looked_at, self._gathered = None, False
+    def forget(self) -> None:
+        """A new process group, or another pass, starts."""
+        self._current = self._padded = None
+        self._gathered = False
         self._summed = self._counted_right = False
 
     def _gathers(self, original: Callable) -> Callable:
@@ -62,44 +72,51 @@ class EvaluationChecker:
 
     def _sums(self, look: Callable, original: Callable) -> Callable:
         def allreduce(group: object, *args: object, **kwargs: object) -> object:
-            if self._looked_at is not None and self.session.channel is not None:
+            if self._padded is not None and self.session.channel is not None:
                 look(*args, **kwargs)
             return original(group, *args, **kwargs)
 
         return allreduce
 
-    def _look_at_sum(self, tensors: object = (), options: object = None, **_: object) -> None:
+    def _look_at_sum(
+        self,
+        tensors: torch.Tensor | Sequence[torch.Tensor] = (),
+        options: object = None,
+        **_: object,
+    ) -> None:
         """The numbers that a rank brings tell whether it counted its repeated samples."""
-        current = self._looked_at
-        if not _adds(getattr(options, "reduceOp", options)):
+        current, sampler = self._current, self._padded
+        if current is None or sampler is None or not _adds(getattr(options, "reduceOp", options)):
             return
-        mine = padded_here(current.sampler)
-        if current.delivered + mine <= current.sampler.num_samples:
+        mine = padded_here(sampler)
+        if current.delivered + mine <= sampler.num_samples:
             return  # it has not come to the repeated ones
         self._summed = True
         given = [tensors] if isinstance(tensors, torch.Tensor) else list(tensors)
-        small = [tensor for tensor in given if tensor.numel() <= 1024]
-        if any(bool((tensor == current.delivered - mine).any()) for tensor in small):
+        small = [tensor for tensor in given if tensor.numel() <= MOST_COUNTS]
+        if any(bool(tensor.eq(current.delivered - mine).any()) for tensor in small):
             self._counted_right = True
-        if any(bool((tensor == current.delivered).any()) for tensor in small):
+        if any(bool(tensor.eq(current.delivered).any()) for tensor in small):
             self._counted_right = False
-            self._decide()
+            self.decide()
 
-    def _decide(self) -> None:
-        current = self._looked_at
-        if current is None or not self._summed or self._gathered or self._counted_right:
+    def decide(self) -> None:
+        """Tell what is sure by now."""
+        current, sampler = self._current, self._padded
+        if current is None or sampler is None:
+            return
+        if not self._summed or self._gathered or self._counted_right:
             return
         if current.steps or current.backwards:
             return  # training: a sample that comes twice does no harm
-        self._forget()
-        self.session.found(self._finding(current))
+        self.forget()
+        self.session.found(self._finding(current, sampler))
 
-    def _finding(self, current: Pass) -> Finding:
-        sampler = current.sampler
-        size, places = len(sampler.dataset), sampler.total_size
+    def _finding(self, current: Pass, sampler: DistributedSampler) -> Finding:
+        size, places = length_of(sampler), sampler.total_size
         twice = places - size
         samples = "1 sample counts" if twice == 1 else f"{twice} samples count"
-        place = self.session.frame(current.place) if current.place else None
+        place = self.session.frame_of(current.place)
         return Finding(
             "padded-evaluation",
             f"{samples} twice in an evaluation: DistributedSampler gave {places} places to "
@@ -118,7 +135,7 @@ def padded_here(sampler: object) -> int:
     if not isinstance(sampler, DistributedSampler) or sampler.drop_last:
         return 0
     rank, step, places = sampler.rank, sampler.num_replicas, sampler.total_size
-    own = min(len(sampler.dataset), places)  # asked at every batch, so counted without a walk
+    own = min(length_of(sampler), places)  # asked at every batch, so counted without a walk
     return len(range(rank, places, step)) - len(range(rank, own, step))
 
 

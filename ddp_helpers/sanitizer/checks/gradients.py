@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.optim.optimizer import Optimizer
 
 from ddp_helpers.evidence.records import Finding, name_ranks
+from ddp_helpers.sanitizer.compare.callsite import innermost
 from ddp_helpers.sanitizer.compare.graph import leaves
 from ddp_helpers.sanitizer.talk.session import Session
 from ddp_helpers.sanitizer.watch.training_events import TrainingEvents
@@ -17,6 +19,13 @@ from ddp_helpers.sanitizer.watch.wrapped import Registry, Wrapped
 WASTED_STEPS = 2  # steps after which a repeated backward is no exception any more
 MOST_NAMES = 6
 PATIENCE = 0.3  # seconds to ask the other ranks; those that use all parameters may not answer
+
+
+@dataclass(frozen=True)
+class UnusedRecord:
+    """Names of the parameters that a rank's backward did not reach."""
+
+    names: tuple[str, ...]
 
 
 class GradientChecker:
@@ -29,11 +38,6 @@ class GradientChecker:
         self._before: list[tuple[Wrapped, list]] = []
         self._wasted: Counter[int] = Counter()
         self._judged: dict[int, bool] = {}
-        safe = session.guarded
-        events.before_backward.append(safe("unused parameters", self.backward_begins))
-        events.after_backward.append(safe("unused parameters", self.backward_ends))
-        events.before_step.append(safe("accumulation", self.accumulation))
-        events.before_step.append(safe("late parameters", self.late_parameters))
 
     # ---- unused
 
@@ -51,7 +55,8 @@ class GradientChecker:
 
     def backward_ends(self, roots: Sequence[torch.Tensor]) -> None:
         for model, before in self._before:
-            shared = model.ddp().gradient_as_bucket_view  # then all gradients change as one
+            # then all gradients change as one
+            shared = getattr(model.ddp(), "gradient_as_bucket_view", False)
             unused = [
                 place
                 for place, (then, now) in enumerate(zip(before, _grads(model), strict=True))
@@ -71,7 +76,7 @@ class GradientChecker:
         return [place for place in suspects if id(model.parameters[place]()) not in used]
 
     def _tell_unused(self, names: list[str]) -> None:
-        unused = self.session.gather("unused", names, PATIENCE)
+        unused = self.session.gather("unused", UnusedRecord(tuple(names)), PATIENCE)
         ranks = sorted(unused)
         cause = (
             f"{len(names)} parameters of the wrapped model took no part in the loss on "
@@ -87,11 +92,11 @@ class GradientChecker:
 
     def accumulation(self, optimizer: Optimizer) -> None:
         for model in self.registry.stepped_by(optimizer):
-            stack, times = max(
-                Counter(model.since.synced).items(), key=lambda item: item[1], default=((), 0)
-            )
-            if times < 2:
+            common = Counter(model.since.synced).most_common(1)
+            if not common or common[0][1] < 2:
                 continue
+            where, times = common[0]
+            stack = () if isinstance(where, int) else where
             self._wasted[id(model)] += 1
             if self._wasted[id(model)] == WASTED_STEPS:
                 cause = (
@@ -99,7 +104,7 @@ class GradientChecker:
                     f"gradients, though only the last one must"
                 )
                 advice = "run all but the last forward and backward inside `with ddp.no_sync():`"
-                place = self.session.frame(stack[-1]) if stack else None
+                place = self.session.frame_of(innermost(stack))
                 kind = "accumulation-without-no-sync"
                 self.session.found(
                     Finding(kind, cause, advice, (), self.session.step, place, serious=False)
@@ -132,7 +137,9 @@ class GradientChecker:
         """Its name in a wrapped model, or an empty text."""
         for model in self.registry.models:
             ddp = model.ddp()
-            for name, other in ddp.module.named_parameters() if ddp is not None else ():
+            if ddp is None:
+                continue
+            for name, other in ddp.module.named_parameters():
                 if other is parameter and name not in ddp.parameters_to_ignore:
                     return name
         return ""

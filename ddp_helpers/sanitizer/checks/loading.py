@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from ddp_helpers.evidence.records import Finding
 from ddp_helpers.sanitizer.compare.callsite import places, user_frames
+from ddp_helpers.sanitizer.compare.records import Edit
 from ddp_helpers.sanitizer.talk.session import Session
-from ddp_helpers.sanitizer.watch.wrapped import Edit, Registry
+from ddp_helpers.sanitizer.watch.wrapped import Registry
+
+if TYPE_CHECKING:
+    from torch.nn.modules.module import _IncompatibleKeys
 
 
 class LoadingChecker:
@@ -21,10 +26,14 @@ class LoadingChecker:
         self.registry = registry
         self._note = session.guarded("loading", self.note)
         self._count_keys = session.guarded("loading", self.count_keys)
-        session.patches.put(torch.nn.Module, "load_state_dict", self._load)
+
+    def put_patches(self) -> None:
+        """Stand in for load_state_dict and for what torch.nn.init offers."""
+        put = self.session.patches.put
+        put(torch.nn.Module, "load_state_dict", self._load)
         for name in vars(torch.nn.init):
             if name.endswith("_") and not name.startswith("_"):
-                session.patches.put(torch.nn.init, name, self._init)
+                put(torch.nn.init, name, self._init)
 
     def _load(self, original: Callable) -> Callable:
         def load_state_dict(module: torch.nn.Module, state_dict, *args, **kwargs) -> object:
@@ -54,7 +63,7 @@ class LoadingChecker:
             if frames:
                 model.edit = Edit(what, places(frames)[-1])
 
-    def count_keys(self, state_dict: dict, result: object) -> None:
+    def count_keys(self, state_dict: Mapping, result: _IncompatibleKeys) -> None:
         """A load with strict=False in which most names fitted nothing is hardly meant."""
         missing, unexpected = list(result.missing_keys), list(result.unexpected_keys)
         given = len(state_dict)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from typing import Any, SupportsIndex
 
 import torch
 from torch.optim.optimizer import Optimizer
 
 from ddp_helpers.evidence.records import Finding
 from ddp_helpers.sanitizer.checks.collectives import tensors_in
-from ddp_helpers.sanitizer.compare.callsite import Place, places, user_frames
+from ddp_helpers.sanitizer.compare.callsite import Place, innermost, places, user_frames
 from ddp_helpers.sanitizer.compare.graph import number_of, reached
 from ddp_helpers.sanitizer.talk.session import Session
-from ddp_helpers.sanitizer.watch.training_events import TrainingEvents
 
 IN_PLACE = ("allreduce", "allreduce_coalesced", "broadcast", "reduce")
 GATHERS = ("allgather", "_allgather_base", "all_gather_single", "alltoall_base", "alltoall")
@@ -26,26 +26,22 @@ class LostGradientChecker:
     A loss that is reduced only to be printed is in no backward afterwards: nothing is said.
     """
 
-    def __init__(self, session: Session, events: TrainingEvents) -> None:
+    def __init__(self, session: Session) -> None:
         self.session = session
         self._marks: dict[int, Origin] = {}
         self._gathered: list[weakref.ref[torch.Tensor]] = []
-        events.before_backward.append(session.guarded("lost gradients", self.backward_begins))
-        events.after_step.append(session.guarded("lost gradients", self.step_ends))
-        self.call_begins = session.guarded("lost gradients", self._call_begins)
 
-    def _call_begins(self, name: str, args: tuple, called: str) -> None:
+    def call_begins(self, name: str, args: tuple, called: str) -> None:
         """A collective is about to be made."""
         if not torch.is_grad_enabled() or name not in (*IN_PLACE, *GATHERS):
             return
         given = args[0] if name in IN_PLACE else args[1]
-        with_graph = [t for t in tensors_in(given) if t.grad_fn is not None]
-        if not with_graph:
+        numbers = {n for tensor in tensors_in(given) if (n := number_of(tensor)) is not None}
+        if not numbers:
             return
-        frames, _ = user_frames()
-        origin = (called, places(frames)[-1] if frames else None)
+        origin = (called, innermost(places(user_frames()[0])))
         if name in IN_PLACE:
-            self._marks |= {number_of(tensor): origin for tensor in with_graph}
+            self._marks |= dict.fromkeys(numbers, origin)
         else:
             for tensor in tensors_in(args[0]):
                 self._tag(tensor, origin)
@@ -65,7 +61,7 @@ class LostGradientChecker:
             "use torch.distributed.nn.functional for a collective within a loss (its backward "
             "sums the ranks' gradients); to print a loss, reduce a copy: loss.detach().clone()"
         )
-        frame = self.session.frame(place) if place else None
+        frame = self.session.frame_of(place)
         kind = "no-gradient-through-collective"
         self.session.found(Finding(kind, cause, advice, (), self.session.step, frame))
 
@@ -74,7 +70,7 @@ class LostGradientChecker:
     def _tag(self, tensor: torch.Tensor, origin: Origin) -> None:
         if type(tensor) is torch.Tensor and not tensor.requires_grad and tensor.is_floating_point():
             tensor.__class__ = _Gathered
-            tensor._origin = (self, origin)
+            tensor._origin = (self, origin)  # type: ignore[attr-defined]  # a _Gathered now
             self._gathered.append(weakref.ref(tensor))
 
     def follow(self, origin: Origin, result: object, given: Sequence[torch.Tensor]) -> None:
@@ -82,8 +78,8 @@ class LostGradientChecker:
         if not torch.is_grad_enabled():
             return
         for tensor in (*tensors_in(result), *given):
-            if tensor.grad_fn is not None:
-                self._marks[number_of(tensor)] = origin
+            if (number := number_of(tensor)) is not None:
+                self._marks[number] = origin
             else:
                 self._tag(tensor, origin)
 
@@ -109,13 +105,13 @@ class _Gathered(torch.Tensor):
                 checker.follow(origin, result, given)
         return result
 
-    def __reduce_ex__(self, protocol: int) -> object:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
         return self.as_subclass(torch.Tensor).__reduce_ex__(protocol)
 
 
 _LEAVES_THE_GRAPH = (
     torch.Tensor.detach,
-    torch.Tensor.data.__get__,
-    torch.Tensor.grad_fn.__get__,
+    torch.Tensor.data.__get__,  # type: ignore[attr-defined]  # a descriptor
+    torch.Tensor.grad_fn.__get__,  # type: ignore[union-attr]  # a descriptor
     torch.Tensor.as_subclass,
 )

@@ -6,6 +6,7 @@ import contextlib
 import os
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -14,30 +15,35 @@ from torch.utils.data import DataLoader
 from ddp_helpers.evidence.records import Finding
 from ddp_helpers.sanitizer.talk.channel import Gone
 from ddp_helpers.sanitizer.talk.session import PATIENCE_AT_END, Session
-from ddp_helpers.sanitizer.watch.passes import Pass, PassRecorder
-from ddp_helpers.sanitizer.watch.training_events import TrainingEvents
+from ddp_helpers.sanitizer.watch.passes import Pass
 
 MB = 1024 * 1024
 DEFAULT_BUCKET = 25 * MB
 MANY = 4  # times as many buckets as needed, and at least so many
+CROWDED = 2  # loader workers on each core; they wait for files half of the time
 FEW_STEPS = 3  # too few backwards to say that no parameter is ever unused
+
+
+@dataclass(frozen=True)
+class UsedCount:
+    """Backwards of one model on one rank."""
+
+    steps: int
+    missed: int
+    """Those that left a parameter out."""
 
 
 class SlowChecker:
     """Looks at threads, buckets, unused parameters and loader workers."""
 
-    def __init__(self, session: Session, events: TrainingEvents, passes: PassRecorder) -> None:
+    def __init__(self, session: Session) -> None:
         self.session = session
         self.used: list[UsedParameters] = []
         self._told: set[str] = set()
-        safe = lambda call: session.guarded("speed", call)
-        events.after_wrap.append(safe(self._wrapped))
-        events.before_forward.append(safe(self._forward))
-        events.before_step.append(safe(self._stepping))
-        passes.on_begin.append(safe(self._pass_begins))
-        session.on_group.append(self.used.clear)
-        session.at_end.append(safe(self._at_end))
-        session.at_last.append(safe(self._at_last))
+
+    def forget(self) -> None:
+        """A new process group starts."""
+        self.used.clear()
 
     def _note(self, kind: str, cause: str, advice: str) -> None:
         if kind in self._told:
@@ -46,7 +52,8 @@ class SlowChecker:
         everyone = tuple(range(self.session.world_size))
         self.session.found(Finding(kind, cause, advice, everyone, None, None, (), serious=False))
 
-    def _stepping(self, optimizer: torch.optim.Optimizer) -> None:
+    def stepping(self, optimizer: torch.optim.Optimizer) -> None:
+        """The first step: are there more threads than cores?"""
         if "threads" in self._told:
             return
         self._told.add("threads")
@@ -59,18 +66,20 @@ class SlowChecker:
                 f"torch.set_num_threads({max(1, cores // ranks)}), or OMP_NUM_THREADS",
             )
 
-    def _pass_begins(self, begun: Pass) -> None:
+    def pass_begins(self, begun: Pass) -> None:
+        """Are there more workers than cores?"""
         loader = begun.loader()
         workers = loader.num_workers if isinstance(loader, DataLoader) else 0
         ranks, cores = local_ranks(), usable_cores()
-        if workers > 1 and workers * ranks > 2 * cores:
+        if workers > 1 and workers * ranks > CROWDED * cores:
             self._note(
                 "too-many-workers",
                 f"{ranks} ranks with {workers} loader workers each share {cores} cores",
                 f"num_workers={max(1, cores // ranks)} is as fast here, or faster",
             )
 
-    def _wrapped(self, ddp: DistributedDataParallel) -> None:
+    def wrapped(self, ddp: DistributedDataParallel) -> None:
+        """Look at the buckets of a wrap."""
         sizes = [p.numel() * p.element_size() for p in ddp.parameters() if p.requires_grad]
         cap = getattr(ddp, "bucket_bytes_cap", DEFAULT_BUCKET)
         made, needed = count_buckets(sizes, cap), count_buckets(sizes, DEFAULT_BUCKET)
@@ -85,19 +94,22 @@ class SlowChecker:
         if ddp.find_unused_parameters:
             self.used.append(UsedParameters(ddp))
 
-    def _forward(self, ddp: DistributedDataParallel, args: tuple, kwargs: dict) -> None:
+    def forward(self, ddp: DistributedDataParallel, args: tuple, kwargs: dict) -> None:
+        """Count the backward before."""
         for used in self.used:
             if used.ddp() is ddp:
                 used.forward_begins()
 
-    def _at_end(self) -> None:
+    def at_end(self) -> None:
+        """Leave what was counted."""
         for number, used in enumerate(self.used):
             used.remove()
-            self.session.channel.publish(f"unused/{number}", [used.steps, used.missed])
+            self.session.line.publish(f"unused/{number}", UsedCount(used.steps, used.missed))
 
-    def _at_last(self) -> None:
+    def at_last(self) -> None:
+        """Judge what all ranks counted."""
         for number, used in enumerate(self.used):
-            if all(steps >= FEW_STEPS and not missed for steps, missed in self._records(number)):
+            if all(c.steps >= FEW_STEPS and not c.missed for c in self._records(number)):
                 self._note(
                     "needless-find-unused",
                     f"find_unused_parameters=True, but in {used.steps} backwards every parameter "
@@ -105,14 +117,14 @@ class SlowChecker:
                     "leave find_unused_parameters out: it costs a walk through the graph each step",
                 )
 
-    def _records(self, number: int) -> list[list[int]]:
+    def _records(self, number: int) -> list[UsedCount]:
         """What each rank counted for one model; zeros for a rank that did not tell."""
         name, everyone = f"unused/{number}", range(self.session.world_size)
-        channel = self.session.channel
+        channel = self.session.line
         with contextlib.suppress(Gone):
-            channel.wait(name, everyone, PATIENCE_AT_END, self.session.have_left_all)
-        found = channel.read_those_here(name, everyone)
-        return [found.get(rank, [0, 0]) for rank in everyone]
+            channel.wait(name, everyone, UsedCount, PATIENCE_AT_END, self.session.have_left_all)
+        found = channel.read_those_here(name, everyone, UsedCount)
+        return [found.get(rank, UsedCount(0, 0)) for rank in everyone]
 
 
 class UsedParameters:

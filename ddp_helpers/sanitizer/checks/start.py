@@ -16,9 +16,9 @@ class StartChecker:
         self.session = session
         self.rank, self.started, self.told_by = told_world(os.environ)
         self._looked = False
-        session.on_group.append(session.guarded("the start", self._look))
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """A process group has started."""
         first, self._looked = not self._looked, True
         size = self.session.world_size
         if not first or size >= self.started:
@@ -43,7 +43,7 @@ def told_world(environment: Mapping[str, str]) -> tuple[int, int, str]:
     number = lambda name: int(environment.get(name, "")) if _is_number(environment, name) else 0
     if "RANK" in environment and max(number("WORLD_SIZE"), number("LOCAL_WORLD_SIZE")):
         sizes = {name: number(name) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")}
-        name = max(sizes, key=sizes.get)
+        name = max(sizes, key=lambda name: sizes[name])
         return number("RANK"), sizes[name], f"{name}={sizes[name]}"
     # a batch script, too, has SLURM_NTASKS and SLURM_PROCID=0, and may well start one process
     in_step = "SLURM_STEP_ID" in environment or number("SLURM_PROCID") > 0

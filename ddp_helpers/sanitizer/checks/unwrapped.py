@@ -5,14 +5,16 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
 from torch.optim.optimizer import Optimizer
 
+from ddp_helpers.evidence.collective_methods import POINT_TO_POINT
 from ddp_helpers.evidence.records import Finding
 from ddp_helpers.sanitizer.checks.collectives import tensors_in
-from ddp_helpers.sanitizer.compare.callsite import Place, places, user_frames
+from ddp_helpers.sanitizer.compare.callsite import Place, innermost, places, user_frames
 from ddp_helpers.sanitizer.compare.fingerprint import fingerprint, first_difference
 from ddp_helpers.sanitizer.talk.ledger import Ledger
 from ddp_helpers.sanitizer.talk.session import Session
@@ -23,6 +25,36 @@ PATIENT_STEPS = 8  # a program may average weights now and then; at the end it i
 SMALL = 16  # elements: a tensor below counts only if it has the shape of a parameter
 
 
+@dataclass(frozen=True)
+class LooseRecord:
+    """Loose parameters of one optimizer on one rank."""
+
+    optimizer: str
+    shapes: tuple[tuple[int, ...], ...]
+    first: str
+    """Their fingerprint before the first step."""
+    now: str
+    seen: str
+    """Their fingerprint when the record before was left."""
+    gone: bool
+    """They are deleted."""
+    steps: int
+    synchronised: bool
+    """The program has sent as many numbers between two steps."""
+    alone: bool
+    """There is no other sign of ranks that work together: no wrapper, no shards, no messages."""
+    stack: tuple[Place, ...]
+    step: int
+
+    @property
+    def alike(self) -> object:
+        """What must be the same on all ranks."""
+        return self.now, self.shapes
+
+
+Records = Mapping[int, LooseRecord]
+
+
 class Loose:
     """What one optimizer steps that no wrapper averages."""
 
@@ -30,10 +62,10 @@ class Loose:
         self.number = number
         self.optimizer = optimizer
         self.parameters = [weakref.ref(p) for p in parameters]
-        self.shapes = [list(p.shape) for p in parameters]
+        self.shapes = tuple(tuple(p.shape) for p in parameters)
         self.size = sum(p.numel() for p in parameters)
         self.first = ""
-        self.stack: list[Place] = []
+        self.stack: tuple[Place, ...] = ()
         self.steps = 0
         self.settled = False
         self.synchronised = False
@@ -58,18 +90,18 @@ class UnwrappedChecker:
         self._sent = 0
         self._of: weakref.WeakKeyDictionary[Optimizer, Loose] = weakref.WeakKeyDictionary()
         self._loose: list[Loose] = []  # also those whose optimizer is gone
-        session.at_end.append(session.guarded("unwrapped models", self.at_end))
-        self.ledger = Ledger(session, "loose", lambda record: [record["now"], record["shapes"]])
-        events.before_step.append(session.guarded("unwrapped models", self.step_begins))
-        for name in ("send", "recv", "recv_anysource"):
-            session.patches.put(dist.ProcessGroup, name, self._sending)
-        self.call_begins = session.guarded("unwrapped models", self._call_begins)
+        self.ledger = Ledger(session, "loose")
 
-    def _call_begins(self, name: str, args: tuple, called: str) -> None:
+    def put_patches(self) -> None:
+        """Stand in for what sends a message."""
+        for name in POINT_TO_POINT:
+            self.session.patches.put(dist.ProcessGroup, name, self._sending)
+
+    def call_begins(self, name: str, args: tuple, called: str) -> None:
         """The program makes a collective, or sends something, itself."""
         shapes = [shape for loose in self._loose for shape in loose.shapes if shape]
         for tensor in tensors_in(list(args)):
-            is_large = tensor.numel() >= SMALL or list(tensor.shape) in shapes
+            is_large = tensor.numel() >= SMALL or tuple(tensor.shape) in shapes
             if is_large and (tensor.is_floating_point() or tensor.is_complex()):
                 self._sent += tensor.numel()
                 self.sends = True
@@ -100,19 +132,19 @@ class UnwrappedChecker:
         now = loose.seen if gone else loose.fingerprint()
         loose.stack = loose.stack if last else places(user_frames()[0])
         loose.first = loose.first or now
-        record = {
-            "optimizer": loose.optimizer,
-            "shapes": loose.shapes,
-            "first": loose.first,
-            "now": now,
-            "seen": loose.seen,
-            "gone": gone,
-            "steps": loose.steps,
-            "synchronised": loose.synchronised,
-            "alone": not (self._shared_models() or self.sharded or self.sends),
-            "stack": loose.stack,
-            "step": self.session.step,
-        }
+        record = LooseRecord(
+            loose.optimizer,
+            loose.shapes,
+            loose.first,
+            now,
+            loose.seen,
+            gone,
+            loose.steps,
+            loose.synchronised,
+            alone=not (self._shared_models() or self.sharded or self.sends),
+            stack=loose.stack,
+            step=self.session.step,
+        )
         everyone = range(self.session.world_size)
         loose.seen = now
         judge = lambda records: self._judge(loose, records, last)
@@ -121,8 +153,8 @@ class UnwrappedChecker:
     def _find(self, optimizer: Optimizer) -> list[torch.Tensor]:
         wrapped = {
             id(p)
-            for model in self._shared_models()
-            for p in (model.ddp().module.parameters() if model.ddp() is not None else ())
+            for ddp in (model.ddp() for model in self._shared_models())
+            for p in (ddp.module.parameters() if ddp is not None else ())
         }
         found = []
         for p in (p for group in optimizer.param_groups for p in group["params"]):
@@ -147,46 +179,45 @@ class UnwrappedChecker:
 
     # ---- judging
 
-    def _judge(self, loose: Loose, records: Mapping[int, dict], last: bool = False) -> None:
+    def _judge(self, loose: Loose, records: Records, last: bool = False) -> None:
         """Loose parameters differ between ranks: is it meant to be so?"""
         records = dict(sorted(records.items()))
-        if any(record["gone"] for record in records.values()):  # compare what the last step found
-            records = {rank: record | {"now": record["seen"]} for rank, record in records.items()}
-            if len({record["now"] for record in records.values()}) == 1:
+        if any(record.gone for record in records.values()):  # compare what the last step found
+            records = {rank: replace(record, now=record.seen) for rank, record in records.items()}
+            if len({record.now for record in records.values()}) == 1:
                 return
         if len(records) < 2 or loose.settled:
             return
-        if len({repr(record["shapes"]) for record in records.values()}) > 1:
+        if len({record.shapes for record in records.values()}) > 1:
             loose.settled = True  # each rank has a model of its own
             return
-        if any(record["synchronised"] for record in records.values()):
+        if any(record.synchronised for record in records.values()):
             loose.settled = True
             return
-        steps = min(record["steps"] for record in records.values())
+        steps = min(record.steps for record in records.values())
         if not last and steps < PATIENT_STEPS:
             return
-        drifted = len({record["first"] for record in records.values()}) == 1
-        if drifted or all(record["alone"] for record in records.values()):
+        drifted = len({record.first for record in records.values()}) == 1
+        if drifted or all(record.alone for record in records.values()):
             self._tell(loose, records, drifted)
         loose.settled = True
 
-    def _tell(self, loose: Loose, records: Mapping[int, dict], drifted: bool) -> None:
-        place = first_difference([record["now"] for record in records.values()])
+    def _tell(self, loose: Loose, records: Records, drifted: bool) -> None:
+        place = first_difference([record.now for record in records.values()])
         name = _name_of(loose.parameters[place]()) if place is not None else "?"
         record = records[min(records)]
         since = "drift apart" if drifted else "were never alike, and are kept so by nothing"
         cause = (
-            f"{record['optimizer']} steps parameters that no DDP wrapper of several ranks and no "
+            f"{record.optimizer} steps parameters that no DDP wrapper of several ranks and no "
             f"collective averages, and the ranks' copies {since}; the first that differs is {name}"
         )
         advice = (
             "wrap the model and use what comes back: `model = DistributedDataParallel(model)`; or "
             "average the gradients yourself before each step"
         )
-        stack = record["stack"]
-        frame = self.session.frame(tuple(stack[-1])) if stack else None
+        frame = self.session.frame_of(innermost(record.stack))
         kind, ranks = "unwrapped-model", tuple(records)
-        self.session.found(Finding(kind, cause, advice, ranks, record["step"], frame))
+        self.session.found(Finding(kind, cause, advice, ranks, record.step, frame))
 
     def at_end(self) -> None:
         for loose in self._loose:

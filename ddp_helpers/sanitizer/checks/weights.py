@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from torch.optim.optimizer import Optimizer
 
@@ -10,15 +11,22 @@ from ddp_helpers.evidence.records import Finding
 from ddp_helpers.sanitizer.checks.causes import Causes
 from ddp_helpers.sanitizer.compare.callsite import places, user_frames
 from ddp_helpers.sanitizer.compare.fingerprint import fingerprint, first_difference, settings
-from ddp_helpers.sanitizer.talk.ledger import Ledger, Report
-from ddp_helpers.sanitizer.talk.sequence import QUIET
-from ddp_helpers.sanitizer.talk.session import SanitizerError, Session
+from ddp_helpers.sanitizer.compare.records import (
+    BackwardRecord,
+    ModelState,
+    PassEnd,
+    StepCount,
+    StepRecord,
+)
+from ddp_helpers.sanitizer.talk.ledger import Ledger, brief
+from ddp_helpers.sanitizer.talk.sequence import QUIET, Calls
+from ddp_helpers.sanitizer.talk.session import Session
 from ddp_helpers.sanitizer.watch.passes import Pass
 from ddp_helpers.sanitizer.watch.training_events import TrainingEvents
 from ddp_helpers.sanitizer.watch.wrapped import Registry, Wrapped
 
 OFF = "weights-off"  # a rank's record that its checks of weights have ended
-DIGEST = ("grads", "after", "settings", "synced", "steps")
+Backwards = Mapping[int, BackwardRecord]
 
 
 class WeightsChecker:
@@ -32,36 +40,21 @@ class WeightsChecker:
         self.events = events
         self.registry = registry
         self.causes = Causes(session)
-        self._prepared: list[tuple[Wrapped, int, dict]] = []
+        self._prepared: list[tuple[Wrapped, int, StepRecord | None]] = []
         self._off = False
-        session.at_end.append(self._safe(self.at_end))
-        self.ledger = Ledger(session, "step", lambda record: [record.get(key) for key in DIGEST])
-        events.before_step.append(self._safe(self.step_begins))
-        events.after_step.append(self._safe(self.step_ends))
-        self.before_backward = self._safe(self._before_backward)
-        self.pass_ends = self._safe(self._pass_ends)
-        self.ends = Ledger(session, "pass", lambda record: record["weights"])
+        self.ledger = Ledger(session, "step")
+        self.ends = Ledger(session, "pass")
 
-    def _safe(self, call: Callable) -> Callable:
-        """Where this check fails, the other ranks must not take its silence for a difference."""
-
-        def safe(*args: object) -> object:
-            try:
-                return call(*args)
-            except SanitizerError:
-                raise
-            except Exception:
-                self.session.channel.publish(OFF, True)
-                raise
-
-        return self.session.guarded("weights", safe)
+    def give_up(self) -> None:
+        """The other ranks must not take this check's silence for a difference."""
+        self.session.line.publish(OFF, True)
 
     def _tell(self, finding: Finding | None) -> Finding | None:
         """The finding, if no rank's checks have failed themselves."""
         if finding is None or self._off:
             return None
-        everyone, channel = range(self.session.world_size), self.session.channel
-        off = (channel.read_those_here(name, everyone) for name in (QUIET, OFF))
+        everyone, channel = range(self.session.world_size), self.session.line
+        off = (channel.read_those_here(name, everyone, bool) for name in (QUIET, OFF))
         self._off = any(off)
         return None if self._off else finding
 
@@ -71,45 +64,46 @@ class WeightsChecker:
         self._prepared = []
         for model in self.registry.stepped_by(optimizer):
             closely = model.look_closely or model.steps % self.session.options.every == 0
-            record = self._record(model, optimizer) if closely else {}
+            record = self._record(model, optimizer) if closely else None
             self._prepared.append((model, model.steps, record))
 
-    def _record(self, model: Wrapped, optimizer: Optimizer) -> dict:
+    def _record(self, model: Wrapped, optimizer: Optimizer) -> StepRecord:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         hits = [hit for p in parameters if (hit := self.registry.find(p)) and hit[0] is model]
-        which = [place for _, place in hits if id(model.parameters[place]()) in model.reduced]
+        found = [(place, model.parameters[place]()) for _, place in hits]
+        averaged = [(place, p) for place, p in found if p is not None and id(p) in model.reduced]
         if not model.since.synced:  # no call of DDP's has looked at the weights
             model.note_edits()
         frames, _ = user_frames()
-        return {
-            "optimizer": type(optimizer).__name__,
-            "which": which,
-            "grads": fingerprint(model.parameters[place]().grad for place in which),
-            "settings": settings(optimizer),
-            "synced": model.synced,
-            "since": len(model.since.synced),
-            "elsewhere": model.since.elsewhere,
-            "in_no_sync": model.since.ended_in_no_sync,
-            **model.edits(),
-            "stack": places(frames),
-            "step": self.session.step,
-        }
+        return StepRecord(
+            optimizer=type(optimizer).__name__,
+            which=tuple(place for place, _ in averaged),
+            grads=fingerprint(p.grad for _, p in averaged),
+            settings=tuple(settings(optimizer)),
+            synced=model.synced,
+            since=len(model.since.synced),
+            elsewhere=model.since.elsewhere,
+            in_no_sync=model.since.ended_in_no_sync,
+            edits=model.edits(),
+            stack=places(frames),
+            step=self.session.step,
+        )
 
     def step_ends(self, optimizer: Optimizer) -> None:
         for model, number, record in self._prepared:
             if record and not model.is_local_sgd():
                 model.weights, model.weights_at = model.fingerprint(), model.steps
                 model.look_closely = False
-                record["after"] = model.weights
+                record = replace(record, after=model.weights)
                 name = f"{model.key}/{number}"
-                model.last_step = self.ledger.brief(record)
+                model.last_step = brief(record)
                 self.ledger.leave(
-                    name, record, model.ranks, self._reporter(model), look=not record["since"]
+                    name, record, model.ranks, self._reporter(model), look=not record.since
                 )
         self._prepared = []
 
-    def _reporter(self, model: Wrapped) -> Report:
-        def report(records: dict[int, dict]) -> None:
+    def _reporter(self, model: Wrapped) -> Callable[[Mapping[int, StepRecord]], None]:
+        def report(records: Mapping[int, StepRecord]) -> None:
             if finding := self._tell(self.causes.of_step(records, model.names)):
                 self.session.found(finding)
 
@@ -117,25 +111,27 @@ class WeightsChecker:
 
     # ---- before a backward, when all ranks have come
 
-    def _before_backward(self, records: Mapping[int, dict]) -> Finding | None:
+    def before_backward(self, backwards: Backwards, records: Calls) -> Finding | None:
         """What is wrong with the weights that a backward of all ranks is about to use."""
-        mine = records[self.session.rank]
-        for number in mine["models"]:
-            states = {rank: record["models"][number] for rank, record in sorted(records.items())}
-            model = self._model(mine["group"], int(number))
+        mine = backwards[self.session.rank]
+        for number in mine.models:
+            states = {rank: each.models[number] for rank, each in sorted(backwards.items())}
+            model = self._model(mine.group, number)
             if model is None:
                 continue
-            if len({state["last"] for state in states.values()}) == 1:
+            if len({state.last for state in states.values()}) == 1:
                 self.ledger.drop(f"{model.key}/{model.steps - 1}")
             self.ledger.look()
             if finding := self._tell(self._compare(model, states, records)):
                 return finding
         return None
 
-    def _compare(self, model: Wrapped, states: Mapping[int, dict], records: Mapping[int, dict]):
+    def _compare(
+        self, model: Wrapped, states: Mapping[int, ModelState], records: Calls
+    ) -> Finding | None:
         if finding := self.causes.of_steps(states, records):
             return finding
-        place = first_difference([state["weights"] for state in states.values()])
+        place = first_difference([state.weights for state in states.values()])
         if place is None:
             return None
         last = model.steps - 1
@@ -144,7 +140,7 @@ class WeightsChecker:
             model.look_closely = True  # the next step tells the cause
             return None
         if last >= 0:
-            before = self.ledger.all_of(f"{model.key}/{last}", model.ranks)
+            before = self.ledger.all_of(f"{model.key}/{last}", model.ranks, StepRecord)
             if finding := self.causes.of_step(before, model.names):
                 return finding
         return self.causes.of_weights(states, records, model.names[place])
@@ -155,7 +151,7 @@ class WeightsChecker:
 
     # ---- the end
 
-    def _pass_ends(self, done: Pass) -> None:
+    def pass_ends(self, done: Pass) -> None:
         """Whoever went through its data to train has the same weights as the others then."""
         if not (done.complete and done.steps) or self.events.joining:
             return
@@ -164,15 +160,15 @@ class WeightsChecker:
                 continue
             model.ended_pass, now = model.steps, model.note_edits()
             if not model.is_local_sgd():
-                record = {"weights": now, "step": self.session.step, "stack": done.stack}
-                record |= {"steps": model.steps, **model.edits()}
+                step = self.session.step
+                record = PassEnd(now, model.steps, model.edits(), done.stack, step)
                 name = f"{model.key}/{model.steps}"
                 self.ends.leave(name, record, model.ranks, self._pass_reporter(model))
 
-    def _pass_reporter(self, model: Wrapped) -> Report:
-        def report(records: dict[int, dict]) -> None:
-            place = first_difference([record["weights"] for record in records.values()])
-            if place is not None and any(record["edited"] for record in records.values()):
+    def _pass_reporter(self, model: Wrapped) -> Callable[[Mapping[int, PassEnd]], None]:
+        def report(records: Mapping[int, PassEnd]) -> None:
+            place = first_difference([record.weights for record in records.values()])
+            if place is not None and any(record.edits.edited for record in records.values()):
                 name = model.names[place]
                 if finding := self._tell(self.causes.of_weights(records, records, name)):
                     self.session.found(finding)
@@ -182,11 +178,11 @@ class WeightsChecker:
     def at_end(self) -> None:
         for model in self.registry.models:
             if model.steps and not self.events.joining:
-                record = {"steps": model.steps, "synced": model.synced, "step": self.session.step}
+                record = StepCount(model.steps, model.synced, self.session.step)
                 self.ledger.leave(f"{model.key}/end", record, model.ranks, self._end_reporter())
 
-    def _end_reporter(self) -> Report:
-        def report(records: dict[int, dict]) -> None:
+    def _end_reporter(self) -> Callable[[Mapping[int, StepCount]], None]:
+        def report(records: Mapping[int, StepCount]) -> None:
             if finding := self._tell(self.causes.of_steps(records, records)):
                 self.session.found(finding)
 

@@ -29,13 +29,14 @@ def user_frames(depth: int = 1) -> tuple[list[FrameType], str]:
     Where no frame is the reader's (a library drives the ranks), all but torch's and ours count.
     """
     own, others, called = [], [], ""
-    frame = sys._getframe(depth)
+    frame: FrameType | None = sys._getframe(depth)
     while frame is not None:
         filename, name = frame.f_code.co_filename, frame.f_code.co_name
         if is_user_file(filename):
             own.append(frame)
+        # below the reader's innermost line: what that line called, under the last name seen
         elif not own and not filename.endswith(_SKIPPED) and _SANITIZER not in filename:
-            if name == "cleanup_distributed":
+            if name == "cleanup_distributed":  # ours, so torch's name for it would mislead
                 called = CLEAN_UP
             if "/torch/" not in filename:
                 others.append(frame)
@@ -45,14 +46,14 @@ def user_frames(depth: int = 1) -> tuple[list[FrameType], str]:
     return (own or others)[::-1], called
 
 
-def places(frames: Sequence[FrameType]) -> list[Place]:
+def places(frames: Sequence[FrameType]) -> tuple[Place, ...]:
     """Frames as plain values that can travel."""
-    return [(f.f_code.co_filename, f.f_lineno, f.f_code.co_name) for f in frames]
+    return tuple((f.f_code.co_filename, f.f_lineno, f.f_code.co_name) for f in frames)
 
 
-def as_places(stack: Sequence[Sequence]) -> list[Place]:
-    """Places that came from another rank, as lists."""
-    return [tuple(place) for place in stack]
+def innermost(stack: Sequence[Place]) -> Place | None:
+    """The line that made the call, or None where none is the reader's."""
+    return stack[-1] if stack else None
 
 
 def crossed(frames: Sequence[FrameType], mine: Sequence[Place], theirs: Sequence[Place]) -> bool:
@@ -85,6 +86,7 @@ def _do_cross(filename: str, mine: int, theirs: int, frame: FrameType | None) ->
     (path, leaf), (other, other_leaf) = _path(tree, mine), _path(tree, theirs)
     if leaf is other_leaf:  # one statement over several lines
         return False
+    # the blocks that both are in say nothing: what follows decides
     while path and other and path[0] == other[0]:
         path, other = path[1:], other[1:]
     if path and other and path[0][0] is other[0][0]:  # two blocks of one statement
@@ -92,6 +94,7 @@ def _do_cross(filename: str, mine: int, theirs: int, frame: FrameType | None) ->
     if path and other and isinstance(path[0][0], ast.match_case | ast.ExceptHandler):
         return False
     guards, their_guards = _guards(path), _guards(other)
+    # both are under conditions of their own: does this rank take the other's, too?
     if guards and their_guards:
         return _holds(their_guards, frame) is True
     first = path if mine < theirs else other
@@ -124,12 +127,15 @@ def _path(tree: ast.Module, line: int) -> tuple[list[Block], ast.AST]:
         field, child = found
         path.append((node, field))
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
-            path = []
+            path = []  # what is around a definition does not decide whether its body runs
         node = child
     return path, node
 
 
-def _inner(node: ast.AST, line: int) -> tuple[str, ast.AST] | None:
+Part = ast.stmt | ast.ExceptHandler | ast.match_case
+
+
+def _inner(node: ast.AST, line: int) -> tuple[str, Part] | None:
     for field in ("body", "orelse", "finalbody", "handlers", "cases"):
         block = getattr(node, field, None)
         for statement in block if isinstance(block, list) else []:
@@ -139,7 +145,7 @@ def _inner(node: ast.AST, line: int) -> tuple[str, ast.AST] | None:
     return None
 
 
-def _lines(node: ast.AST) -> tuple[int, int]:
+def _lines(node: Part) -> tuple[int, int]:
     """First and last line; a match's case has no numbers of its own."""
     if isinstance(node, ast.match_case):
         return node.pattern.lineno, node.body[-1].end_lineno or node.body[-1].lineno
@@ -179,7 +185,7 @@ def _holds(guards: Sequence[tuple[ast.AST, str]], frame: FrameType | None) -> bo
     return True
 
 
-def _value(node: ast.AST, frame: FrameType | None) -> object:
+def _value(node: ast.expr, frame: FrameType | None) -> object:
     """The value of a plain condition in this frame, without any side effect, or _UNKNOWN."""
     if frame is None:
         return _UNKNOWN
@@ -205,7 +211,7 @@ def _value(node: ast.AST, frame: FrameType | None) -> object:
         )
         if not (plain or call):
             return _UNKNOWN
-    try:
+    try:  # names, attributes and comparisons only; even a property may raise
         code = compile(ast.Expression(node), "<condition>", "eval")
         return bool(eval(code, frame.f_globals, dict(frame.f_locals)))
     except Exception:

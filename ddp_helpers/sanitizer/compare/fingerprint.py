@@ -47,7 +47,7 @@ def _sums(tensor: torch.Tensor) -> list[torch.Tensor]:
 def _on_host(sums: Sequence[torch.Tensor]) -> list[int]:
     """Their values; a GPU is asked once, not once for each of them."""
     if all(value.is_cpu for value in sums):
-        return [value.item() for value in sums]
+        return [int(value.item()) for value in sums]
     by_device: dict[torch.device, list[int]] = {}
     for place, value in enumerate(sums):
         by_device.setdefault(value.device, []).append(place)
@@ -103,7 +103,9 @@ def _plain(value: object) -> object:
     return None
 
 
-def first_setting(by_rank: Mapping[int, list[dict]]) -> tuple[int, str] | None:
+def first_setting(
+    by_rank: Mapping[int, Sequence[Mapping[str, object]]],
+) -> tuple[int, str] | None:
     """The first parameter group and the name of a setting that differ, or None."""
     for group, groups in enumerate(zip(*by_rank.values(), strict=False)):
         for name in groups[0]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any  # of a node whose `_saved_...` only C++ knows
 
 import torch
+from torch.autograd.graph import Node
 
 LARGEST = 1 << 62  # a parameter's node has no number of its own but the largest one
 MOST_NODES, MOST_TERMS = 200, 16
@@ -54,11 +56,15 @@ def reached(roots: Sequence[torch.Tensor], wanted: set[int]) -> set[int]:
     """
     if not wanted:
         return set()
-    lowest, found, seen = min(wanted), set(), set()
+    lowest = min(wanted)
+    found: set[int] = set()
+    seen: set[int] = set()
     ahead = [root.grad_fn for root in roots]
     while ahead and len(found) < len(wanted):
         node = ahead.pop()
-        number = LARGEST if node is None else node._sequence_nr()
+        if node is None:
+            continue
+        number = node._sequence_nr()
         if number < lowest or number >= LARGEST or number in seen:
             continue
         seen.add(number)
@@ -70,7 +76,8 @@ def reached(roots: Sequence[torch.Tensor], wanted: set[int]) -> set[int]:
 
 def leaves(roots: Sequence[torch.Tensor]) -> set[int]:
     """The ids of all parameters under these roots; walks the whole graph."""
-    found, seen = set(), set()
+    found: set[int] = set()
+    seen: set[int] = set()
     ahead = [root.grad_fn for root in roots]
     while ahead:
         node = ahead.pop()
@@ -93,7 +100,9 @@ def loss_terms(root: torch.Tensor, scale: float = 1.0) -> list[Term]:
     the search ends there, and nothing is said of what lies below.
     """
     found: list[Term] = []
-    ahead = [(root.grad_fn, root.output_nr, scale)] if root.numel() == 1 else []
+    ahead: list[_Below] = []
+    if root.numel() == 1:
+        ahead.append((root.grad_fn, root.output_nr, scale))
     for _ in range(MOST_NODES):
         if not ahead or len(found) == MOST_TERMS:
             break
@@ -107,7 +116,10 @@ def loss_terms(root: torch.Tensor, scale: float = 1.0) -> list[Term]:
     return found
 
 
-def _below(node: object, output: int, weight: float) -> list[tuple[object, int, float]]:
+_Below = tuple[Node | None, int, float]
+
+
+def _below(node: Node, output: int, weight: float) -> list[_Below]:
     """What a node hands the gradient on to, with the weight that it has there."""
     name, children = node.name().rpartition("::")[2], node.next_functions
     if name in _SUMS:
@@ -123,7 +135,7 @@ def _below(node: object, output: int, weight: float) -> list[tuple[object, int, 
     return []
 
 
-def _scaled(node: object, name: str, weight: float) -> list[tuple[object, int, float]]:
+def _scaled(node: Node, name: str, weight: float) -> list[_Below]:
     children = node.next_functions
     with_gradient = [i for i, (child, _) in enumerate(children) if child is not None]
     if len(with_gradient) != 1:
@@ -135,7 +147,7 @@ def _scaled(node: object, name: str, weight: float) -> list[tuple[object, int, f
     return [(*children[which], weight / factor if name.startswith("Div") else weight * factor)]
 
 
-def _term(node: object, weight: float) -> Term | None:
+def _term(node: Any, weight: float) -> Term | None:
     name = node.name()
     if name in ("NllLossBackward0", "NllLoss2DBackward0"):
         target, ignored = saved(node, "target"), _signed(node._saved_ignore_index)
@@ -152,13 +164,13 @@ def _term(node: object, weight: float) -> Term | None:
     return None
 
 
-def _reduced(node: object, count: int, weight: float) -> Term | None:
+def _reduced(node: Any, count: int, weight: float) -> Term | None:
     if not count:
         return None
     return Term(count, weight / count if node._saved_reduction == MEAN else weight)
 
 
-def _input_size(node: object) -> int:
+def _input_size(node: Any) -> int:
     child, output = next(pair for pair in node.next_functions if pair[0] is not None)
     return math.prod(child._input_metadata[output].shape)
 

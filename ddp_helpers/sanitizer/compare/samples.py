@@ -8,7 +8,8 @@ import hashlib
 import os
 import zlib
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
 from pathlib import PurePath
 
 import torch
@@ -17,6 +18,11 @@ from torch.utils.data import Dataset
 KEPT = 16  # samples of a pass whose contents are compared
 MOST_INDICES = 1 << 20  # of a dataset; of a larger one every so many are looked at
 MOST_ELEMENTS = 1 << 16  # of a tensor that go into its hash
+FEW_ELEMENTS = 4096  # of a tensor or a text where many are hashed
+LONGEST_PATH = 4096  # that Linux takes
+RICH = 4  # whole numbers in a sample that are too many to agree by chance, as a label may
+FEW_VALUES = 2  # different values of a tensor that tell nothing: a mask, ones, zeros
+MOST_COLUMNS = 8  # tensors of a batch whose samples are compared
 LOOKED_AT = 64  # items of a list that go into a fingerprint
 DATA = 8  # items that make a list data; fewer may be settings, as a mean for each colour
 
@@ -63,11 +69,11 @@ def contents_hash(value: object) -> str | None:
     """A hash of all tensors in there; None if there is none, or only constant ones."""
     parts, varied = [], False
     for leaf in leaves(value):
-        part, sample = tensor_bytes(leaf), tensor_sample(leaf, 4096)
+        part, sample = tensor_bytes(leaf), tensor_sample(leaf, FEW_ELEMENTS)
         if part is None or sample is None:
             return None
         parts.append(part)
-        varied = varied or sample.unique().numel() > 2  # ones and zeros tell nothing
+        varied = varied or sample.unique().numel() > FEW_VALUES
     return digest(*parts) if varied else None
 
 
@@ -99,7 +105,7 @@ class SampledContents:
             leaf for leaf in leaves(batch) if leaf.ndim > 0 and leaf.shape[0] == len(indices)
         ]
         for at in chosen:
-            self.hashes[indices[at]] = [_sample_hash(leaf[at]) for leaf in tensors[:8]]
+            self.hashes[indices[at]] = [_sample_hash(leaf[at]) for leaf in tensors[:MOST_COLUMNS]]
         if len(self.hashes) > KEPT:
             kept = sorted(self.hashes, key=mix)[:KEPT]
             self.hashes = {index: self.hashes[index] for index in kept}
@@ -107,16 +113,28 @@ class SampledContents:
 
 
 def _sample_hash(leaf: torch.Tensor) -> str:
-    part = tensor_bytes(leaf, 4096)
-    rich = leaf.is_floating_point() or leaf.numel() >= 4
+    part = tensor_bytes(leaf, FEW_ELEMENTS)
+    rich = leaf.is_floating_point() or leaf.numel() >= RICH
     return "?" if part is None else ("r" if rich else "") + digest(part)
 
 
 # ---- sets of indices
 
 
-def encode_indices(indices: array, population: int) -> dict:
-    """A set of indices as plain values; of more than MOST_INDICES only a share chosen by hash."""
+@dataclass(frozen=True)
+class IndexSet:
+    """A set of indices, packed."""
+
+    every: int
+    """Only one of so many indices was looked at."""
+    narrow: bool
+    """Each step fits into a byte."""
+    steps: str
+    """From each index to the next, compressed."""
+
+
+def encode_indices(indices: array, population: int) -> IndexSet:
+    """Pack a set of indices; of more than MOST_INDICES only a share chosen by hash."""
     every = -(-population // MOST_INDICES)
     given = as_tensor(indices)
     if every > 1:
@@ -126,13 +144,13 @@ def encode_indices(indices: array, population: int) -> dict:
     narrow = bool(((steps >= 0) & (steps < 256)).all())
     raw = tensor_raw(steps.to(torch.uint8) if narrow else steps)
     text = base64.b64encode(zlib.compress(raw, 1)).decode()
-    return {"every": every, "narrow": narrow, "steps": text}
+    return IndexSet(every, narrow, text)
 
 
-def decode_indices(record: dict) -> torch.Tensor:
+def decode_indices(packed: IndexSet) -> torch.Tensor:
     """The sorted set of indices, or the share of it that was kept."""
-    raw = bytearray(zlib.decompress(base64.b64decode(record["steps"])))
-    kind = torch.uint8 if record["narrow"] else torch.int64
+    raw = bytearray(zlib.decompress(base64.b64decode(packed.steps)))
+    kind = torch.uint8 if packed.narrow else torch.int64
     if not raw:
         return torch.zeros(0, dtype=torch.int64, device="cpu")
     return torch.frombuffer(raw, dtype=kind).to(torch.int64).cumsum(0)
@@ -159,7 +177,16 @@ def tensor_raw(tensor: torch.Tensor) -> bytes:
 # ---- what a dataset holds
 
 
-def fingerprint(dataset: object) -> dict:
+@dataclass(frozen=True)
+class DatasetPrint:
+    """What stands for a dataset."""
+
+    hash: str
+    data: bool
+    """It holds the data itself, or the paths of files."""
+
+
+def fingerprint(dataset: object) -> DatasetPrint:
     """A hash of what a dataset holds, and whether that is data at all.
 
     It reads attributes only: dataset[i] might draw random numbers. Ranks whose datasets differ
@@ -167,7 +194,7 @@ def fingerprint(dataset: object) -> dict:
     """
     found: list[bytes] = []
     holds = _describe(dataset, found, 4)
-    return {"hash": digest(*found), "data": holds, "name": type(dataset).__name__}
+    return DatasetPrint(digest(*found), holds)
 
 
 MOST_BYTES = 1 << 22  # of a tensor that are looked at item by item
@@ -180,8 +207,9 @@ def bag_and_order(dataset: object) -> tuple[str, str] | None:
     None if it holds neither tensors nor lists of texts, or too many of them.
     """
     held = getattr(dataset, "tensors", None) or getattr(dataset, "__dict__", {}).values()
-    columns = [_item_hashes(value) for value in held if _is_column(value, dataset)]
-    if not columns or any(column is None for column in columns):
+    found = [_item_hashes(value) for value in held if _is_column(value, dataset)]
+    columns = [column for column in found if column is not None]
+    if not columns or len(columns) < len(found):
         return None
     bag = [int(mix_all(column).sum()) for column in columns]
     return digest(repr(bag).encode()), digest(*(tensor_raw(column) for column in columns))
@@ -190,10 +218,15 @@ def bag_and_order(dataset: object) -> tuple[str, str] | None:
 def _is_column(value: object, dataset: object) -> bool:
     is_list = isinstance(value, list | tuple) and len(value) >= DATA
     is_tensor = isinstance(value, torch.Tensor) and value.ndim > 0
+    return (is_list or is_tensor) and isinstance(value, Sized) and len(value) == size_of(dataset)
+
+
+def size_of(dataset: object) -> int | None:
+    """How many samples it has, or None where it does not say."""
     try:
-        return (is_list or is_tensor) and len(value) == len(dataset)
-    except TypeError:
-        return False
+        return len(dataset) if isinstance(dataset, Sized) else None
+    except TypeError:  # a stream may have a len() that refuses to answer
+        return None
 
 
 def _item_hashes(value: torch.Tensor | Sequence) -> torch.Tensor | None:
@@ -214,10 +247,10 @@ def _item_hashes(value: torch.Tensor | Sequence) -> torch.Tensor | None:
 def _describe(value: object, found: list[bytes], depth: int) -> bool:
     """Append what can be told about a value; True if it is data."""
     if isinstance(value, torch.Tensor):
-        found.append(tensor_bytes(value, 4096) or b"?")
+        found.append(tensor_bytes(value, FEW_ELEMENTS) or b"?")
         return value.numel() >= DATA
     if isinstance(value, str | bytes | PurePath):
-        found.append(repr(value)[:4096].encode())
+        found.append(repr(value)[:FEW_ELEMENTS].encode())
         return not isinstance(value, bytes) and _is_path(str(value))
     if value is None or isinstance(value, int | float | complex):
         found.append(repr(value).encode())
@@ -242,10 +275,15 @@ def _describe_items(value: Sequence | Mapping, found: list[bytes], depth: int) -
 
 def _describe_array(value, found: list[bytes]) -> bool:
     flat = value.reshape(-1)
-    sample = flat[:: max(1, -(-flat.size // 4096))]
+    sample = flat[:: max(1, -(-flat.size // FEW_ELEMENTS))]
     found.append(f"{value.shape}{value.dtype}".encode() + sample.tobytes())
     return flat.size >= DATA
 
 
 def _is_path(text: str) -> bool:
-    return len(text) < 4096 and "\0" not in text and os.path.sep in text and os.path.exists(text)
+    return (
+        len(text) < LONGEST_PATH
+        and "\0" not in text
+        and os.path.sep in text
+        and os.path.exists(text)
+    )

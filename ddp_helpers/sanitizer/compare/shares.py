@@ -7,9 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
-from ddp_helpers.sanitizer.compare.samples import decode_indices
+from ddp_helpers.sanitizer.compare.callsite import Place
+from ddp_helpers.sanitizer.compare.samples import DatasetPrint, IndexSet, decode_indices
 
 FEW = 8  # indices in the same order may still be chance below this
+COMPARED = 2  # samples: the contents of a single one may be a constant
+# of a large dataset only a part of the indices is looked at: there, so few of them are no sign
+SAMPLED_SLACK = 10
+MOST_PERIODS = 4  # times the number of ranks: what a wrong stride in a formula may be
 SPLIT = (
     "give each rank its own share: `DataLoader(dataset, sampler=DistributedSampler(dataset))`, "
     "and `sampler.set_epoch(epoch)` before each epoch"
@@ -18,13 +23,80 @@ SHARDS = (
     "check the formula that gives a rank its share: `indices[rank::world_size]` with the rank and "
     "the world size of this run; or let DistributedSampler do it"
 )
-
-
 OTHER_ORDER = (
     "the ranks' datasets hold the same samples in different orders: an index means another sample "
     "on each rank, so DistributedSampler gives some samples twice and others to nobody"
 )
 SORT = "sort what you list (`sorted(os.listdir(folder))`), and shuffle with one seed on all ranks"
+
+
+@dataclass(frozen=True)
+class SamplerRecord:
+    """What is to be expected of the sampler of a pass."""
+
+    kind: str
+    """`distributed`, `random`, `plain`, `replacement`, or the reader's `own`."""
+    padding: int = 0
+    """Samples that a DistributedSampler gives twice."""
+    dropped: int = 0
+    """Samples that it leaves out."""
+    share: int = 0
+    """Samples of each rank, as it says."""
+    replicas: tuple[int, int] | None = None
+    """How many ranks it was told, and which of them this one is."""
+    seed: int | None = None
+    epoch: int | None = None
+    drop_last: bool = False
+    """Of the loader's batches."""
+    formula: bool = False
+    """It was given no list of indices, so it computes them."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Which samples a rank went through in one pass."""
+
+    count: int
+    twice: int
+    """How many of them came again."""
+    order: str
+    """A hash of the indices in their order."""
+    outer: IndexSet
+    """Indices of the loader's dataset."""
+    inner: IndexSet
+    """The same as indices of the dataset inside of Subset(Subset(...))."""
+    length: int
+    """Of the loader's dataset."""
+    dataset: DatasetPrint
+    root: DatasetPrint
+    """The dataset inside."""
+    bag: tuple[str, str] | None
+    """Hashes of what the dataset holds: in whatever order, and of the order."""
+    contents: dict[int, tuple[str, ...]]
+    """Hashes of a few samples' tensors, by their index in the dataset inside."""
+    batch: int
+    """The largest batch size."""
+    sampler: SamplerRecord
+    again: bool = False
+    """The pass before went through equally many."""
+
+
+@dataclass(frozen=True)
+class ShareRecord:
+    """One training pass of one rank."""
+
+    batches: int
+    steps: int
+    complete: bool
+    """The loader was gone through to its end."""
+    joined: bool
+    """It was within `with Join(...)`."""
+    place: Place | None
+    samples: Samples | None = None
+    """None where the indices are no plain numbers."""
+
+
+Shares = Mapping[int, Samples]
 
 
 @dataclass(frozen=True)
@@ -65,24 +137,26 @@ class Sets:
         return all(len(own) == len(self.together) for own in self.by_rank.values())
 
 
-def judge(records: Mapping[int, dict]) -> list[Verdict]:
+def judge(records: Mapping[int, ShareRecord]) -> list[Verdict]:
     """What is wrong with one training pass.
 
     Args:
-        records: by rank, as `share_record` makes them.
+        records: by rank.
     """
     verdicts = [*_judge_counts(records)]
-    if all(record["inner"] is not None for record in records.values()):
-        verdicts = [*_judge_shares(records), *verdicts]
+    shares = {rank: r.samples for rank, r in records.items() if r.samples is not None}
+    if len(shares) == len(records):
+        complete = all(record.complete for record in records.values())
+        verdicts = [*_judge_shares(shares, complete), *verdicts]
     return verdicts
 
 
-def _judge_counts(records: Mapping[int, dict]) -> list[Verdict]:
-    ended = all(record["complete"] and not record["joined"] for record in records.values())
-    counts = {rank: record["batches"] for rank, record in records.items()}
+def _judge_counts(records: Mapping[int, ShareRecord]) -> list[Verdict]:
+    ended = all(record.complete and not record.joined for record in records.values())
+    counts = {rank: record.batches for rank, record in records.items()}
     if not ended or len(set(counts.values())) == 1:
         return []
-    if _all_same([record["steps"] for record in records.values()]):
+    if _all_same([record.steps for record in records.values()]):
         return []  # those with fewer batches went on without: a join made by hand
     few = min(counts.values())
     fewest = tuple(rank for rank, count in counts.items() if count == few)
@@ -98,115 +172,117 @@ def _judge_counts(records: Mapping[int, dict]) -> list[Verdict]:
     ]
 
 
-def _judge_shares(records: Mapping[int, dict]) -> list[Verdict]:
-    alike = _all_same([record["dataset"]["hash"] for record in records.values()])
-    roots = _all_same([record["root"]["hash"] for record in records.values()])
-    if not roots and _have_other_orders(records):
-        return [Verdict("different-order", OTHER_ORDER, SORT, tuple(records))]
-    if not roots or not have_same_samples(records):
+def _judge_shares(shares: Shares, complete: bool) -> list[Verdict]:
+    alike = _all_same([share.dataset.hash for share in shares.values()])
+    roots = _all_same([share.root.hash for share in shares.values()])
+    if not roots and _have_other_orders(shares):
+        return [Verdict("different-order", OTHER_ORDER, SORT, tuple(shares))]
+    if not roots or not have_same_samples(shares):
         return []
-    name = "outer" if alike else "inner"
+    packed = {rank: share.outer if alike else share.inner for rank, share in shares.items()}
     sets = Sets(
-        {rank: decode_indices(record[name]) for rank, record in records.items()},
-        max(record[name]["every"] for record in records.values()),
+        {rank: decode_indices(indices) for rank, indices in packed.items()},
+        max(indices.every for indices in packed.values()),
     )
-    slack = 10 * sets.every if sets.every > 1 else 0
+    slack = SAMPLED_SLACK * sets.every if sets.every > 1 else 0
     found = []
-    if sets.extra > _padding(records, alike) + slack:
-        found += _judge_overlap(records, sets)
-    if alike:
-        found += _judge_missing(records, sets, slack)
+    if sets.extra > _padding(shares, alike) + slack:
+        found += _judge_overlap(shares, sets, complete)
+    if alike and complete:
+        found += _judge_missing(shares, sets, slack)
     return found
 
 
-def _have_other_orders(records: Mapping[int, dict]) -> bool:
+def _have_other_orders(shares: Shares) -> bool:
     """True if a sampler splits data that each rank has, though not in the same order."""
-    split = all(record["kind"] == "distributed" for record in records.values())
-    bags = [record["bag"] for record in records.values()]
-    if not split or None in bags:
+    split = all(share.sampler.kind == "distributed" for share in shares.values())
+    bags = [share.bag for share in shares.values() if share.bag is not None]
+    if not split or len(bags) < len(shares):
         return False
     return _all_same([bag for bag, _ in bags]) and not _all_same([order for _, order in bags])
 
 
-def have_same_samples(records: Mapping[int, dict]) -> bool:
+def have_same_samples(shares: Shares) -> bool:
     """True if equal indices surely mean equal samples on these ranks.
 
     A dataset may take its rank into account by itself; then equal indices mean nothing. So either
     contents of samples that all ranks loaded agree, or there is nothing to compare and the
     datasets hold the same data.
     """
-    holds_data = all(record["root"]["data"] for record in records.values())
-    common = set.intersection(*(set(record["contents"]) for record in records.values()))
-    first = next(iter(records.values()))["contents"]
+    holds_data = all(share.root.data for share in shares.values())
+    common = set.intersection(*(set(share.contents) for share in shares.values()))
+    first = next(iter(shares.values())).contents
     widths = {len(first[index]) for index in common}
-    if len(common) < 2 or len(widths) != 1 or widths == {0}:
+    if len(common) < COMPARED or len(widths) != 1 or widths == {0}:
         return holds_data
     for leaf in range(widths.pop()):
-        columns = [[r["contents"][i][leaf] for i in common] for r in records.values()]
+        columns = [[share.contents[i][leaf] for i in common] for share in shares.values()]
         if _all_same(columns) and len(set(columns[0])) > 1:
             rich = columns[0][0].startswith("r")
             return holds_data or rich
     return False  # all differ: a dataset that knows its rank, or everything is augmented
 
 
-def _padding(records: Mapping[int, dict], alike: bool) -> int:
+def _padding(shares: Shares, alike: bool) -> int:
     """How many samples may come twice."""
-    kinds = {record["kind"] for record in records.values()}
+    kinds = _kinds(shares)
     if not alike:
-        return len(records) - 1
+        return len(shares) - 1
     if kinds == {"distributed"}:
-        return max(record["padding"] for record in records.values())
-    return 0 if kinds <= {"plain", "random", "replacement"} else _one_batch_each(records)
+        return max(share.sampler.padding for share in shares.values())
+    return 0 if kinds <= {"plain", "random", "replacement"} else _one_batch_each(shares)
 
 
-def _one_batch_each(records: Mapping[int, dict]) -> int:
-    return len(records) * max(record["batch"] for record in records.values()) - 1
+def _kinds(shares: Shares) -> set[str]:
+    return {share.sampler.kind for share in shares.values()}
 
 
-def _judge_overlap(records: Mapping[int, dict], sets: Sets) -> list[Verdict]:
-    kinds = {record["kind"] for record in records.values()}
-    complete = all(record["complete"] for record in records.values())
-    count = min(record["count"] for record in records.values())
-    ranks = tuple(records)
-    same_order = _all_same([record["order"] for record in records.values()])
+def _one_batch_each(shares: Shares) -> int:
+    return len(shares) * max(share.batch for share in shares.values()) - 1
+
+
+def _judge_overlap(shares: Shares, sets: Sets, complete: bool) -> list[Verdict]:
+    kinds, samplers = _kinds(shares), _samplers(shares)
+    count = min(share.count for share in shares.values())
+    ranks = tuple(shares)
+    same_order = _all_same([share.order for share in shares.values()])
     if same_order and (count >= FEW or (complete and "replacement" not in kinds)):
-        what = f"all ranks train on the same {count} samples in the same order{who(records)}"
-        return [Verdict("same-data-on-every-rank", what, split_advice(records), ranks)]
-    if "replacement" in kinds or any(_draws_twice(record) for record in records.values()):
+        what = f"all ranks train on the same {count} samples in the same order{who(samplers)}"
+        return [Verdict("same-data-on-every-rank", what, split_advice(samplers), ranks)]
+    if "replacement" in kinds or any(_draws_twice(share) for share in shares.values()):
         return []
     if complete and sets.equal:
         what = f"every rank goes through the same {count} samples, each in its own order"
-        advice = split_advice(records)
-        return [Verdict("same-data-on-every-rank", what + who(records), advice, ranks)]
-    if not complete and not kinds <= {"distributed"} and _all_same_datasets(records):
+        advice = split_advice(samplers)
+        return [Verdict("same-data-on-every-rank", what + who(samplers), advice, ranks)]
+    if not complete and not kinds <= {"distributed"} and _all_same_datasets(shares):
         return []  # a part of each rank's own shuffle overlaps by chance
     some = "about " if sets.every > 1 else ""
     what = f"{some}{sets.extra} samples of one training pass went to more than one rank"
-    return [Verdict("overlapping-data", what + who(records), _shard_advice(records), ranks)]
+    return [Verdict("overlapping-data", what + who(samplers), _shard_advice(samplers), ranks)]
 
 
-def _judge_missing(records: Mapping[int, dict], sets: Sets, slack: int) -> list[Verdict]:
-    values = list(records.values())
-    kinds = {record["kind"] for record in values}
-    if not all(record["complete"] for record in values) or not kinds <= {"distributed", "own"}:
+def _judge_missing(shares: Shares, sets: Sets, slack: int) -> list[Verdict]:
+    values, samplers, kinds = list(shares.values()), _samplers(shares), _kinds(shares)
+    if not kinds <= {"distributed", "own"}:
         return []
-    size = min(record["length"] for record in values)
+    size = min(share.length for share in values)
     missing = size - len(sets.together) * sets.every
-    batch = max(record["batch"] for record in values)
-    dropped = len(records) * (batch - 1) if any(r["drop_last"] for r in values) else 0
+    batch = max(share.batch for share in values)
+    dropped = len(shares) * (batch - 1) if any(s.sampler.drop_last for s in values) else 0
     if kinds == {"distributed"}:
-        allowed = dropped + max(record["dropped"] for record in values)
-        whole = all(record["count"] + batch > record["share"] for record in values)
+        allowed = dropped + max(share.sampler.dropped for share in values)
+        whole = all(share.count + batch > share.sampler.share for share in values)
     else:
-        allowed = dropped + _one_batch_each(records)
-        whole = all(record["formula"] for record in values) and (
-            all(record["again"] for record in values) or _is_periodic(sets, size, len(records))
+        allowed = dropped + _one_batch_each(shares)
+        whole = all(share.sampler.formula for share in values) and (
+            all(share.again for share in values) or _is_periodic(sets, size, len(shares))
         )
     if not whole or missing <= allowed + slack:
         return []
     some = "about " if sets.every > 1 else ""
-    what = f"{some}{missing} of {size} samples went to no rank in one training pass{who(records)}"
-    return [Verdict("missing-data", what, _shard_advice(records), tuple(records))]
+    what = f"{some}{missing} of {size} samples went to no rank in one training pass{who(samplers)}"
+    return [Verdict("missing-data", what, _shard_advice(samplers), tuple(shares))]
 
 
 def _is_periodic(sets: Sets, size: int, world_size: int) -> bool:
@@ -215,41 +291,50 @@ def _is_periodic(sets: Sets, size: int, world_size: int) -> bool:
         return False
     there = torch.zeros(size, dtype=torch.bool, device="cpu")
     there[sets.together[sets.together < size]] = True
-    for period in range(2, 4 * world_size + 1):
+    for period in range(2, MOST_PERIODS * world_size + 1):
         if size >= 2 * period and bool((there[period:] == there[:-period]).all()):
             return True
     return False
 
 
-def _draws_twice(record: dict) -> bool:
-    return record["twice"] > max(record["padding"], record["batch"])
+def _draws_twice(share: Samples) -> bool:
+    return share.twice > max(share.sampler.padding, share.batch)
 
 
-def who(records: Mapping[int, dict]) -> str:
+Samplers = Mapping[int, SamplerRecord | None]
+
+
+def _samplers(shares: Shares) -> Samplers:
+    return {rank: share.sampler for rank, share in shares.items()}
+
+
+def who(samplers: Samplers) -> str:
     """What differs, or should, between the ranks' samplers, as far as that is the cause."""
-    values = list(records.values())
-    if not all(record["replicas"] for record in values):
+    split = {r: (s, s.replicas) for r, s in samplers.items() if s is not None and s.replicas}
+    if len(split) < len(samplers):
         return ""
-    for name in ("seed", "epoch"):
-        if not _all_same([record[name] for record in values]):
-            each = ", ".join(f"{record[name]} on rank {rank}" for rank, record in records.items())
-            return f": their samplers have different {name}s ({each})"
-    if all(r["replicas"] == [len(records), rank] for rank, r in records.items()):
+    seeds = {rank: sampler.seed for rank, (sampler, _) in split.items()}
+    epochs = {rank: sampler.epoch for rank, (sampler, _) in split.items()}
+    for name, numbers in (("seeds", seeds), ("epochs", epochs)):
+        if not _all_same(list(numbers.values())):
+            each = ", ".join(f"{number} on rank {rank}" for rank, number in numbers.items())
+            return f": their samplers have different {name} ({each})"
+    if all(replicas == (len(split), rank) for rank, (_, replicas) in split.items()):
         return ""
     each = ", ".join(
-        f"rank={record['replicas'][1]}, num_replicas={record['replicas'][0]} on rank {rank}"
-        for rank, record in records.items()
+        f"rank={own}, num_replicas={count} on rank {rank}"
+        for rank, (_, (count, own)) in split.items()
     )
     return f": their samplers say {each}"
 
 
-def split_advice(records: Mapping[int, dict]) -> str:
+def split_advice(samplers: Samplers) -> str:
     """The way out where nothing splits the data, or a sampler does it wrongly."""
-    return _shard_advice(records) if who(records) else SPLIT
+    return _shard_advice(samplers) if who(samplers) else SPLIT
 
 
-def _shard_advice(records: Mapping[int, dict]) -> str:
-    what = who(records)
+def _shard_advice(samplers: Samplers) -> str:
+    what = who(samplers)
     if "seeds" in what or "epochs" in what:
         return "give the sampler the same seed and the same set_epoch(epoch) on every rank"
     if what:
@@ -260,8 +345,8 @@ def _shard_advice(records: Mapping[int, dict]) -> str:
     return SHARDS
 
 
-def _all_same_datasets(records: Mapping[int, dict]) -> bool:
-    return _all_same([record["dataset"]["hash"] for record in records.values()])
+def _all_same_datasets(shares: Shares) -> bool:
+    return _all_same([share.dataset.hash for share in shares.values()])
 
 
 def _all_same(values: Sequence[object]) -> bool:

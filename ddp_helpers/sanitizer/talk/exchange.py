@@ -6,38 +6,45 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from ddp_helpers.sanitizer.talk.channel import Gone
 from ddp_helpers.sanitizer.talk.session import PATIENCE_AT_END, Session
 
 KEPT = 8  # records of a rank that stay in the store; older ones are compared or of no use
-Compare = Callable[[dict[int, dict]], None]
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
-class _Open:
+class _Open(Generic[R]):
     name: str
     ranks: tuple[int, ...]
-    compare: Compare
+    compare: Callable[[dict[int, R]], None]
 
 
-class Exchange:
+class Exchange(Generic[R]):
     """Leaves records; the lowest of their ranks compares them when it finds all of them.
 
     Args:
         session: this process's session.
         topic: a word of its own, in front of every name.
+        kind: of the records.
     """
 
-    def __init__(self, session: Session, topic: str) -> None:
+    def __init__(self, session: Session, topic: str, kind: type[R]) -> None:
         self.session = session
         self.topic = topic
-        self._open: list[_Open] = []
+        self.kind = kind
+        self._open: list[_Open[R]] = []
         self._left: deque[str] = deque()
-        session.on_group.append(self._forget_all)
-        session.at_last.append(session.guarded(topic, self.finish))
 
-    def leave(self, name: str, record: dict, ranks: Sequence[int], compare: Compare) -> None:
+    def leave(
+        self,
+        name: str,
+        record: R,
+        ranks: Sequence[int],
+        compare: Callable[[dict[int, R]], None],
+    ) -> None:
         """Publish this rank's record, and compare whatever is there by now.
 
         Args:
@@ -60,29 +67,28 @@ class Exchange:
         """Compare what has become comparable."""
         for pending in list(self._open):
             channel = self.session.channel
-            records = channel.read(self._key(pending.name), pending.ranks) if channel else None
-            if records:
+            if channel is None:
+                return
+            if records := channel.read(self._key(pending.name), pending.ranks, self.kind):
                 self._open.remove(pending)
                 pending.compare(records)
 
     def finish(self) -> None:
         """Compare what is left, waiting for those that have not ended yet, but not for long."""
         until = time.monotonic() + PATIENCE_AT_END
-        while self._open and self.session.channel is not None:
+        while self._open and (channel := self.session.channel) is not None:
             pending = self._open.pop(0)
+            name, ranks = self._key(pending.name), pending.ranks
+            left = max(0.0, until - time.monotonic())
             try:
-                records = self.session.channel.wait(
-                    self._key(pending.name),
-                    pending.ranks,
-                    max(0.0, until - time.monotonic()),
-                    self.session.have_left_all,
-                )
+                found = channel.wait(name, ranks, self.kind, left, self.session.have_left_all)
             except Gone:  # the last of them may have come together with the news of their end
-                records = self.session.channel.read(self._key(pending.name), pending.ranks)
-            if records:
-                pending.compare(records)
+                found = channel.read(name, ranks, self.kind) or {}
+            if found:
+                pending.compare(found)
 
-    def _forget_all(self) -> None:
+    def forget_all(self) -> None:
+        """A new process group starts."""
         self._open.clear()
         self._left.clear()
 

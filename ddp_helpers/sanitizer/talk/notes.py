@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 
 from ddp_helpers.sanitizer.talk.channel import Gone
 from ddp_helpers.sanitizer.talk.session import PATIENCE_AT_END, Session
+
+
+@dataclass(frozen=True)
+class NotesRecord:
+    """The kinds and causes of a rank's notes."""
+
+    notes: tuple[tuple[str, str], ...]
 
 
 def tell_notes_once(session: Session) -> None:
     """Let a note that several ranks have be told by the lowest of them."""
 
     def compare() -> None:
-        notes = [[f.kind, f.cause] for f in session.findings if not f.serious]
-        session.channel.publish("notes", notes)
+        notes = tuple((f.kind, f.cause) for f in session.findings if not f.serious)
+        session.line.publish("notes", NotesRecord(notes))
         lower = range(session.rank if notes else 0)
         with contextlib.suppress(Gone):
-            session.channel.wait("notes", lower, PATIENCE_AT_END, session.have_ended)
-        for told in session.channel.read_those_here("notes", lower).values():
-            session.told |= {tuple(note) for note in told}
+            session.line.wait("notes", lower, NotesRecord, PATIENCE_AT_END, session.have_ended)
+        for told in session.line.read_those_here("notes", lower, NotesRecord).values():
+            session.told |= set(told.notes)
 
     session.at_last.append(session.guarded("notes", compare))

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import FrameType
 
 from ddp_helpers.evidence.records import Finding, name_ranks
+from ddp_helpers.sanitizer.compare.callsite import innermost
+from ddp_helpers.sanitizer.compare.records import CallBefore, CallRecord, WaitRecord
 from ddp_helpers.sanitizer.talk.channel import Gone
 from ddp_helpers.sanitizer.talk.session import FAILED, LEFT, Session
 
 ASYNC_PATIENCE = 0.5  # seconds; an asynchronous call must not wait for its peers for long
 QUIET = "quiet"  # a rank's record that it announces no calls any more
+MOST_TENSORS = 3  # that a line about a call names
 SLOW = 1.0  # seconds of waiting after which a rank tells the others what it waits for
-ExplainEnd = Callable[[dict, list[int], list[str]], Finding | None]
-Compare = Callable[[dict[int, dict], Sequence[FrameType]], Finding | None]
+Calls = Mapping[int, CallRecord]
+ExplainEnd = Callable[[CallRecord, list[int], list[str]], Finding | None]
+Compare = Callable[[Calls, Sequence[FrameType]], Finding | None]
 
 
 @dataclass
@@ -26,7 +30,7 @@ class Pending:
     group: str
     ranks: list[int]
     number: int
-    record: dict
+    record: CallRecord
     work: object = None
 
 
@@ -44,17 +48,15 @@ class CallSequence:
         self.compare = compare
         self.explain_end: ExplainEnd = lambda record, ranks, details: None
         self.quiet = False
-        self._before: dict[str, list] = {}
+        self._before: dict[str, CallBefore] = {}
         self._counts: dict[str, int] = defaultdict(int)
         self._pending: list[Pending] = []
-        session.on_group.append(self._forget_all)
-        session.at_end.append(self._look_at_pending)
 
     def event(
         self,
         group: str,
         ranks: Sequence[int],
-        record: dict,
+        record: CallRecord,
         frames: Sequence[FrameType] = (),
         *,
         blocking: bool = True,
@@ -64,7 +66,7 @@ class CallSequence:
         Args:
             group: a name that is the same on all ranks.
             ranks: the group's members, as ranks of the default group.
-            record: what the call is; plain values.
+            record: what the call is.
             frames: this rank's own frames.
             blocking: the call waits for its peers anyway, so we may.
 
@@ -79,11 +81,11 @@ class CallSequence:
             return None
         number = self._counts[group]
         self._counts[group] += 1
-        record["before"] = self._before.get(group)
-        self._before[group] = [record["op"], record["stack"]]
+        record = replace(record, before=self._before.get(group))
+        self._before[group] = CallBefore(record.op, record.stack)
         pending = Pending(group, list(ranks), number, record)
         session.channel.publish(_name(group, number), record)
-        self._look_at_pending()
+        self.look_at_pending()
         if self._verify(pending, frames, None if blocking else ASYNC_PATIENCE):
             return None
         self._pending.append(pending)
@@ -104,15 +106,14 @@ class CallSequence:
 
     def _verify(self, call: Pending, frames: Sequence[FrameType], patience: float | None) -> bool:
         """Compare one call; False if `patience` (seconds) was over before all ranks had come."""
-        session, channel = self.session, self.session.channel
+        session, channel = self.session, self.session.line
         name = _name(call.group, call.number)
         limit = session.timeout if patience is None else patience
         others = [rank for rank in call.ranks if rank != session.rank]
         started = time.monotonic()
         try:
-            records = channel.wait(
-                name, others, limit, lambda missing: self._hopeless(call, missing, started)
-            )
+            hopeless = lambda missing: self._hopeless(call, missing, started)
+            records = channel.wait(name, others, CallRecord, limit, hopeless)
         except Gone as gone:
             self.quiet = self.quiet or gone.why == QUIET
             if gone.why in ("store", FAILED, QUIET):
@@ -135,42 +136,43 @@ class CallSequence:
         ended = self.session.what_became_of(missing)
         if ended:
             return FAILED if FAILED in ended.values() else LEFT
-        if self.session.channel.read_those_here(QUIET, missing):
+        if self.session.line.read_those_here(QUIET, missing, bool):
             return QUIET
         if time.monotonic() < started + SLOW:
             return None
-        waits = {"for": missing, "group": call.group, "number": call.number, "call": call.record}
-        self.session.channel.publish("waits", waits)
+        wait = WaitRecord(tuple(missing), call.group, call.number, call.record)
+        self.session.line.publish("waits", wait)
         return "deadlock" if self._is_waited_for(missing) else None
 
     def _is_waited_for(self, missing: Sequence[int]) -> bool:
         """True if a rank that we wait for waits, through whomever, for us."""
         everyone = range(self.session.world_size)
-        waits = self.session.channel.read_those_here("waits", everyone)
-        seen, ahead = set(), list(missing)
+        waits = self.session.line.read_those_here("waits", everyone, WaitRecord)
+        seen: set[int] = set()
+        ahead = list(missing)
         while ahead:
             rank = ahead.pop()
             if rank == self.session.rank:
                 return True
-            if rank in seen or rank not in waits or self._has_moved_on(rank, waits[rank]):
+            if rank in seen or rank not in waits or self._has_moved_on(waits[rank]):
                 continue
             seen.add(rank)
-            ahead += waits[rank]["for"]
+            ahead += waits[rank].ranks
         return False
 
-    def _has_moved_on(self, rank: int, wait: dict) -> bool:
-        """True if this rank's wait is over: those that it waited for have come."""
-        return self.session.channel.here(_name(wait["group"], wait["number"]), wait["for"])
+    def _has_moved_on(self, wait: WaitRecord) -> bool:
+        """True if a rank's wait is over: those that it waited for have come."""
+        return self.session.line.here(_name(wait.group, wait.number), wait.ranks)
 
     def _absence(self, call: Pending, gone: Gone) -> Finding:
         """Some ranks never made this call."""
         session = self.session
         who, what = name_ranks(gone.ranks), describe(session, session.rank, call.record)
         details = [what]
-        waits = session.channel.read_those_here("waits", gone.ranks)
+        waits = session.line.read_those_here("waits", gone.ranks, WaitRecord)
         for rank in gone.ranks:
             if rank in waits:
-                details.append(describe(session, rank, waits[rank]["call"]))
+                details.append(describe(session, rank, waits[rank].call))
             elif before := self._call_before(call, rank):
                 details.append(f"{describe(session, rank, before)} was its last call in this group")
         if gone.why == LEFT and (finding := self.explain_end(call.record, gone.ranks, details)):
@@ -190,18 +192,18 @@ class CallSequence:
             "`if rank == ...`, a loop of another length, or an early end",
             tuple(gone.ranks),
             session.step,
-            session.frame(call.record["stack"][-1]) if call.record["stack"] else None,
+            session.frame_of(innermost(call.record.stack)),
             tuple(details),
         )
 
-    def _call_before(self, call: Pending, rank: int) -> dict | None:
+    def _call_before(self, call: Pending, rank: int) -> CallRecord | None:
         before = [
             _name(call.group, n) for n in range(call.number - 1, max(-1, call.number - 3), -1)
         ]
-        found = (self.session.channel.read(name, [rank]) for name in before)
+        found = (self.session.line.read(name, [rank], CallRecord) for name in before)
         return next((records[rank] for records in found if records), None)
 
-    def _look_at_pending(self) -> None:
+    def look_at_pending(self) -> None:
         """Compare what has become comparable, without waiting."""
         for pending in list(self._pending):
             others = [rank for rank in pending.ranks if rank != self.session.rank]
@@ -211,7 +213,8 @@ class CallSequence:
                 self._pending.remove(pending)
                 self._verify(pending, (), None)
 
-    def _forget_all(self) -> None:
+    def forget_all(self) -> None:
+        """A new process group starts."""
         self._counts.clear()
         self._before.clear()
         self._pending.clear()
@@ -221,15 +224,15 @@ def _name(group: str, number: int) -> str:
     return f"call/{group}/{number}"
 
 
-def describe(session: Session, rank: int, record: dict) -> str:
+def describe(session: Session, rank: int, record: CallRecord) -> str:
     """`rank 1: all_reduce(SUM) of float32 (3,) at cell In[4], line 7, in train`."""
     inside = ", ".join(
-        [*([record["reduce"]] if record.get("reduce") else [])]
-        + ([f"root {record['root']}"] if record.get("root") is not None else [])
+        ([record.reduce] if record.reduce else [])
+        + ([f"root {record.root}"] if record.root is not None else [])
     )
-    what = record["called"] + (f"({inside})" if inside else "")
-    if tensors := record.get("tensors"):
-        what += " of " + ", ".join(f"{dtype} {tuple(shape)}" for dtype, shape in tensors[:3])
-        what += ", ..." if len(tensors) > 3 else ""
-    place = f" at {session.frame(record['stack'][-1])}" if record["stack"] else ""
+    what = record.called + (f"({inside})" if inside else "")
+    if tensors := record.tensors:
+        what += " of " + ", ".join(f"{t.dtype} {t.shape}" for t in tensors[:MOST_TENSORS])
+        what += ", ..." if len(tensors) > MOST_TENSORS else ""
+    place = f" at {session.frame(record.stack[-1])}" if record.stack else ""
     return f"rank {rank}: {what}{place}"

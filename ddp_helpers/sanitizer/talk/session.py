@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import linecache
 import os
 import sys
+import traceback
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
+from ddp_helpers.arguments import check_whole
 from ddp_helpers.evidence.frames import make_frame
 from ddp_helpers.evidence.patches import Patches
 from ddp_helpers.evidence.records import Finding, Frame
-from ddp_helpers.sanitizer.compare.callsite import Place, places, user_frames
+from ddp_helpers.sanitizer.compare.callsite import Place, innermost, places, user_frames
 from ddp_helpers.sanitizer.talk.channel import Channel, Gone, open_channel
 
+DEFAULT_TIMEOUT = 1800.0  # seconds; init_process_group's own, where the program gives none
 PATIENCE_AT_END = 2.0  # seconds to wait for the other ranks' last records
 LEFT, FAILED = "left", "failed"
+R = TypeVar("R")
+P = ParamSpec("P")
 
 
 class SanitizerError(RuntimeError):
@@ -40,14 +47,13 @@ class Options:
     every: int = 1
 
     def __post_init__(self) -> None:
-        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
-            raise ValueError(f"every={self.every!r}: expected a whole number, at least 1")
+        check_whole("every", self.every, least=1)
 
 
 class Session:
     """The sanitizer in one process.
 
-    Checkers register themselves in these lists; each entry is called without arguments:
+    wiring.py fills these lists; each entry is called without arguments:
         on_group: once a process group has started (the channel is open).
         at_end: when the group ends, or the program does; here a checker leaves its last records.
         at_last: after that; here it compares what it has not compared yet, waiting for the others'
@@ -64,15 +70,23 @@ class Session:
         self.channel: Channel | None = None
         self.rank, self.world_size = 0, 1
         self.step = 0  # optimizer steps so far
-        self.timeout = 1800.0
+        self.timeout = DEFAULT_TIMEOUT
         self.on_group: list[Callable[[], None]] = []
         self.at_end: list[Callable[[], None]] = []
         self.at_last: list[Callable[[], None]] = []
         self._groups_started = 0
         self._ending = False
         self.told: set[tuple[str, str]] = set()  # kind and cause of notes that others tell
+        self.on_fault: dict[str, Callable[[], None]] = {}
+        """By the name of a check: what lets the other ranks know that it has failed here."""
         self._faulty: set[str] = set()
         _watch_forks(self)
+
+    @property
+    def line(self) -> Channel:
+        """The channel, for callbacks: they are called only while there is one."""
+        assert self.channel is not None
+        return self.channel
 
     # ---- the life of a group
 
@@ -84,23 +98,28 @@ class Session:
         self.timeout = timeout
         self._groups_started += 1
         if self.world_size > 1:
+            # numbered: records of an earlier group may still lie in the same store
             self.channel = open_channel(f"sanitizer-{self._groups_started}")
         for call in self.on_group:
             call()
 
     def group_ends(self, how: str = LEFT) -> None:
         """The group, or the program, ends: last comparisons, then tell the others."""
-        if self.channel is None or self._ending:
+        if self.channel is None or self._ending:  # a last comparison may end the group itself
             return
-        if how == FAILED:
+        if how == FAILED:  # its peers may hang in a collective: tell them at once, compare nothing
             self.channel.publish("end", how)
             self.channel = None
             return
         self._ending = True
+        # Two phases. Were a rank to leave one record, wait for the others' and leave the next,
+        # two ranks with different checks to go could wait for each other. So each leaves all it
+        # has and says so ("last"): what is missing then will not come, and nobody waits for it.
         raised = self._call_all(self.at_end)
-        self.channel.publish("last", True)  # first all leave, then all wait, so none waits in vain
+        self.channel.publish("last", True)
         raised = self._call_all(self.at_last) or raised
         self._ending = False
+        # only now: who still waits for this rank's notes gives up once it reads "end"
         self.channel.publish("end", how)
         self.channel = None
         if raised:
@@ -117,7 +136,7 @@ class Session:
 
     def what_became_of(self, ranks: Sequence[int]) -> dict[int, str]:
         """`left` or `failed` for those of these ranks that have ended."""
-        return self.channel.read_those_here("end", ranks) if self.channel else {}
+        return self.channel.read_those_here("end", ranks, str) if self.channel else {}
 
     def have_ended(self, ranks: Sequence[int]) -> str | None:
         """`ended` if one of these ranks has."""
@@ -125,21 +144,19 @@ class Session:
 
     def have_left_all(self, ranks: Sequence[int]) -> str | None:
         """`ended` if one of these ranks has left all its records: look once more, then give up."""
-        last = self.channel.read_those_here("last", ranks) if self.channel else {}
+        last = self.channel.read_those_here("last", ranks, bool) if self.channel else {}
         return "ended" if last else self.have_ended(ranks)
 
-    def gather(
-        self, name: str, record: object, limit: float = PATIENCE_AT_END
-    ) -> dict[int, object]:
+    def gather(self, name: str, record: R, limit: float = PATIENCE_AT_END) -> dict[int, R]:
         """Leave a record and return those of all ranks that come within the limit, by rank."""
         if self.channel is None:
             return {self.rank: record}
         self.channel.publish(name, record)
-        everyone = range(self.world_size)
+        everyone, kind = range(self.world_size), type(record)
         try:
-            return self.channel.wait(name, everyone, limit, self._has_failed)
+            return self.channel.wait(name, everyone, kind, limit, self._has_failed)
         except Gone:
-            return self.channel.read_those_here(name, everyone)
+            return self.channel.read_those_here(name, everyone, kind)
 
     def _has_failed(self, ranks: list[int]) -> str | None:
         return FAILED if FAILED in self.what_became_of(ranks).values() else None
@@ -150,7 +167,7 @@ class Session:
 
     # ---- findings
 
-    def guarded(self, check: str, call: Callable) -> Callable:
+    def guarded(self, check: str, call: Callable[P, R]) -> Callable[P, R | None]:
         """Make a callback of a checker safe: a fault of ours must not break the watched run.
 
         Whatever it raises, except SanitizerError, is told once as a note, and from then on the
@@ -158,7 +175,7 @@ class Session:
         """
 
         @functools.wraps(call)
-        def safe(*args: object, **kwargs: object) -> object:
+        def safe(*args: P.args, **kwargs: P.kwargs) -> R | None:
             if check in self._faulty:
                 return None
             try:
@@ -167,6 +184,8 @@ class Session:
                 raise
             except Exception as error:
                 self._faulty.add(check)
+                with contextlib.suppress(Exception):
+                    self.on_fault.get(check, lambda: None)()
                 self.found(_own_fault(check, error))
                 return None
 
@@ -189,10 +208,14 @@ class Session:
         filename, line, function = place
         return make_frame(filename, line, function, self.names, linecache.getline(filename, line))
 
+    def frame_of(self, place: Place | None) -> Frame | None:
+        """The same for a place that may be unknown."""
+        return self.frame(place) if place else None
+
     def here(self) -> Frame | None:
         """The reader's innermost line right now."""
         frames, _ = user_frames(2)
-        return self.frame(places(frames)[-1]) if frames else None
+        return self.frame_of(innermost(places(frames)))
 
     def print_findings(self, raised: BaseException | None = None) -> None:
         """Tell on stderr what was found and neither raised nor told by another rank."""
@@ -205,10 +228,8 @@ class Session:
 
 
 def _own_fault(check: str, error: Exception) -> Finding:
-    trace = error.__traceback__
-    while trace and trace.tb_next:
-        trace = trace.tb_next
-    where = f"{os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"
+    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+    where = f"{os.path.basename(frame.f_code.co_filename)}:{line}"
     return Finding(
         "sanitizer-fault",
         f"the sanitizer's check of {check} failed itself ({type(error).__name__}: {error}, "

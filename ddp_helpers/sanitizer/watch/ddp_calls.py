@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from types import FrameType
 
 import torch
 import torch.distributed as dist
@@ -10,10 +11,18 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parallel.distributed import _find_tensors
 from torch.optim.optimizer import Optimizer
 
-from ddp_helpers.sanitizer.compare.callsite import places, user_frames
-from ddp_helpers.sanitizer.compare.graph import leaves, loss_terms, number_of, reached
+from ddp_helpers.sanitizer.compare.callsite import Place, places, user_frames
+from ddp_helpers.sanitizer.compare.graph import Term, leaves, loss_terms, number_of, reached
+from ddp_helpers.sanitizer.compare.records import (
+    BackwardRecord,
+    CallRecord,
+    Edits,
+    ModelState,
+    ParameterKind,
+    dtype_name,
+)
 from ddp_helpers.sanitizer.talk.sequence import CallSequence
-from ddp_helpers.sanitizer.talk.session import SanitizerError, Session
+from ddp_helpers.sanitizer.talk.session import Session
 from ddp_helpers.sanitizer.watch.training_events import TrainingEvents
 from ddp_helpers.sanitizer.watch.wrapped import Registry, SinceStep, Wrapped
 
@@ -34,41 +43,22 @@ class DdpCalls:
         self.sequence = sequence
         self.registry = registry
         self._passed_by: list[tuple[Wrapped, object]] = []
-        session.on_group.append(registry.forget_all)
-        events.before_wrap.append(self._safe(self.wrapping))
-        events.after_wrap.append(self._safe(self.wrapped))
-        events.before_forward.append(self._safe(self.forward_begins))
-        events.after_forward.append(self._safe(self.forward_ends))
-        events.before_backward.append(self._safe(self.backward_begins))
-        events.after_backward.append(self._safe(self.backward_ends))
-        events.after_step.append(self._safe(self.stepped))
-        events.after_join.append(self._safe(self.joined))
-
-    def _safe(self, call: Callable) -> Callable:
-        """Where this check fails, the other ranks must not wait for what it would announce."""
-
-        def safe(*args: object) -> None:
-            try:
-                call(*args)
-            except SanitizerError:
-                raise
-            except Exception:
-                self.sequence.give_up()
-                raise
-
-        safe.__qualname__ = call.__qualname__
-        return self.session.guarded("DDP's communication", safe)
 
     # ---- the wrap
 
     def wrapping(self, module: torch.nn.Module, group: dist.ProcessGroup) -> None:
-        signature = [
-            [name, list(p.shape), str(p.dtype).removeprefix("torch."), p.requires_grad]
-            for name, p in module.named_parameters()
-        ]
-        record = self._record(WRAP, "DistributedDataParallel(...)")
-        record |= {"model": self.registry.next_number(group.group_name), "signature": signature}
-        waits = self.events.wrap_options.get("init_sync", True)
+        record = CallRecord(
+            WRAP,
+            "DistributedDataParallel(...)",
+            places(user_frames()[0]),
+            self.session.step,
+            model=self.registry.next_number(group.group_name),
+            signature=tuple(
+                ParameterKind(name, tuple(p.shape), dtype_name(p), p.requires_grad)
+                for name, p in module.named_parameters()
+            ),
+        )
+        waits = bool(self.events.wrap_options.get("init_sync", True))
         self._announce(group.group_name, dist.get_process_group_ranks(group), record, waits)
 
     def wrapped(self, ddp: DistributedDataParallel) -> None:
@@ -82,15 +72,22 @@ class DdpCalls:
             return
         model.buffer_syncs += 1
         if (model.buffer_syncs - 1) % self.session.options.every == 0:
-            record = self._record(BUFFERS, "forward of a DDP model, which sends its buffers,")
-            record |= {"model": model.number, "mode": "training" if ddp.training else "evaluation"}
+            record = CallRecord(
+                BUFFERS,
+                "forward of a DDP model, which sends its buffers,",
+                places(user_frames()[0]),
+                self.session.step,
+                model=model.number,
+                mode="training" if ddp.training else "evaluation",
+            )
             self._announce(model.group, model.ranks, record)
 
     def forward_ends(self, ddp: DistributedDataParallel, output: object) -> None:
         model = self.registry.of(ddp)
         if model is None or not torch.is_grad_enabled():
             return
-        numbers = {number_of(tensor) for tensor in _find_tensors(output)} - {None}
+        found = [number_of(tensor) for tensor in _find_tensors(output)]
+        numbers = {number for number in found if number is not None}
         model.outputs |= numbers
         model.opaque = not numbers
         model.since.ended_in_no_sync = not ddp.require_backward_grad_sync
@@ -104,18 +101,22 @@ class DdpCalls:
         if not models:
             return
         looks = any(model.synced % self.session.options.every == 0 for model in models)
-        frames, _ = user_frames() if looks else ([], "")
+        frames = user_frames()[0] if looks else []
         stack = places(frames)
         found = reached(roots, set().union(*(model.outputs for model in models)))
         for model in models:
-            self._count(model, model.outputs & found, roots, tuple(stack) or (model.synced,))
+            self._count(model, model.outputs & found, roots, stack)
         groups = {model.group: model.ranks for model in self.registry.in_backward}
         for group, ranks in groups.items():
             averaged = [model for model in self.registry.in_backward if model.group == group]
             self._announce_backward(group, ranks, averaged, roots, stack, frames)
 
     def _count(
-        self, model: Wrapped, outputs: set[int], roots: Sequence[torch.Tensor], stack: tuple
+        self,
+        model: Wrapped,
+        outputs: set[int],
+        roots: Sequence[torch.Tensor],
+        stack: tuple[Place, ...],
     ) -> None:
         """Note what this backward does to one model."""
         if not self._is_reached(model, outputs, roots):
@@ -128,13 +129,13 @@ class DdpCalls:
         model.expects = False
         model.synced += 1
         if not self.events.stepping:  # a closure of LBFGS is called many times in one step
-            model.since.synced.append(stack)
+            model.since.synced.append(stack or model.synced)
         self.registry.in_backward.append(model)
 
     def _is_reached(self, model: Wrapped, outputs: set[int], roots: Sequence[torch.Tensor]) -> bool:
         given = self.events.inputs_given
         if given is not None:  # only these get a gradient
-            tensors = [given] if isinstance(given, torch.Tensor) else list(given)
+            tensors = [given] if isinstance(given, torch.Tensor) else given
             return bool(outputs) and any(id(tensor) in model.reduced for tensor in tensors)
         return bool(outputs) or (model.opaque and bool(leaves(roots) & model.reduced))
 
@@ -144,36 +145,34 @@ class DdpCalls:
         ranks: list[int],
         models: list[Wrapped],
         roots: Sequence[torch.Tensor],
-        stack: list,
-        frames: Sequence,
+        stack: tuple[Place, ...],
+        frames: Sequence[FrameType],
     ) -> None:
         # every rank counts these alike, as none of them ends without its peers
         looked = [m for m in models if (m.synced - 1) % self.session.options.every == 0]
         if not looked or self.events.joining:
             return
-        record = self._record(BACKWARD, "backward of a DDP model", stack)
-        record["group"] = group
-        record["models"] = {str(model.number): self._state(model) for model in looked}
-        if not any(model.has_hook() for model in models):
-            record["terms"] = [[term.count, term.weight] for term in self._terms(roots)]
+        hooked = any(model.has_hook() for model in models)
+        backward = BackwardRecord(
+            group,
+            {model.number: self._state(model) for model in looked},
+            None if hooked else tuple(self._terms(roots)),
+        )
+        called, step = "backward of a DDP model", self.session.step
+        record = CallRecord(BACKWARD, called, stack, step, backward=backward)
         self.sequence.event(group, ranks, record, frames)
 
-    def _state(self, model: Wrapped) -> dict:
+    def _state(self, model: Wrapped) -> ModelState:
         """What must be alike on all ranks before a backward."""
         now = model.fingerprint() if self.events.stepping else model.note_edits()
-        state = {
-            "steps": model.steps,
-            "last": model.last_step,
-            "weights": "" if model.is_local_sgd() else now,
-        }
-        if model.edited:
-            state |= model.edits()
-        return state
+        weights = "" if model.is_local_sgd() else now
+        edits = model.edits() if model.edited else Edits()
+        return ModelState(model.steps, model.last_step, weights, edits)
 
-    def _terms(self, roots: Sequence[torch.Tensor]) -> list:
+    def _terms(self, roots: Sequence[torch.Tensor]) -> list[Term]:
         given = self.events.gradients_given
-        given = [given] * len(roots) if isinstance(given, torch.Tensor | None) else list(given)
-        found = []
+        given = [given] * len(roots) if isinstance(given, torch.Tensor | None) else given
+        found: list[Term] = []
         for root, gradient in zip(roots, given, strict=True):
             if gradient is None or gradient.numel() == 1:
                 found += loss_terms(root, 1.0 if gradient is None else float(gradient))
@@ -197,12 +196,9 @@ class DdpCalls:
 
     # ---- records
 
-    def _record(self, op: str, called: str, stack: list | None = None) -> dict:
-        if stack is None:
-            stack = places(user_frames()[0])
-        return {"op": op, "called": called, "stack": stack, "step": self.session.step}
-
-    def _announce(self, group: str, ranks: list[int], record: dict, blocking: bool = True) -> None:
+    def _announce(
+        self, group: str, ranks: list[int], record: CallRecord, blocking: bool = True
+    ) -> None:
         frames, _ = user_frames()
         self.sequence.event(group, ranks, record, frames, blocking=blocking)
 

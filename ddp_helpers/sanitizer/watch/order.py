@@ -11,34 +11,14 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from ddp_helpers.evidence.collective_methods import INPUTS, POINT_TO_POINT
 from ddp_helpers.sanitizer.talk.session import Session
-from ddp_helpers.sanitizer.watch.training_events import TrainingEvents
 
-# whoever is through with one of these knows that all its ranks have come to it
-FOR_ALL = (
-    "allreduce",
-    "allreduce_coalesced",
-    "allgather",
-    "all_gather_single",
-    "_allgather_base",
-    "allgather_coalesced",
-    "allgather_into_tensor_coalesced",
-    "all_gather_single_coalesced",
-    "reduce_scatter",
-    "reduce_scatter_single",
-    "_reduce_scatter_base",
-    "reduce_scatter_tensor_coalesced",
-    "reduce_scatter_single_coalesced",
-    "alltoall",
-    "alltoall_base",
-    "all_to_all_single",
-    "barrier",
-    "monitored_barrier",
-)
 # here only its root is known to have come
 FROM_ROOT = ("broadcast", "scatter")
 # these order two ranks, too, but not in a way that is followed here
-OTHERS = ("reduce", "gather", "send", "recv", "recv_anysource")
+OTHERS = ("reduce", "gather", *POINT_TO_POINT)
+# whoever is through with any other one knows that all its ranks have come to it
 
 
 @dataclass(frozen=True)
@@ -78,17 +58,17 @@ def is_before(earlier: Moment, rank: int, later: Moment) -> bool:
 class Order:
     """Counts this rank's collectives."""
 
-    def __init__(self, session: Session, events: TrainingEvents) -> None:
+    def __init__(self, session: Session) -> None:
         self.session = session
-        self._reset()
-        session.on_group.append(self._reset)
-        for name in (*FOR_ALL, *FROM_ROOT, *OTHERS):
-            session.patches.put(dist.ProcessGroup, name, self._counted(name))
-        events.after_wrap.append(session.guarded("order", self._wrapped))
-        events.before_forward.append(session.guarded("order", self._forward))
-        events.after_backward.append(session.guarded("order", self._went_back))
+        self.reset()
 
-    def _reset(self) -> None:
+    def put_patches(self) -> None:
+        """Stand in for each method of ProcessGroup."""
+        for name in (*INPUTS, *POINT_TO_POINT):
+            self.session.patches.put(dist.ProcessGroup, name, self._counted(name))
+
+    def reset(self) -> None:
+        """A new process group starts."""
         self.entered: dict[str, int] = defaultdict(int)
         self.left: dict[str, int] = {}
         self.roots: dict[str, int] = {}
@@ -109,7 +89,8 @@ class Order:
                     return original(group, *args, **kwargs)
                 number = note(name, group)
                 work = original(group, *args, **kwargs)
-                note_end(name, group, number, args, kwargs)
+                if number is not None:
+                    note_end(name, group, number, args, kwargs)
                 return work
 
             return call
@@ -144,14 +125,17 @@ class Order:
         self.entered[name] += 1
         self.left[name] = self.entered[name]
 
-    def _wrapped(self, ddp: DistributedDataParallel) -> None:
+    def wrapped(self, ddp: DistributedDataParallel) -> None:
+        """The wrap sends rank 0's weights to all."""
         self._all_came(ddp.process_group)
 
-    def _forward(self, ddp: DistributedDataParallel, args: tuple, kwargs: dict) -> None:
+    def forward(self, ddp: DistributedDataParallel, args: tuple, kwargs: dict) -> None:
+        """Note whether the next backward averages."""
         syncs = ddp.require_backward_grad_sync and torch.is_grad_enabled() and ddp.training
         self._synced = ddp.process_group if syncs else None
 
-    def _went_back(self, roots: Sequence[torch.Tensor]) -> None:
+    def went_back(self, roots: Sequence[torch.Tensor]) -> None:
+        """A backward is over."""
         if self._synced is not None:
             self._all_came(self._synced)
         self._synced = None

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import weakref
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import BinaryIO, SupportsIndex, cast
 
 import torch
+from torch.optim.optimizer import Optimizer
 from torch.utils.data import (
     DataLoader,
     DistributedSampler,
@@ -20,10 +22,9 @@ from torch.utils.data import (
 )
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from ddp_helpers.sanitizer.compare.callsite import Place, places, user_frames
+from ddp_helpers.sanitizer.compare.callsite import Place, innermost, places, user_frames
 from ddp_helpers.sanitizer.compare.samples import SampledContents
 from ddp_helpers.sanitizer.talk.session import Session
-from ddp_helpers.sanitizer.watch.training_events import TrainingEvents
 
 MARK = "_sanitizer_pass"  # the name under which an iterator keeps its pass
 
@@ -37,12 +38,12 @@ class Pass:
     sampler: object
     key: str
     """The same on all ranks that came to this pass on the same way."""
-    stack: list[Place]
+    stack: tuple[Place, ...]
     iterator: weakref.ref[_BaseDataLoaderIter]
     workers: int
     worker_file: BinaryIO | None = None
     """Where the workers write what they draw."""
-    epoch: object = None
+    epoch: int | None = None
     """The sampler's epoch, where it has one."""
     indices: array | None = field(default_factory=lambda: array("q"))
     """All indices asked for, in order; None where they are not plain numbers."""
@@ -72,7 +73,7 @@ class Pass:
     @property
     def place(self) -> Place | None:
         """The reader's line that began it."""
-        return self.stack[-1] if self.stack else None
+        return innermost(self.stack)
 
 
 class PassRecorder:
@@ -86,7 +87,7 @@ class PassRecorder:
         on_end: it was gone through, or its loader began another one, or the group ends.
     """
 
-    def __init__(self, session: Session, events: TrainingEvents) -> None:
+    def __init__(self, session: Session) -> None:
         self.session = session
         self.current: Pass | None = None  # the one that delivered the latest batch
         self.on_start: list[Callable[[DataLoader], None]] = []
@@ -97,14 +98,13 @@ class PassRecorder:
         self.joins = 0  # Join contexts that are open
         self._open: list[Pass] = []
         self._counts: dict[str, Iterator[int]] = {}
-        safe = session.guarded
-        events.after_step.append(safe("data", self._stepped))
-        events.before_backward.append(safe("data", self._went_back))
-        session.on_group.append(self._forget_all)
-        session.at_end.append(safe("data", self.close_all))
-        put = session.patches.put
+
+    def put_patches(self) -> None:
+        """Stand in for what a loader's iterator calls."""
+        put = self.session.patches.put
         put(DataLoader, "__iter__", self._iterating)
         put(_BaseDataLoaderIter, "__init__", self._starting)
+        # persistent workers keep one iterator for all passes
         put(_BaseDataLoaderIter, "_reset", self._starting)
         put(_BaseDataLoaderIter, "_next_index", self._indexing)
         put(_BaseDataLoaderIter, "__next__", self._delivering)
@@ -113,6 +113,8 @@ class PassRecorder:
     # ---- what stands in for torch's functions
 
     def _iterating(self, original: Callable) -> Callable:
+        # before the iterator is made: an error between its workers' start and its first batch would
+        # leave them behind
         start = self.session.guarded("data", self._start)
 
         def iterate(loader: DataLoader) -> Iterator:
@@ -125,7 +127,9 @@ class PassRecorder:
     def _starting(self, original: Callable) -> Callable:
         begin = self.session.guarded("data", self._begin)
 
-        def start(iterator: object, loader: DataLoader, *args: object, **kwargs: object) -> None:
+        def start(
+            iterator: _BaseDataLoaderIter, loader: DataLoader, *args: object, **kwargs: object
+        ) -> None:
             original(iterator, loader, *args, **kwargs)
             if self.session.channel is not None:
                 begin(iterator, loader)
@@ -210,13 +214,15 @@ class PassRecorder:
         for call in self.on_begin:
             call(begun)
 
-    def _number(self, stack: list[Place], loader: DataLoader) -> str:
+    def _number(self, stack: tuple[Place, ...], loader: DataLoader) -> str:
+        # ranks find each other's passes by the way that led here, not by a count of all passes:
+        # one rank may evaluate in between
         kind = type(loader.dataset).__name__
         name = f"{kind}@" + ";".join(f"{file}:{line}" for file, line, _ in stack)
         count = self._counts.setdefault(name, itertools.count())
         return f"{name}#{next(count)}"
 
-    def _note_index(self, iterator: object, index: object) -> None:
+    def _note_index(self, iterator: object, index: SupportsIndex | Sequence[SupportsIndex]) -> None:
         found = getattr(iterator, MARK, None)
         if found is None or found.closed:
             return
@@ -231,6 +237,7 @@ class PassRecorder:
         self.current = found
         found.joined = found.joined or self.joins > 0
         if found.indices is not None and found.batches < len(found.sizes):
+            # workers load ahead, so what was asked for is not what the program has got
             start, found.delivered = (
                 found.delivered,
                 found.delivered + found.sizes[found.batches],
@@ -252,36 +259,40 @@ class PassRecorder:
             self._close(found)
 
     def _close(self, found: Pass) -> None:
+        # first: a callback may raise, and the pass must not be told of twice
         self._open.remove(found)
         found.closed = True
         for call in self.on_end:
             call(found)
 
-    def _stepped(self, optimizer: object) -> None:
+    def stepped(self, optimizer: Optimizer) -> None:
+        """An optimizer has stepped."""
         if self.current is not None:
             self.current.steps += 1
             self.current.optimizers.add(optimizer)
 
-    def _went_back(self, roots: object) -> None:
+    def went_back(self, roots: object) -> None:
+        """A backward begins."""
         if self.current is not None:
             self.current.backwards += 1
 
-    def _forget_all(self) -> None:
+    def forget_all(self) -> None:
+        """A new process group starts."""
         self.current = None
         self._open.clear()
         self._counts.clear()
 
 
-def add_indices(found: Pass, index: object) -> None:
+def add_indices(found: Pass, index: SupportsIndex | Sequence[SupportsIndex]) -> None:
     """Keep the indices of one batch, or give the indices of this pass up."""
     if found.indices is None:
         found.sizes.append(0)
         return
-    values = index if isinstance(index, list | tuple) else [index]
+    values = index if isinstance(index, list | tuple) else [cast(SupportsIndex, index)]
     try:
-        found.indices.extend([value.__index__() for value in values])
+        found.indices.extend([operator.index(value) for value in values])
         found.sizes.append(len(values))
-    except (AttributeError, TypeError):  # keys of another kind, or the None of a stream
+    except TypeError:  # keys of another kind, or the None of a stream
         found.indices = None
 
 
@@ -298,6 +309,11 @@ def draws_with_replacement(sampler: object) -> bool:
     if isinstance(sampler, RandomSampler):
         return sampler.replacement or sampler._num_samples is not None
     return isinstance(sampler, WeightedRandomSampler)
+
+
+def length_of(sampler: DistributedSampler) -> int:
+    """How many samples the dataset of a sampler has; it asked for that itself."""
+    return len(cast(Sized, sampler.dataset))
 
 
 def shuffles(sampler: object) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,8 +22,7 @@ from ddp_helpers.sanitizer.talk.session import Session
 class TrainingEvents:
     """Calls what is registered in its lists at each moment; counts `session.step`.
 
-    Nothing is called in a world of one rank. A callback may raise SanitizerError; one that fails
-    otherwise is told once and stays quiet.
+    Nothing is called in a world of one rank. A callback may raise SanitizerError, and nothing else.
 
     before_wrap(module, group), after_wrap(ddp): around DistributedDataParallel(...).
     before_forward(ddp, args, kwargs), after_forward(ddp, output): around ddp(...).
@@ -35,27 +35,25 @@ class TrainingEvents:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.before_wrap: list[Callable[[torch.nn.Module, dist.ProcessGroup], None]]
-        self.before_wrap = _Guarded(session)
-        self.after_wrap: list[Callable[[DistributedDataParallel], None]] = _Guarded(session)
-        self.before_forward: list[Callable[[DistributedDataParallel, tuple, dict], None]]
-        self.before_forward = _Guarded(session)
-        self.after_forward: list[Callable[[DistributedDataParallel, object], None]]
-        self.after_forward = _Guarded(session)
-        self.before_backward: list[Callable[[Sequence[torch.Tensor]], None]] = _Guarded(session)
-        self.after_backward: list[Callable[[Sequence[torch.Tensor]], None]] = _Guarded(session)
-        self.before_step: list[Callable[[Optimizer], None]] = _Guarded(session)
-        self.after_step: list[Callable[[Optimizer], None]] = _Guarded(session)
-        self.after_join: list[Callable[[], None]] = _Guarded(session)
+        self.before_wrap: list[Callable[[torch.nn.Module, dist.ProcessGroup], None]] = []
+        self.after_wrap: list[Callable[[DistributedDataParallel], None]] = []
+        self.before_forward: list[Callable[[DistributedDataParallel, tuple, dict], None]] = []
+        self.after_forward: list[Callable[[DistributedDataParallel, object], None]] = []
+        self.before_backward: list[Callable[[Sequence[torch.Tensor]], None]] = []
+        self.after_backward: list[Callable[[Sequence[torch.Tensor]], None]] = []
+        self.before_step: list[Callable[[Optimizer], None]] = []
+        self.after_step: list[Callable[[Optimizer], None]] = []
+        self.after_join: list[Callable[[], None]] = []
         self.wrap_options: dict[str, object] = {}  # the wrap's arguments, while it runs
-        self.gradients_given: object = None  # backward's own argument, while it runs
-        self.inputs_given: object = None
+        # backward's own arguments, while it runs
+        self.gradients_given: torch.Tensor | Sequence[torch.Tensor | None] | None = None
+        self.inputs_given: torch.Tensor | Sequence[torch.Tensor] | None = None
         self.joining = 0  # `with Join(...)` blocks around us
         self.stepping = 0  # optimizer steps around us: a closure runs within one
         self._in_backward = False
-        self._patch()
 
-    def _patch(self) -> None:
+    def put_patches(self) -> None:
+        """Stand in for what a training step calls."""
         patches = self.session.patches
         patches.put(DistributedDataParallel, "__init__", self._wrapping)
         patches.put(DistributedDataParallel, "forward", self._forward)
@@ -66,7 +64,8 @@ class TrainingEvents:
             register_optimizer_step_pre_hook(lambda o, *_: self._step_begins(o)),
             register_optimizer_step_post_hook(lambda o, *_: self._step_ends(o)),
         ]
-        patches.on_undo(lambda: [hook.remove() for hook in hooks])
+        for hook in hooks:
+            patches.on_undo(hook.remove)
 
     def _tell(self, listeners: Sequence[Callable], *args: object) -> None:
         if self.session.channel is not None:
@@ -95,7 +94,9 @@ class TrainingEvents:
         return torch._disable_dynamo(forward, recursive=False)
 
     def _backward(self, original: Callable) -> Callable:
-        def backward(tensors: object, *args: object, **kwargs: object) -> None:
+        def backward(
+            tensors: torch.Tensor | Sequence[torch.Tensor], *args: Any, **kwargs: Any
+        ) -> None:
             if self._in_backward:  # a checkpointed layer calls it again inside
                 return original(tensors, *args, **kwargs)
             roots = [tensors] if isinstance(tensors, torch.Tensor) else list(tensors)
@@ -141,19 +142,10 @@ class TrainingEvents:
         return leave
 
 
-class _Guarded(list):
-    """A list of callbacks, each of them made safe as it is added."""
-
-    def __init__(self, session: Session) -> None:
-        super().__init__()
-        self.session = session
-
-    def append(self, callback: Callable) -> None:
-        super().append(self.session.guarded(callback.__qualname__, callback))
-
-
 def _group_of(given: dict) -> dist.ProcessGroup:
     """The process group that DistributedDataParallel(...) will use."""
     if mesh := given.get("device_mesh"):
         return mesh.get_group(mesh_dim=0)
-    return given.get("process_group") or dist.group.WORLD
+    group = given.get("process_group") or dist.group.WORLD
+    assert group is not None  # torch refuses to wrap without a group
+    return group

@@ -7,10 +7,10 @@ fork, spawn and forkserver. It writes what it sees into a file in memory that th
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import BinaryIO
 
 import torch
@@ -18,12 +18,28 @@ from torch.utils.data import DataLoader
 from torch.utils.data._utils import fetch
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from ddp_helpers.sanitizer.compare.randomness import draws_between, random_states
+from ddp_helpers.sanitizer.compare.randomness import Draws, States, draws_between, random_states
+from ddp_helpers.sanitizer.talk.codec import decode, encode
 from ddp_helpers.sanitizer.talk.session import Session
 
 ROOM = 4096  # bytes of each worker's part of the file
 BATCHES = 3  # that a worker looks at
 FETCHERS = (fetch._MapDatasetFetcher, fetch._IterableDatasetFetcher)
+
+
+@dataclass(frozen=True)
+class WorkerBatch:
+    """What a worker drew while it loaded one batch."""
+
+    size: int
+    draws: Draws
+
+
+@dataclass(frozen=True)
+class WorkerRecord:
+    """What a worker writes into its part of the file."""
+
+    batches: tuple[WorkerBatch, ...] = ()
 
 
 class WorkerInit:
@@ -48,12 +64,12 @@ class WorkerInit:
 class _Watch:
     def __init__(self, path: str, worker_id: int) -> None:
         self.path, self.place = path, worker_id * ROOM
-        self.seen: list[dict] = []
+        self.seen: list[WorkerBatch] = []
         self.originals = [(kind, kind.fetch) for kind in FETCHERS]
 
     def begin(self) -> None:
         for kind, original in self.originals:
-            kind.fetch = self._watched(original)
+            kind.fetch = self._watched(original)  # type: ignore[method-assign]  # ours for torch's
 
     def _watched(self, original: Callable) -> Callable:
         def fetch_and_look(fetcher: object, indices: object) -> object:
@@ -65,17 +81,17 @@ class _Watch:
 
         return fetch_and_look
 
-    def _states(self) -> dict | None:
+    def _states(self) -> States | None:
         try:
             return random_states()
         except Exception:
             self._end()
             return None
 
-    def _note(self, before: dict, size: int) -> None:
+    def _note(self, before: States, size: int) -> None:
         try:
-            self.seen.append({"size": size, "draws": draws_between(before, random_states())})
-            data = json.dumps(self.seen).encode().ljust(ROOM, b" ")
+            self.seen.append(WorkerBatch(size, draws_between(before, random_states())))
+            data = encode(WorkerRecord(tuple(self.seen))).encode().ljust(ROOM, b" ")
             with open(self.path, "r+b") as file:
                 file.seek(self.place)
                 file.write(data[:ROOM])
@@ -86,7 +102,7 @@ class _Watch:
 
     def _end(self) -> None:
         for kind, original in self.originals:
-            kind.fetch = original
+            kind.fetch = original  # type: ignore[method-assign]  # back again
 
 
 class WorkerWatcher:
@@ -95,7 +111,10 @@ class WorkerWatcher:
     def __init__(self, session: Session) -> None:
         self.session = session
         self._files: weakref.WeakKeyDictionary[object, BinaryIO] = weakref.WeakKeyDictionary()
-        session.patches.put(_MultiProcessingDataLoaderIter, "__init__", self._starting)
+
+    def put_patches(self) -> None:
+        """Stand in for the start of a loader's workers."""
+        self.session.patches.put(_MultiProcessingDataLoaderIter, "__init__", self._starting)
 
     def _starting(self, original: Callable) -> Callable:
         prepare = self.session.guarded("workers", self._prepare)
@@ -124,15 +143,16 @@ class WorkerWatcher:
         """Where the workers of a loader's iterator write to, if it has any."""
         return self._files.get(iterator)
 
-    def read(self, file: BinaryIO | None) -> list[list[dict]]:
+    def read(self, file: BinaryIO | None) -> tuple[tuple[WorkerBatch, ...], ...]:
         """For each worker: what it drew with its first batches."""
         if file is None:
-            return []
+            return ()
         size = os.fstat(file.fileno()).st_size
         parts = [
             os.pread(file.fileno(), ROOM, place).strip(b" \0") for place in range(0, size, ROOM)
         ]
-        return [json.loads(part) if part else [] for part in parts]
+        found = (decode(part, WorkerRecord) if part else WorkerRecord() for part in parts)
+        return tuple(record.batches for record in found)
 
 
 def batch_size_of(batch: object) -> int:

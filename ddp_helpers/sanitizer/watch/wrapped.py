@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -14,28 +14,24 @@ from torch.optim.optimizer import Optimizer
 
 from ddp_helpers.sanitizer.compare.callsite import Place
 from ddp_helpers.sanitizer.compare.fingerprint import fingerprint
+from ddp_helpers.sanitizer.compare.records import Edit, Edits
+
+MOST_EDITED = 20  # places of changed parameters that travel; the finding names one
 
 
 @dataclass
 class SinceStep:
     """What happened to one model since an optimizer last stepped it."""
 
-    synced: list[tuple[Place, ...]] = field(default_factory=list)
-    """Where the backward passes were that averaged gradients."""
+    synced: list[tuple[Place, ...] | int] = field(default_factory=list)
+    """Where the backward passes were that averaged gradients; a number of its own for one that was
+    not looked at."""
     local: int = 0
     """Backward passes of the wrapper's forward that averaged none."""
     elsewhere: int = 0
     """Backward passes that went past the wrapper."""
     ended_in_no_sync: bool = False
     """The last forward for training was inside no_sync()."""
-
-
-@dataclass(frozen=True)
-class Edit:
-    """A change of weights that the program made by name: what it called, and where."""
-
-    what: str
-    place: Place
 
 
 @dataclass
@@ -96,10 +92,9 @@ class Wrapped:
             self.edited = [place for place, (then, now_) in enumerate(pairs) if then != now_]
         return now
 
-    def edits(self) -> dict:
-        """What the other ranks need to know of changes since the last step; plain values."""
-        edit = [self.edit.what, self.edit.place] if self.edit else None
-        return {"edited": self.edited[:20], "edit": edit}
+    def edits(self) -> Edits:
+        """What the other ranks need to know of changes since the last step."""
+        return Edits(tuple(self.edited[:MOST_EDITED]), self.edit)
 
     def is_local_sgd(self) -> bool:
         """True if a communication hook lets the ranks drift apart on purpose."""
@@ -122,6 +117,10 @@ class Registry:
     """Finds the wrapped model that a module, a wrapper or a parameter belongs to."""
 
     def __init__(self) -> None:
+        self.forget_all()
+
+    def forget_all(self) -> None:
+        """A new process group starts: numbers count from 0."""
         self.models: list[Wrapped] = []
         self.in_backward: list[Wrapped] = []
         """Those whose gradients the backward that runs now averages."""
@@ -129,7 +128,8 @@ class Registry:
         self._places: dict[int, tuple[Wrapped, int]] = {}
         self._counts: dict[str, int] = defaultdict(int)
         self._wraps = 0
-        self._stepped_by: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+        self._stepped_by: weakref.WeakKeyDictionary[Optimizer, tuple[list[int], list[Wrapped]]]
+        self._stepped_by = weakref.WeakKeyDictionary()
 
     def next_number(self, group: str) -> int:
         """The number that the next wrap in this group gets."""
@@ -172,7 +172,7 @@ class Registry:
             return None
         return found
 
-    def models_of(self, parameters: Iterator[torch.Tensor]) -> list[Wrapped]:
+    def models_of(self, parameters: Iterable[torch.Tensor]) -> list[Wrapped]:
         """The models that hold any of these parameters."""
         found = {id(hit[0]): hit[0] for p in parameters if (hit := self.find(p)) is not None}
         return list(found.values())
@@ -185,10 +185,6 @@ class Registry:
             found = self.models_of(p for group in optimizer.param_groups for p in group["params"])
             known = self._stepped_by[optimizer] = (sizes, found)
         return known[1]
-
-    def forget_all(self) -> None:
-        """A new process group starts: numbers count from 0."""
-        self.__init__()
 
 
 def _name(hook: object) -> str:

@@ -3,6 +3,7 @@
 import linecache
 import random
 import textwrap
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from ddp_helpers.sanitizer.compare.fingerprint import (
 )
 from ddp_helpers.sanitizer.compare.fingerprint import settings as settings_of
 from ddp_helpers.sanitizer.compare.graph import leaves, loss_terms, number_of, reached
+from ddp_helpers.sanitizer.compare.records import Edits, StepRecord
 from ddp_helpers.sanitizer.talk.session import Session
 
 quick = settings(max_examples=60, deadline=None)
@@ -381,41 +383,40 @@ def test_settings_are_plain_numbers():
 
 def records(**changes):
     """Records of one step on three ranks; `settings={1: ...}` says what is different on rank 1."""
-    usual = {
-        "optimizer": "SGD",
-        "which": [0, 1],
-        "grads": "aa,bb",
-        "after": "cc,dd",
-        "settings": [{"lr": 0.1}],
-        "synced": 3,
-        "since": 1,
-        "elsewhere": 0,
-        "in_no_sync": False,
-        "edited": [],
-        "edit": None,
-        "stack": [["train.py", 3, "train"]],
-        "step": 2,
-    }
-    made = {rank: dict(usual) for rank in range(3)}
+    usual = StepRecord(
+        optimizer="SGD",
+        which=(0, 1),
+        grads="aa,bb",
+        settings=({"lr": 0.1},),
+        synced=3,
+        since=1,
+        elsewhere=0,
+        in_no_sync=False,
+        edits=Edits(),
+        stack=(("train.py", 3, "train"),),
+        step=2,
+        after="cc,dd",
+    )
+    made = dict.fromkeys(range(3), usual)
     for key, values in changes.items():
         for rank, value in values.items():
-            made[rank][key] = value
+            made[rank] = replace(made[rank], **{key: value})
     return made
 
 
 GRADS = {1: "aa,xx"}
 CAUSES = [
     ({}, None, ()),
-    ({"settings": {1: [{"lr": 0.2}]}}, "different-learning-rates", (1,)),
+    ({"settings": {1: ({"lr": 0.2},)}}, "different-learning-rates", (1,)),
     ({"grads": GRADS}, "gradients-differ", (1,)),
-    ({"grads": GRADS, "settings": {1: [{"lr": 0.2}]}}, "different-learning-rates", (1,)),
+    ({"grads": GRADS, "settings": {1: ({"lr": 0.2},)}}, "different-learning-rates", (1,)),
     ({"grads": GRADS, "in_no_sync": {1: True}}, "ended-inside-no-sync", (1,)),
     ({"grads": GRADS, "since": {0: 0, 1: 0, 2: 0}}, "forward-skipped-ddp", (0, 1, 2)),
     ({"grads": GRADS, "elsewhere": {1: 1}}, "forward-skipped-ddp", (1,)),
     ({"after": {2: "cc,xx"}}, "weights-differ", (2,)),
-    ({"after": {2: "cc,xx"}, "edited": {2: [1]}}, "changed-after-wrap", (2,)),
+    ({"after": {2: "cc,xx"}, "edits": {2: Edits((1,))}}, "changed-after-wrap", (2,)),
     ({"synced": {0: 4}, "grads": {0: "xx,yy"}}, "steps-differ", (0,)),
-    ({"edited": {2: [1]}}, None, ()),
+    ({"edits": {2: Edits((1,))}}, None, ()),
     ({"elsewhere": {1: 1}}, None, ()),
 ]
 

@@ -13,19 +13,20 @@ from torch.utils.data import DataLoader, DistributedSampler, Sampler, TensorData
 from ddp_helpers.sanitizer.checks.data_checks import share_record
 from ddp_helpers.sanitizer.checks.epochs import repeats
 from ddp_helpers.sanitizer.checks.evaluations import padded_here
-from ddp_helpers.sanitizer.checks.first_steps import have_same_inputs
+from ddp_helpers.sanitizer.checks.first_steps import StepInputs, have_same_inputs
 from ddp_helpers.sanitizer.checks.slow import count_buckets
 from ddp_helpers.sanitizer.checks.start import told_world
 from ddp_helpers.sanitizer.compare.randomness import draws_between, random_states, same_draws
 from ddp_helpers.sanitizer.compare.samples import (
     MOST_INDICES,
+    DatasetPrint,
     contents_hash,
     decode_indices,
     encode_indices,
     fingerprint,
     mix,
 )
-from ddp_helpers.sanitizer.compare.shares import judge
+from ddp_helpers.sanitizer.compare.shares import SamplerRecord, Samples, ShareRecord, judge
 from ddp_helpers.sanitizer.watch.order import Moment, is_before
 from ddp_helpers.sanitizer.watch.passes import Pass, add_indices
 
@@ -51,7 +52,7 @@ def record_of(data, sampler, batch=1, drop_last=False, stop=None):
         data,
         sampler,
         "loop#0",
-        [("train.py", 1, "train")],
+        (("train.py", 1, "train"),),
         lambda: None,
         0,
         steps=1,
@@ -133,9 +134,9 @@ def test_a_large_dataset_is_looked_at_in_part():
     size = 3 * MOST_INDICES
     half = array("q", range(0, size, 2))
     record = encode_indices(half, size)
-    assert record["every"] == 3
+    assert record.every == 3
     assert abs(len(decode_indices(record)) * 3 / len(half) - 1) < 0.02
-    assert len(record["steps"]) < MOST_INDICES
+    assert len(record.steps) < MOST_INDICES
 
 
 def test_a_wrong_shard_of_a_large_dataset():
@@ -143,14 +144,12 @@ def test_a_wrong_shard_of_a_large_dataset():
 
     def record(rank, start):
         own = array("q", range(start, start + size // 2 + 1000))
-        return {
-            "complete": True, "joined": False, "batches": 9, "steps": 9, "twice": 0,
-            "count": len(own), "order": str(start), "outer": encode_indices(own, size),
-            "inner": encode_indices(own, size), "length": size, "contents": {}, "batch": 64,
-            "dataset": {"hash": "a", "data": True}, "root": {"hash": "a", "data": True},
-            "bag": None, "kind": "own", "padding": 0, "dropped": 0, "share": 0, "drop_last": False,
-            "replicas": None, "seed": None, "epoch": None, "formula": False, "again": False,
-        }  # fmt: skip
+        held, packed = DatasetPrint("a", data=True), encode_indices(own, size)
+        samples = Samples(
+            count=len(own), twice=0, order=str(start), outer=packed, inner=packed, length=size,
+            dataset=held, root=held, bag=None, contents={}, batch=64, sampler=SamplerRecord("own"),
+        )  # fmt: skip
+        return ShareRecord(9, 9, complete=True, joined=False, place=None, samples=samples)
 
     assert kinds([record(0, 0), record(1, size // 2 - 1000)]) == {"overlapping-data"}
     assert kinds([record(0, 0), record(1, size // 2 + 1000)]) == set()
@@ -181,10 +180,10 @@ def test_a_fingerprint_reads_what_a_dataset_holds():
 
     files = [f"{n}.png" for n in range(20)]
     assert fingerprint(Files(files, 0)) == fingerprint(Files(list(files), 0))
-    assert fingerprint(Files(files, 0))["data"]
+    assert fingerprint(Files(files, 0)).data
     assert fingerprint(Files(files, 0)) != fingerprint(Files(files, 1))
     assert fingerprint(Files(files[::2], 0)) != fingerprint(Files(files[1::2], 0))
-    assert not fingerprint(Files(None, 0))["data"]
+    assert not fingerprint(Files(None, 0)).data
 
 
 def test_contents():
@@ -197,11 +196,11 @@ def test_contents():
     assert contents_hash(torch.ones(3).to("meta")) is None
     assert contents_hash(torch.eye(3).to_sparse()) is None
     assert contents_hash("text") is None
-    steps = [{"inputs": name} for name in "abcd"]
+    steps = [StepInputs(name) for name in "abcd"]
     assert have_same_inputs([steps, steps])
     assert not have_same_inputs([steps, steps[::-1]])
-    assert not have_same_inputs([[{"inputs": "a"}] * 4] * 2)
-    assert not have_same_inputs([[{"inputs": None}, *steps]] * 2)
+    assert not have_same_inputs([[StepInputs("a")] * 4] * 2)
+    assert not have_same_inputs([[StepInputs(None), *steps]] * 2)
 
 
 def test_an_order_that_repeats():
