@@ -56,8 +56,9 @@ def prepare(wing: str) -> Path:
         "pytest_add_cli_args_test_selection": TESTS[wing],
         "pytest_add_cli_args": ["-p", "no:cacheprovider"],
         "also_copy": list(COPIED),
-        "timeout_multiplier": 3.0,
-        "timeout_constant": 1.0,
+        # a mutant that is only slow on a busy machine must not count as noticed
+        "timeout_multiplier": 10.0,
+        "timeout_constant": 5.0,
     }
     with open(folder / "pyproject.toml", "a") as file:
         file.write("\n[tool.mutmut]\n")
@@ -94,7 +95,8 @@ def results(wing: str) -> dict[str, str]:
 def file_of(name: str) -> str:
     """`ddp_helpers/data/loaders.py` of `ddp_helpers.data.loaders.x_exact_split__mutmut_1`."""
     module = name.partition("__mutmut_")[0].rpartition(".")[0]
-    return f"{module.replace('.', '/')}.py"
+    path = module.replace(".", "/")
+    return f"{path}/__init__.py" if (ROOT / path).is_dir() else f"{path}.py"
 
 
 def table(found: dict[str, str]) -> str:
