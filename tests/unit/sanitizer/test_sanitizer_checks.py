@@ -22,7 +22,13 @@ from torch.utils.data import (
 )
 
 from ddp_helpers.sanitizer.checks.causes import Causes
-from ddp_helpers.sanitizer.checks.checkpoints import Access, CheckpointChecker, clash, path_of
+from ddp_helpers.sanitizer.checks.checkpoints import (
+    Access,
+    CheckpointChecker,
+    FilesRecord,
+    clash,
+    path_of,
+)
 from ddp_helpers.sanitizer.checks.collectives import CollectiveChecker, tensors_in
 from ddp_helpers.sanitizer.checks.data_checks import (
     Peers,
@@ -860,6 +866,14 @@ def test_a_padded_evaluation():
     assert many.cause.startswith("3 samples count twice")
 
 
+def test_a_pass_without_a_distributed_sampler_is_no_padded_evaluation():
+    session = sessions(2)[1]
+    checker = EvaluationChecker(session)
+    checker.delivered(a_pass(steps=0), None)
+    checker.decide()
+    assert session.findings == []
+
+
 def test_evaluations_that_are_right():
     assert evaluation(6, [2.5]) == []  # nothing is padded
     assert evaluation(5, [2.5], rank=0) == []
@@ -1025,6 +1039,10 @@ def test_a_file_that_is_read_while_it_is_written(tmp_path):
         first.put_patches()
         torch.save({"a": 1}, path)
         assert torch.load(path) == {"a": 1}  # one rank alone orders itself
+        accesses = zero.line.read("files", [0], FilesRecord)[0].accesses
+        assert [(each.what, each.end) for each in accesses] == [
+            ("save", moment()), ("load", moment()),
+        ]  # fmt: skip
         zero.patches.undo()
         second.put_patches()
         one.step = 8

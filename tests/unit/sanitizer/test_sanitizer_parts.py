@@ -4,6 +4,7 @@ import linecache
 import random
 import textwrap
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -191,6 +192,50 @@ def test_a_condition_whose_value_is_known(value, expected):
         """
     mine, theirs, frames = stacks(text, mine=True, other=value, third=False)
     assert crossed(frames, mine, theirs) is expected
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        ("get_rank() == 0", True),
+        ("dist.get_rank() == 0", True),
+        ("get_rank() == 1", False),
+        ("get_rank(group) == 0", False),  # with arguments it may do anything
+        ("get_rank(group=group) == 0", False),
+        ("ask() == 0", False),
+        ("rank in (0, 1)", True),
+        ("not rank and limit > 2.5", True),
+        ("unknown", False),
+        ("[rank for rank in (1,)]", False),
+    ],
+)
+def test_conditions_that_can_be_told(condition, expected):
+    text = f"""
+        def run():
+            if mine:
+                call()  # A
+            if {condition}:
+                call()  # B
+        """
+    ask = lambda *given, **more: 0
+    known = {"mine": True, "group": 1, "rank": 0, "limit": 3, "dist": SimpleNamespace(get_rank=ask)}
+    mine, theirs, (frame,) = stacks(text, **known)
+    frame.f_globals.update(get_rank=ask, ask=ask)
+    assert crossed([frame], mine, theirs) is expected
+    assert not crossed([], mine, theirs)  # there is no frame to look at
+
+
+def test_cases_are_conditions_that_cannot_be_told():
+    text = """
+        def run():
+            if mine:
+                call()  # A
+            match kind:
+                case 1:
+                    call()  # B
+        """
+    mine, theirs, frames = stacks(text, mine=True, kind=1)
+    assert not crossed(frames, mine, theirs)
 
 
 def test_code_that_cannot_be_read_is_no_evidence():

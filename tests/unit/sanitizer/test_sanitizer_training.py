@@ -497,6 +497,30 @@ def test_a_collective_has_the_name_by_which_the_reader_called_it(watched):
     assert called == ["all_reduce", "broadcast", "barrier"]
 
 
+def test_what_is_told_of_collectives(watched):
+    _, mirror, _ = watched()
+    dist.all_reduce(torch.ones(2, 3), op=dist.ReduceOp.MAX)
+    dist.broadcast(torch.ones(4, dtype=torch.int64), src=0)
+    dist.all_gather([torch.ones(5)], torch.ones(5))
+    dist.barrier()
+    told = mirror.records("call", CallRecord)
+    assert [record.reduce for record in told] == ["MAX", None, None, None]
+    assert [record.root for record in told] == [None, 0, None, None]
+    kinds_told = [[(each.dtype, each.shape) for each in record.tensors] for record in told]
+    assert kinds_told == [[("float32", (2, 3))], [("int64", (4,))], [("float32", (5,))], []]
+
+
+def test_an_asynchronous_call_is_not_waited_for(watched, monkeypatch):
+    session, mirror, _ = watched()
+    mirror.change("call", CallRecord, lambda record: None)  # the other rank does not come
+    monkeypatch.setattr("ddp_helpers.sanitizer.talk.sequence.ASYNC_PATIENCE", 0.0)
+    work = dist.all_reduce(torch.ones(1), async_op=True)
+    assert kinds(session) == []
+    session.timeout = 0.01
+    found = found_by(work.wait)
+    assert (found.kind, found.ranks) == ("rank-did-not-come", (0,))
+
+
 def test_a_loss_that_is_reduced_to_be_printed(watched):
     session, _, _ = watched()
     ddp = DistributedDataParallel(model())
