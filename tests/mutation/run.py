@@ -8,6 +8,7 @@ and with --survivors what nobody noticed. `--show NAME` prints one as a differen
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -16,6 +17,8 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 # not in the repository: some tests ask git about their files
@@ -36,6 +39,7 @@ TESTS = {
 }
 COPIED = ("ddp_helpers", "data", "tests", "notebooks", "pyproject.toml", "README.md")
 NOTICED = {"killed", "timeout", "segfault", "caught by type check"}
+MARK = "DDP_HELPERS_MUTANTS"  # in the environment of all that a run starts
 NO_THREADS = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
 
 
@@ -70,16 +74,32 @@ def run(wing: str, names: list[str], jobs: int) -> Path:
     """Let mutmut try all mutants of a wing, or those whose names match."""
     folder = prepare(wing)
     # forked from a process with a pool of threads, a test may wait for ever, and look noticed
-    environment = {**os.environ, **NO_THREADS}
+    environment = {**os.environ, **NO_THREADS, MARK: folder.name}
     command = [sys.executable, "-m", "mutmut", "run", "--max-children", str(jobs), *names]
     log = folder / "mutmut.log"
-    with open(log, "w") as file:
-        done = subprocess.run(
-            command, cwd=folder, env=environment, stdout=file, stderr=subprocess.STDOUT, check=False
-        )
+    try:
+        with open(log, "w") as file:
+            done = subprocess.run(
+                command,
+                cwd=folder,
+                env=environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+    finally:
+        end_leftovers(wing)
     if done.returncode:
         sys.exit(f"mutmut ended with {done.returncode}: {log}\n{log.read_text()[-2000:]}")
     return folder
+
+
+def end_leftovers(wing: str) -> None:
+    """End the processes of mutants whose mistake was not to end them."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(MARK) == wing:
+                process.kill()
 
 
 def results(wing: str) -> dict[str, str]:

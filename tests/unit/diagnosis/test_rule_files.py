@@ -107,7 +107,7 @@ GOOD = {
     ("change", "told"),
     [
         ({}, None),
-        ({"mesage": ["x"]}, "unknown key mesage"),
+        ({"text": ["x"]}, "unknown key text"),
         ({"message": ["x("]}, "is no regular expression"),
         ({"message": ["port in use"]}, r"has 0 groups, and \1 is asked for"),
         ({"message": "in use"}, "message is 'in use': expected texts"),

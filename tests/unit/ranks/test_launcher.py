@@ -337,7 +337,11 @@ async def later():
             ValueError,
             "timeout=nan: expected more than 0 seconds",
         ),
-        ({"threads_per_rank": 0}, ValueError, "threads_per_rank=0: expected a whole number, at least 1"),
+        (
+            {"threads_per_rank": 0},
+            ValueError,
+            "threads_per_rank=0: expected a whole number, at least 1",
+        ),
         (
             {"start_method": "fork"},
             ValueError,
