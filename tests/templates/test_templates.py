@@ -120,7 +120,8 @@ def test_ranks_start_equal_draw_differently_and_share_each_epoch_anew(runner: Ru
     folder.mkdir(parents=True)
     source = (TEMPLATES / "ddp_spawn.py").read_text()
     (folder / "probe.py").write_text(source.replace("        model.train()\n", PROBE))
-    runner.on_ranks(2, folder / "probe.py", "--limit", 20, "--epochs", 2, folder=folder)
+    flags = ("--world-size", 2, "--limit", 20, "--epochs", 2)
+    assert runner.run_warm(folder / "probe.py", *flags, folder=folder).code == 0
     pattern = re.compile(r"rank (\d) seed (\d+) weights (\S+) order \[(.*)\]")
     seen = {
         (rank, epoch): pattern.fullmatch((folder / f"probe-{rank}-{epoch}.txt").read_text())
