@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, TypedDict, TypeVar, Unpack, overload
 
 from ddp_helpers.arguments import check_positive, check_whole
-from ddp_helpers.diagnosis.failure_report import failure_report
 from ddp_helpers.environment.check import default_nprocs, usable_cpu_count
 from ddp_helpers.evidence.records import LaunchResult
 from ddp_helpers.ranks import fork_server
@@ -161,6 +160,8 @@ def launch(
     if all(rank.ok for rank in ranks):
         _print_notes(result, echo)
         return result
+    from ddp_helpers.diagnosis.failure_report import failure_report  # most launches need none
+
     late = supervisor.ending is Ending.TIMED_OUT
     stranded = supervisor.ending is Ending.STRANDED
     report = failure_report(ranks, timeout=timeout if late else None, stranded=stranded)
