@@ -2,7 +2,7 @@
 
     python tests/matrix/run.py                 # all rows of rows.toml, one after the other
     python tests/matrix/run.py oldest newest   # some of them
-    python tests/matrix/run.py --table         # only write README.md's tables from results.json
+    python tests/matrix/run.py --table         # only write README.md's table from results.json
 
 Each row gets an environment of its own, beside a copy of the files that git knows, and both are
 deleted after it: torch's CUDA build takes more than 5 GB. The results go to results.json, and from
@@ -45,11 +45,7 @@ GROUPS = {
     "templates": ("tests/templates",),
 }
 LONGEST_INSTALL, LONGEST_GROUP = 3600, 2400  # seconds
-HEAD = {
-    "README.md": "Python, torch, other packages, launch, sanitizer, exact resume, exercises, "
-    "templates, date",
-    "README.zh-CN.md": "Python, torch, 其他软件包, launch, sanitizer, 精确续训, 练习, 模板, 日期",
-}
+HEAD = ("Python", "torch", "other packages", *GROUPS, "date")
 BEGIN, END = "<!-- matrix: begin -->", "<!-- matrix: end -->"
 
 
@@ -57,7 +53,7 @@ def main() -> int:
     rows = tomllib.loads((HERE / "rows.toml").read_text())
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", choices=[*rows, []], help="rows; by default all")
-    parser.add_argument("--table", action="store_true", help="run nothing, write the tables")
+    parser.add_argument("--table", action="store_true", help="run nothing, write the table")
     options = parser.parse_args()
     good = True
     for name in () if options.table else options.names or rows:
@@ -66,7 +62,7 @@ def main() -> int:
         good &= not any(cell["failed"] for cell in found["groups"].values())
         results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
         RESULTS.write_text(json.dumps({**results, name: found}, indent=1) + "\n")
-    write_tables()
+    write_table()
     return 0 if good else 1
 
 
@@ -111,12 +107,26 @@ def build(row: dict, tree: Path, venv: Path) -> Path:
     wanted = "torch" if row["torch"] == "newest" else f"torch=={row['torch']}"
     # first: no later step may put another torch in its place
     run([*pip, *row.get("pip", ()), wanted], tree)
-    version = ask(python, "import torch; print(torch.__version__.partition('+')[0])")
     pins = tree / "pins.txt"
-    kept = (tree / "constraints.txt").read_text() if row["rest"] == "pins" else ""
-    pins.write_text(re.sub(r"^torch==.*\n", "", kept, flags=re.M) + f"torch=={version}\n")
+    pins.write_text(pins_beside_torch(python, tree) if row["rest"] == "pins" else "")
+    # torch and what it asked for stay: another torch would ask for other versions of sympy
+    kept = subprocess.run([*pip[:3], "freeze"], capture_output=True, text=True, check=True).stdout
+    with pins.open("a") as file:
+        file.write(re.sub(r"\+\w+$", "", kept, flags=re.M))
     run([*pip, *row.get("pip", ()), "-c", str(pins), "-e", ".[dev]"], tree)
     return python
+
+
+def pins_beside_torch(python: Path, tree: Path) -> str:
+    """The lines of constraints.txt for all that torch has not brought itself."""
+    code = "import importlib.metadata as m; print(*(d.name for d in m.distributions()))"
+    brought = {normal(name) for name in ask(python, code).split()}
+    lines = (tree / "constraints.txt").read_text().splitlines(keepends=True)
+    return "".join(line for line in lines if normal(line.partition("==")[0]) not in brought)
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def run(command: list[str], folder: Path) -> None:
@@ -164,29 +174,24 @@ def read_report(report: Path) -> dict:
     return {"passed": passed, "skipped": skipped, "failed": failed}
 
 
-# ---- the tables
+# ---- the table
 
 
-def write_tables() -> None:
-    """Put the results into README.md and its translation, between their marks."""
-    for name, head in HEAD.items():
-        path = ROOT / name
-        before, _, rest = path.read_text().partition(BEGIN)
-        _, end, after = rest.partition(END)
-        if end:
-            path.write_text(f"{before}{BEGIN}\n{table(head)}\n{END}{after}")
+def write_table() -> None:
+    """Put the results into README.md, between their marks; its translation follows by hand."""
+    path = ROOT / "README.md"
+    before, _, rest = path.read_text().partition(BEGIN)
+    after = rest.partition(END)[2]
+    path.write_text(f"{before}{BEGIN}\n{table()}\n{END}{after}")
 
 
-def table(head: str) -> str:
+def table() -> str:
     """The rows of results.json, as Markdown."""
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    columns = head.split(", ")
-    lines = [columns, ["---"] * len(columns)]
-    chinese = "日期" in head
-    for row in results.values():
-        rest = {"pins": "`constraints.txt`", "newest": "最新" if chinese else "newest"}[row["rest"]]
-        cells = [cell(row["groups"][name]) for name in GROUPS]
+    lines = [HEAD, ["---"] * len(HEAD)]
+    for row in json.loads(RESULTS.read_text()).values():
+        rest = {"pins": "`constraints.txt`", "newest": "newest"}[row["rest"]]
         torch = row["torch"].partition("+")[0]
+        cells = [cell(row["groups"][name]) for name in GROUPS]
         lines.append([row["python"], torch, rest, *cells, row["date"]])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
