@@ -140,15 +140,25 @@ def _other_lines(ranks: Sequence[RankResult], causes: Sequence[RankResult]) -> l
     return lines
 
 
+def stopped_report(ranks: Sequence[RankResult], seconds: float) -> str:
+    """Say where each rank stood when the reader stopped them after so many seconds."""
+    lines = [f"stopped after {seconds:.1f} s, and all ranks have ended", *_standing_lines(ranks)]
+    return "\n".join(lines[:MOST_LINES])
+
+
 def _hang_lines(ranks: Sequence[RankResult], timeout: float | None) -> list[str]:
     """Where each rank stands; without a timeout, some wait for others that have ended."""
-    lines = [
+    first = (
         f"the ranks did not end within {timeout:g} s, and were ended"
         if timeout
         else "a rank waited for others that had already ended"
-    ]
+    )
+    return [first, *_standing_lines(ranks)]
+
+
+def _standing_lines(ranks: Sequence[RankResult]) -> list[str]:
     finished = [rank.rank for rank in ranks if rank.ok]
-    lines += [f"{name_ranks(finished)} had finished"] if finished else []
+    lines = [f"{name_ranks(finished)} had finished"] if finished else []
     standing = [rank for rank in ranks if not rank.ok]
     for rank in standing[:MOST_STANDING]:
         frame = innermost_user_frame(rank.stack)
@@ -162,6 +172,10 @@ def _hang_lines(ranks: Sequence[RankResult], timeout: float | None) -> list[str]
 def _stands(rank: RankResult) -> str:
     if rank.stopped:
         return f"rank {rank.rank} was paused from outside (SIGSTOP: `kill -CONT` wakes it)"
+    if rank.error or rank.exit_code is not None:
+        return f"rank {rank.rank} {_how(rank)}"
+    if not rank.stack and rank.last_call:
+        return f"rank {rank.rank} did not tell where it was"
     if not rank.stack:
         return f"rank {rank.rank} was still starting"
     place = innermost_user_frame(rank.stack) or rank.stack[-1]

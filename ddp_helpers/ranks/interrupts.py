@@ -40,6 +40,15 @@ class HeldInterrupts:
         if kind is None:  # else an error is on its way already, perhaps a Ctrl-C
             self.deliver()
 
+    @property
+    def waiting(self) -> int:
+        """How many have come and were not let in yet."""
+        return len(self._came)
+
+    def forget(self) -> None:
+        """Those that have come since asked for what has happened already."""
+        self._came.clear()
+
     def deliver(self) -> None:
         """Let a Ctrl-C that has come happen now: by default that raises KeyboardInterrupt."""
         if self._came and self._before is not None:

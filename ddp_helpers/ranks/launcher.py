@@ -58,12 +58,24 @@ class LaunchTimeoutError(LaunchError):
 class LaunchStopped(KeyboardInterrupt):
     """The reader pressed the stop button of the live view. `.result` holds what each rank left."""
 
-    def __init__(self, result: LaunchResult[Any]) -> None:
-        super().__init__(f"stopped after {result.seconds:.1f} s, and all ranks have ended")
+    def __init__(self, report: str, result: LaunchResult[Any]) -> None:
+        super().__init__(report)
         self.result = result
 
     def _render_traceback_(self) -> list[str]:
         return [f"{type(self).__name__}: {self}"]
+
+
+def _interrupted(report: str, result: LaunchResult[Any]) -> KeyboardInterrupt:
+    """What a Ctrl-C raises: with `.result`, and in IPython without the launcher's own stack.
+
+    No class of its own: after an exact KeyboardInterrupt Python ends by SIGINT, and only then does
+    a loop of the shell end as well.
+    """
+    stop = KeyboardInterrupt(report)
+    shown = [f"KeyboardInterrupt: {report}"]
+    vars(stop).update(result=result, _render_traceback_=lambda: shown)
+    return stop
 
 
 class Options(TypedDict, total=False):
@@ -131,6 +143,8 @@ def launch(
             rank, the line and what to do.
         LaunchTimeoutError: the ranks did not end within `timeout`.
         LaunchStopped: the stop button of the live view was pressed.
+        KeyboardInterrupt: Ctrl-C, or JupyterLab's own stop button; the text says where each rank
+            stood.
     """
     nprocs = default_nprocs() if nprocs is None else nprocs
     _check(fn, nprocs, timeout, threads_per_rank, start_method)
@@ -152,17 +166,23 @@ def launch(
             own_temporary=start_method == "spawn",
             sanitize=every,
         )
-        _prepare(start_method)
+        try:
+            _prepare(start_method)
+        except KeyboardInterrupt:
+            raise _interrupted("stopped before a rank had started", LaunchResult(())) from None
         supervisor = Supervisor(job, start_method, timeout, _view(nprocs, echo, live))
         ranks = tuple(supervisor.run())
     result = LaunchResult(ranks, supervisor.seconds, start_method)
-    if supervisor.ending is Ending.STOPPED:
-        raise LaunchStopped(result) from None
-    if all(rank.ok for rank in ranks):
+    stopped = supervisor.ending in (Ending.STOPPED, Ending.INTERRUPTED)
+    if all(rank.ok for rank in ranks) and not stopped:
         _print_notes(result, echo)
         return result
-    from ddp_helpers.diagnosis.failure_report import failure_report  # most launches need none
+    from ddp_helpers.diagnosis.failure_report import failure_report, stopped_report
 
+    if stopped:
+        report = stopped_report(ranks, result.seconds)
+        kind = LaunchStopped if supervisor.ending is Ending.STOPPED else _interrupted
+        raise kind(report, result) from None
     late = supervisor.ending is Ending.TIMED_OUT
     stranded = supervisor.ending is Ending.STRANDED
     report = failure_report(ranks, timeout=timeout if late else None, stranded=stranded)

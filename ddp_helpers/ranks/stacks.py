@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ddp_helpers.evidence.frames import make_frame
 from ddp_helpers.evidence.last_call import read_last_call
@@ -16,32 +16,46 @@ from ddp_helpers.ranks import wire
 from ddp_helpers.ranks.launched import Events, LaunchedRank
 from ddp_helpers.ranks.processes import is_stopped
 
-STACK_WAIT = 0.2  # seconds for all ranks to write; one that is paused never will
+STACK_WAIT = 0.2  # seconds for all ranks to write
+LONG_STACK_WAIT = 1.5  # where their stacks are all that there is to tell
 LOOK = 0.005  # seconds between looks at what they have written
 STACK_LINE = re.compile(r'File "(.+)", line (\d+) in (.+)')  # as faulthandler writes it
 
 
-def take_stacks(ranks: Sequence[LaunchedRank], job: wire.Job, events: Events) -> None:
+def take_stacks(
+    ranks: Sequence[LaunchedRank],
+    job: wire.Job,
+    events: Events,
+    patience: float = STACK_WAIT,
+    is_enough: Callable[[], bool] = lambda: False,
+) -> None:
     """Ask each of these ranks for its stack, and note it with its last collective.
 
     A rank that has not called yet, or has told its outcome, is left alone.
+
+    Args:
+        patience: seconds for all of them to write; on a busy machine that takes a while.
+        is_enough: ends the wait, too.
     """
     asked = [(rank, rank.files) for rank in ranks if rank.files and not rank.outcome]
     before = {rank.rank: os.fstat(files.stacks).st_size for rank, files in asked}
     for rank, _ in asked:
+        rank.stopped = is_stopped(rank.pid)
         with contextlib.suppress(ProcessLookupError):
             os.kill(rank.pid, wire.STACK_SIGNAL)
-    limit = time.monotonic() + STACK_WAIT
+    limit = time.monotonic() + patience
     while time.monotonic() < limit and any(
-        not rank.ended and os.fstat(files.stacks).st_size == before[rank.rank]
+        not (rank.ended or rank.stopped)
+        and os.fstat(files.stacks).st_size == before[rank.rank]
         for rank, files in asked
     ):
+        if is_enough():
+            break
         events.pump(LOOK)
     for rank, files in asked:
         text = wire.read_whole(files.stacks)[before[rank.rank] :].decode("utf-8", "replace")
         rank.stack = parse_stack(text, job)
         rank.last_call = read_last_call(wire.read_whole(files.last_call), job.names)
-        rank.stopped = is_stopped(rank.pid)
 
 
 def parse_stack(text: str, job: wire.Job) -> tuple[Frame, ...]:

@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import socket
+import sys
 import time
 from enum import Enum
 from typing import Any
@@ -16,7 +17,8 @@ from ddp_helpers.ranks import wire
 from ddp_helpers.ranks.interrupts import HeldInterrupts, interrupts_blocked
 from ddp_helpers.ranks.launched import Events, LaunchedRank
 from ddp_helpers.ranks.processes import count_memory_kills, has_exited, start_processes
-from ddp_helpers.ranks.stacks import StrandedLook, take_stacks
+from ddp_helpers.ranks.stall import StallWatch
+from ddp_helpers.ranks.stacks import LONG_STACK_WAIT, STACK_WAIT, StrandedLook, take_stacks
 from ddp_helpers.ranks.view import PER_SECOND, Silenceable, View
 
 GRACE_AFTER_FAILURE = 0.15  # seconds in which other ranks may still tell what became of them
@@ -33,7 +35,8 @@ class Ending(Enum):
     FAILED = "a rank failed, and the others were ended"
     TIMED_OUT = "the limit came"
     STRANDED = "all ranks that still ran waited for others that had ended"
-    STOPPED = "the reader pressed stop"
+    STOPPED = "the reader pressed the view's stop button"
+    INTERRUPTED = "Ctrl-C, or JupyterLab's own stop button"
 
 
 class Supervisor:
@@ -56,6 +59,7 @@ class Supervisor:
         self._ranks: list[LaunchedRank] = []
         self._interrupts = HeldInterrupts()
         self._stranded = StrandedLook()
+        self._stall = StallWatch()
         # closed in the reverse order: the listener and the ranks' files, the selector last of all
         self._files = contextlib.ExitStack()
         self._events = Events()
@@ -72,9 +76,13 @@ class Supervisor:
             try:
                 self._start()
                 self.ending = self._watch(started_at + self.timeout)
+            except KeyboardInterrupt:  # the caller raises its own, with what the ranks have left
+                self.ending = Ending.INTERRUPTED
             finally:
                 self._end()
                 self.seconds = time.monotonic() - started_at
+            if self.ending is Ending.INTERRUPTED:
+                self._interrupts.forget()
         more = count_memory_kills() > memory_kills
         return [rank.result(more) for rank in self._ranks]
 
@@ -135,11 +143,12 @@ class Supervisor:
     def _watch(self, deadline: float) -> Ending:
         view = self._view.shown
         while self._living():
-            self._interrupts.deliver()  # here every rank is noted, and _end() will find it
+            self._let_interrupts_in()  # here every rank is noted, and _end() will find it
             self._events.pump(self._patience(deadline))
             if view:
                 view.tick()
                 if view.is_stop_asked():
+                    self._take_stacks(LONG_STACK_WAIT)
                     return Ending.STOPPED
             now = time.monotonic()
             # not at once: the one that failed first to our eyes may be a consequence of another's
@@ -149,7 +158,7 @@ class Supervisor:
                 self._take_stacks()
                 return Ending.FAILED
             if now > deadline:
-                self._take_stacks()
+                self._take_stacks(LONG_STACK_WAIT)
                 # the limit is the function's; one that has returned just in time is not late
                 late = any(rank.outcome is None for rank in self._living())
                 return Ending.TIMED_OUT if late else Ending.ALL_ENDED
@@ -158,6 +167,9 @@ class Supervisor:
             with self._view.silenced():
                 if self._stranded.is_so(self._ranks, self.job, self._events):
                     return Ending.STRANDED
+                stall = self._stall.tell(self._ranks, self.job, self._events)
+            if stall and view:
+                print(stall, file=sys.stderr, flush=True)
         return Ending.ALL_ENDED
 
     def _failed_at(self) -> float | None:
@@ -178,9 +190,17 @@ class Supervisor:
             rank.outcome and now > rank.finished_at + GRACE_AFTER_OUTCOME for rank in self._living()
         )
 
-    def _take_stacks(self) -> None:
+    def _let_interrupts_in(self) -> None:
+        if self._interrupts.waiting:
+            self._take_stacks(LONG_STACK_WAIT)
+        self._interrupts.deliver()
+
+    def _take_stacks(self, patience: float = STACK_WAIT) -> None:
+        def is_enough() -> bool:  # who presses Ctrl-C again has no patience
+            return self._interrupts.waiting > 1
+
         with self._view.silenced():  # the signal interrupts C++, which complains about it
-            take_stacks(self._living(), self.job, self._events)
+            take_stacks(self._living(), self.job, self._events, patience, is_enough)
 
     # ---- end
 

@@ -65,8 +65,36 @@ try:
     launch(long_run, 2, live=True)
 except LaunchStopped as stopped:
     pids = [int(rank.output.split()[1]) for rank in stopped.result.ranks]
+    print(stopped)
     print("STOPPED; still running:", [pid for pid in pids if os.path.exists(f"/proc/{pid}")])
 """
+
+
+CROSSED = """\
+import torch, torch.distributed as dist
+from ddp_helpers import launch
+
+def crossed():
+    dist.init_process_group("gloo")
+    print("here", flush=True)
+    if dist.get_rank() == 0:
+        dist.all_reduce(torch.ones(1))
+    dist.barrier()
+
+launch(crossed, 2)
+"""
+
+
+def test_jupyterlabs_own_stop_button_says_where_each_rank_stood(lab, page):
+    open_and_run(lab, page, "crossed.ipynb", [CROSSED])
+    page.locator(".jp-OutputArea", has_text="[rank 1] here").first.wait_for(timeout=60_000)
+    page.wait_for_timeout(1000)  # for the ranks to come to their lines
+    page.locator("[data-command='notebook:interrupt-kernel']").first.click()
+    until_all_have_run(page)
+    shown = page.locator(".jp-NotebookPanel").inner_text()
+    assert "rank 0 waited in all_reduce at cell In[1], line 7, in crossed" in shown, shown[-2000:]
+    assert "rank 1 waited in barrier at cell In[1], line 8, in crossed" in shown
+    assert "supervisor.py" not in shown
 
 
 def test_the_stop_button_ends_the_ranks_while_their_cell_runs(lab, page):
@@ -77,5 +105,6 @@ def test_the_stop_button_ends_the_ranks_while_their_cell_runs(lab, page):
     until_all_have_run(page)
     shown = page.locator(".jp-NotebookPanel").inner_text()
     assert "STOPPED; still running: []" in shown, shown[-2000:]
+    assert "rank 1 was at cell In[1], line 8, in long_run" in shown
     assert "[7, 7]" in shown
     assert page.locator(".jp-OutputArea button").count() == 0  # nothing left to press

@@ -497,6 +497,44 @@ def test_an_interrupt_ends_all_ranks_and_the_next_launch_works():
     assert launch(lambda: 1, 2).values == [1, 1]
 
 
+CROSSED = """
+import sys, torch, torch.distributed as dist
+from ddp_helpers import launch
+def crossed():
+    dist.init_process_group("gloo")
+    print("here", flush=True)
+    if dist.get_rank() == 0:
+        dist.all_reduce(torch.ones(1))
+    dist.barrier()
+if __name__ == "__main__":
+    launch(crossed, 2)
+"""
+
+
+@pytest.mark.parametrize("way", ["script", "command"])
+def test_ctrl_c_says_where_each_rank_stood(tmp_path, way):
+    script = tmp_path / "crossed.py"
+    script.write_text(CROSSED)
+    command = [script] if way == "script" else ["-m", "ddp_helpers", "run", f"{script}:crossed"]
+    with subprocess.Popen(
+        [sys.executable, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as launcher:
+        for _ in range(2):
+            assert launcher.stdout.readline().endswith("here\n")
+        time.sleep(1)  # for the ranks to come to their lines
+        launcher.send_signal(signal.SIGINT)
+        _, errors = launcher.communicate(timeout=60)
+    # by the signal itself: a loop of the shell ends, too
+    assert launcher.returncode == (-signal.SIGINT if way == "script" else 130)
+    assert f"rank 0 waited in all_reduce at {script}, line 8, in crossed" in errors
+    assert f"rank 1 waited in barrier at {script}, line 9, in crossed" in errors
+    assert errors.count("ddp_helpers/ranks/") == (1 if way == "script" else 0), errors
+
+
 def test_children_of_a_rank_end_with_it():
     def start_children():
         return subprocess.Popen(["sleep", "300"]).pid

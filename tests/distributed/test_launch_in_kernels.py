@@ -114,6 +114,30 @@ def test_a_hang_names_the_cells_line(kernel):
     assert re.search(r"rank 1 was at cell In\[\d+\], line [56], in wait", reply.evalue)
 
 
+def test_the_stop_button_says_where_each_rank_stood(kernel):
+    cell = (
+        "def crossed():\n"
+        "    with process_group() as pg:\n"
+        "        if pg.rank == 0:\n"
+        "            dist.all_reduce(torch.ones(1))\n"
+        "        dist.barrier()\n"
+        "launch(crossed, 2)"
+    )
+    kernel.start(cell)
+    until_ranks_run(kernel)
+    time.sleep(2)  # for the ranks to come to their lines
+    kernel.manager.interrupt_kernel()
+    reply = kernel.reply(60)
+    assert reply.ename == "KeyboardInterrupt"
+    for rank, call, line in ((0, "all_reduce", 4), (1, "barrier", 5)):
+        place = rf"rank {rank} waited in {call} at cell In\[\d+\], line {line}, in crossed"
+        assert re.search(place, reply.evalue), reply.evalue
+    shown = re.sub(r"\x1b\[[\d;]*m", "", reply.traceback)
+    assert shown.startswith("KeyboardInterrupt: stopped after ")
+    assert "ddp_helpers" not in shown
+    next_launch_is_right(kernel)
+
+
 def test_a_restart_during_a_launch_leaves_nothing(kernel):
     kernel.start(HANG)
     until_ranks_run(kernel)

@@ -134,10 +134,20 @@ def test_the_limit_counts_only_if_it_came(supervised):
 def test_the_stop_button(supervised):
     error = fails(supervised, Ending.STOPPED, LaunchStopped, exit_code=None)
     assert isinstance(error, KeyboardInterrupt)
-    assert str(error) == "stopped after 2.5 s, and all ranks have ended"
-    assert error._render_traceback_() == [
-        "LaunchStopped: stopped after 2.5 s, and all ranks have ended"
+    assert str(error).splitlines() == [
+        "stopped after 2.5 s, and all ranks have ended",
+        "rank 0 had finished",
+        "rank 1 was still starting",
     ]
+    assert error._render_traceback_() == [f"LaunchStopped: {error}"]
+
+
+def test_ctrl_c(supervised):
+    error = fails(supervised, Ending.INTERRUPTED, KeyboardInterrupt, exit_code=None)
+    assert type(error) is KeyboardInterrupt  # of another class Python would not end by SIGINT
+    assert str(error).startswith("stopped after 2.5 s, and all ranks have ended\nrank 0 had")
+    assert error._render_traceback_() == [f"KeyboardInterrupt: {error}"]
+    assert error.result[0].ok
 
 
 @pytest.mark.parametrize("echo", [True, False])

@@ -267,19 +267,44 @@ def test_while_stacks_are_taken_the_view_is_silent(launch, monkeypatch):
     assert ("end", (0, "ended"), {}) in view.told  # and afterwards it hears again
 
 
-def test_a_ctrl_c_ends_them_all(launch):
+def test_a_ctrl_c_ends_them_all(launch, monkeypatch):
+    looked = []
+    monkeypatch.setattr(supervisor, "take_stacks", lambda ranks, *_: looked.append(len(ranks)))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer = threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT))
     timer.start()
     try:
-        with pytest.raises(KeyboardInterrupt):
-            launch(lambda *_: time.sleep(60), view=Stoppable())
+        results, ending = launch(lambda *_: time.sleep(60), view=Stoppable())
+        assert ending is Ending.INTERRUPTED
+        assert looked == [2]  # and it was asked where they stand
+        assert [result.exit_code for result in results] == [None, None]
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         timer.join()
         signal.signal(signal.SIGINT, before)
     assert not any(is_alive(child.pid) for child in launch.children)
     assert open_files() == launch.files_before
+
+
+def test_who_presses_ctrl_c_again_does_not_wait_for_stacks(launch, monkeypatch):
+    told = []
+
+    def take(ranks, job, events, patience, is_enough):
+        told.append(is_enough())
+        signal.raise_signal(signal.SIGINT)
+        told.append(is_enough())
+
+    monkeypatch.setattr(supervisor, "take_stacks", take)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    timer = threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT))
+    timer.start()
+    try:
+        _, ending = launch(lambda *_: time.sleep(60), view=Stoppable())
+    finally:
+        timer.join()
+        signal.signal(signal.SIGINT, before)
+    assert ending is Ending.INTERRUPTED
+    assert told == [False, True]
 
 
 def test_an_error_of_the_view_ends_them_all(launch):
