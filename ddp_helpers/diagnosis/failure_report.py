@@ -6,6 +6,7 @@ import signal
 from collections.abc import Sequence
 
 from ddp_helpers.diagnosis.causes import diagnose, is_consequence
+from ddp_helpers.diagnosis.slips import find_slips
 from ddp_helpers.evidence.records import (
     Frame,
     LaunchResult,
@@ -43,7 +44,7 @@ def failure_report(
         lines = _hang_lines(ranks, timeout)
     else:
         lines = _cause_lines(causes, ranks) + _other_lines(ranks, causes)
-    for diagnosis in diagnose(ranks, hang=bool(timeout))[:MOST_CAUSES]:
+    for diagnosis in (find_slips(ranks) or diagnose(ranks, hang=bool(timeout)))[:MOST_CAUSES]:
         lines += [f"why: {diagnosis.cause}", f"what to do: {diagnosis.advice}"]
     if any(rank.traceback for rank in causes):
         lines.append(f"full traceback: print(sys.last_value.result[{causes[0].rank}].traceback)")
@@ -56,6 +57,8 @@ def _finding_lines(ranks: Sequence[RankResult], causes: Sequence[RankResult]) ->
         return []
     findings = [finding for finding in LaunchResult(tuple(ranks)).findings if finding.serious]
     lines = [line for finding in findings[:1] for line in f"sanitizer: {finding}".splitlines()]
+    late = findings[0].ranks if findings and findings[0].kind == "rank-did-not-come" else ()
+    lines[1:1] = [f"  {_stands(rank)}" for rank in ranks if rank.rank in late and rank.stack]
     return lines + [f"also: {finding.cause} [{finding.kind}]" for finding in findings[1:]]
 
 
@@ -172,7 +175,9 @@ def _standing_lines(ranks: Sequence[RankResult]) -> list[str]:
 def _stands(rank: RankResult) -> str:
     if rank.stopped:
         return f"rank {rank.rank} was paused from outside (SIGSTOP: `kill -CONT` wakes it)"
-    if rank.error or rank.exit_code is not None:
+    if (rank.error or rank.exit_code is not None) and not (
+        rank.stack and _lost_the_connection(rank)
+    ):
         return f"rank {rank.rank} {_how(rank)}"
     if not rank.stack and rank.last_call:
         return f"rank {rank.rank} did not tell where it was"

@@ -82,7 +82,8 @@ def _waiting(waits: Mapping[int, str], world_size: int) -> Diagnosis | None:
         return Diagnosis(
             "different-collective",
             f"the ranks wait in different calls ({where})",
-            "all ranks must make the same collectives in the same order",
+            "all ranks must make the same collectives in the same order: look for one under "
+            "`if rank == ...`, or for loops of different lengths",
         )
     if len(waits) < world_size:
         return Diagnosis(

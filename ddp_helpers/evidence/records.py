@@ -54,6 +54,14 @@ class LastCall:
     """Its place among this rank's calls, counted from 1."""
     name: str
     frame: Frame
+    group: str = ""
+    """Name and size of its process group."""
+    tensors: str = ""
+    """Type and shape of what all ranks must agree on: `float32 (5,)`."""
+    peer: int | None = None
+    """The group's rank that it sends to, receives from, or that has the data (src, dst)."""
+    before: tuple[LastCall, ...] = ()
+    """The few calls before it, the latest first."""
 
     def __str__(self) -> str:
         return f"{self.name} (its call number {self.number}) at {self.frame}"
@@ -107,7 +115,7 @@ class RankResult(Generic[R_co]):
     findings: tuple[Finding, ...] = ()
     """What the sanitizer found on this rank."""
     last_call: LastCall | None = None
-    """The last collective it called, when a hang was reported."""
+    """The last collective it called."""
     stopped: bool = False
     """True if the process was paused (SIGSTOP, Ctrl-Z) when a hang was reported."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import itertools
 import random
 import re
@@ -30,6 +31,12 @@ SAID_ALREADY = (
     "the ranks did not end within",
     "full traceback:",  # of launch(): here there is no error object to look into
 )
+OF_LAUNCH = {  # which the learner has not called
+    "what to do: give launch() a larger timeout=": "what to do: look for a loop that never ends; "
+    "on a slow machine, give check() a larger seconds=",
+    ", or give launch() a larger timeout=": "",
+    "try again with a larger timeout=": "try again, with a larger seconds= of check()",
+}
 LINES = 12  # of what the learner's function printed
 
 
@@ -88,8 +95,17 @@ class Ranks:
     def _without_our_lines(self, report: str) -> str:
         """The report, without lines of the machinery that the learner has not written."""
         lines = [line for line in report.splitlines() if not line.startswith(SAID_ALREADY)]
-        ours = r" at \S*on_ranks\.py, line \d+, in _on_rank.*"
-        return re.sub(ours, f", after {self.name} had returned there", "\n".join(lines))
+        text = "\n".join(lines)
+        for words, instead in OF_LAUNCH.items():
+            text = text.replace(words, instead)
+        file = r"\S*exercises/(?:on_ranks|e\d\d_\w+)\.py"
+        if re.search(file, inspect.getfile(self.answer)):
+            file = r"\S*exercises/on_ranks\.py"  # an answer of the exercise's own, as a test has
+        text = re.sub(rf"\n  at {file}, line .*(\n    .*)?", "", text)
+        text = re.sub(
+            rf" at {file}, line \d+, in _on_rank.*", f", after {self.name} had returned there", text
+        )
+        return re.sub(rf" at {file}, line .*", f", outside of {self.name}", text)
 
 
 def _on_rank(

@@ -38,11 +38,14 @@ class Activity:
     bytes: int
     """Read and written."""
     processes: frozenset[int]
+    wakes: int
+    """How often the main thread has begun or stopped to run: not once within one long wait."""
 
     def differs(self, before: Activity) -> bool:
         """True if they have done something since."""
         worked = self.ticks > before.ticks + FEW_TICKS
-        return worked or (self.bytes, self.processes) != (before.bytes, before.processes)
+        ours, theirs = ((a.bytes, a.processes, a.wakes) for a in (self, before))
+        return worked or ours != theirs
 
 
 def look(pid: int) -> Activity:
@@ -52,7 +55,7 @@ def look(pid: int) -> Activity:
         for file in glob.glob(f"/proc/{each}/task/*/children"):
             family += map(int, _read(file).split())
     ticks = sum(sum(map(int, _stat(each)[11:13])) for each in family)
-    return Activity(ticks, sum(map(_bytes, family)), frozenset(family))
+    return Activity(ticks, sum(map(_bytes, family)), frozenset(family), _wakes(pid))
 
 
 def may_be_stuck(pid: int) -> bool:
@@ -105,6 +108,11 @@ def _stat(pid: int) -> list[str]:
 
 def _bytes(pid: int) -> int:
     return sum(int(line.split()[1]) for line in _read(f"/proc/{pid}/io").splitlines())
+
+
+def _wakes(pid: int) -> int:
+    lines = _read(f"/proc/{pid}/status").splitlines()
+    return sum(int(line.split()[1]) for line in lines if "ctxt_switches:" in line)
 
 
 def _names(folder: str) -> list[str]:

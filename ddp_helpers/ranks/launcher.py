@@ -148,6 +148,7 @@ def launch(
     """
     nprocs = default_nprocs() if nprocs is None else nprocs
     _check(fn, nprocs, timeout, threads_per_rank, start_method)
+    _check_args(args)
     every = _sanitize_every(sanitize)
     threads = threads_per_rank or max(1, usable_cpu_count() // nprocs)
     sources, names = notebook_cells()
@@ -239,10 +240,20 @@ def _check(
     if isinstance(fn, str):
         _check_script(fn)
     elif not callable(fn):
-        raise TypeError(f"fn={fn!r}: expected a function, or a text like 'script.py:main'")
+        raise TypeError(
+            f"fn={fn!r}: expected a function, or a text like 'script.py:main'; pass the function "
+            "itself, without calling it: launch(train), not launch(train())"
+        )
     elif inspect.iscoroutinefunction(fn):
         name = getattr(fn, "__name__", fn)
         raise TypeError(f"{name} is an async function: pass a plain function")
+
+
+def _check_args(args: object) -> None:
+    if not isinstance(args, tuple | list):  # a text would be spread, a letter an argument
+        raise TypeError(
+            f"args={args!r}: expected a tuple; one of a single value has a comma: args=({args!r},)"
+        )
 
 
 def _sanitize_every(sanitize: bool | int) -> int:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Sequence
 
 from ddp_helpers.evidence.frames import make_frame
-from ddp_helpers.evidence.last_call import read_last_call
 from ddp_helpers.evidence.records import Frame
 from ddp_helpers.evidence.waits import waiting_in
 from ddp_helpers.ranks import wire
@@ -45,8 +44,7 @@ def take_stacks(
             os.kill(rank.pid, wire.STACK_SIGNAL)
     limit = time.monotonic() + patience
     while time.monotonic() < limit and any(
-        not (rank.ended or rank.stopped)
-        and os.fstat(files.stacks).st_size == before[rank.rank]
+        not (rank.ended or rank.stopped) and os.fstat(files.stacks).st_size == before[rank.rank]
         for rank, files in asked
     ):
         if is_enough():
@@ -55,7 +53,6 @@ def take_stacks(
     for rank, files in asked:
         text = wire.read_whole(files.stacks)[before[rank.rank] :].decode("utf-8", "replace")
         rank.stack = parse_stack(text, job)
-        rank.last_call = read_last_call(wire.read_whole(files.last_call), job.names)
 
 
 def parse_stack(text: str, job: wire.Job) -> tuple[Frame, ...]:

@@ -54,9 +54,9 @@ class StallWatch:
         # one that still starts, or is about to end, is on its way
         on_the_way = any(rank.outcome or not rank.link for rank in living)
         seen = _look(living)
-        if not on_the_way and seen.keys() == self._before.keys():
-            if not any(seen[rank].differs(self._before[rank]) for rank in seen):
-                return True
+        same = seen.keys() == self._before.keys() and not on_the_way
+        if same and not any(seen[rank].differs(self._before[rank]) for rank in seen):
+            return True
         self._before, self._still_since, self._is_done = seen, self._looked_at, False
         return False
 

@@ -12,13 +12,14 @@ import time
 from enum import Enum
 from typing import Any
 
+from ddp_helpers.evidence.last_call import read_last_call
 from ddp_helpers.evidence.records import RankResult
 from ddp_helpers.ranks import wire
 from ddp_helpers.ranks.interrupts import HeldInterrupts, interrupts_blocked
 from ddp_helpers.ranks.launched import Events, LaunchedRank
 from ddp_helpers.ranks.processes import count_memory_kills, has_exited, start_processes
-from ddp_helpers.ranks.stall import StallWatch
 from ddp_helpers.ranks.stacks import LONG_STACK_WAIT, STACK_WAIT, StrandedLook, take_stacks
+from ddp_helpers.ranks.stall import StallWatch
 from ddp_helpers.ranks.view import PER_SECOND, Silenceable, View
 
 GRACE_AFTER_FAILURE = 0.15  # seconds in which other ranks may still tell what became of them
@@ -214,6 +215,11 @@ class Supervisor:
         limit = time.monotonic() + LONGEST_END
         while self._living() and time.monotonic() < limit:
             self._events.pump(LOOK)
+        for rank in self._ranks:
+            if rank.files:
+                rank.last_call = read_last_call(
+                    wire.read_whole(rank.files.last_call), self.job.names
+                )
         self._files.close()  # with it the lifelines: what escaped the kill dies now
         if self._view.given:
             self._view.given.close()

@@ -185,11 +185,17 @@ class CallSequence:
             ),
             "limit": ("rank-did-not-come", f"{who} did not come within {session.timeout:g} s"),
         }[gone.why]
+        advice = (
+            "let every rank make the same calls in the same order: look for one under an "
+            "`if rank == ...`, a loop of another length, or an early end"
+        )
+        if gone.why == "limit":  # it may only be slow
+            advice = f"if {who} was at work: prepare data once and before the run, or give the "
+            advice += "group a larger timeout=; else look for a call under an `if rank == ...`"
         return Finding(
             kind,
             cause,
-            "let every rank make the same calls in the same order: look for one under an "
-            "`if rank == ...`, a loop of another length, or an early end",
+            advice,
             tuple(gone.ranks),
             session.step,
             session.frame_of(innermost(call.record.stack)),

@@ -19,7 +19,10 @@ def standing(rank, *frames, calls=0):
 
 FORKED = inside("poll", "multiprocessing/popen_fork.py")
 LOADER = inside("_try_get_data", "torch/utils/data/dataloader.py")
-SAME = "all ranks must make the same collectives in the same order"
+SAME = (
+    "all ranks must make the same collectives in the same order: look for one under "
+    "`if rank == ...`, or for loops of different lengths"
+)
 CALLS_DIFFER = (
     "let every rank make the same calls (under nccl, and with async_op=True, a rank waits at "
     "the line that needs the result), or give launch() a larger timeout="

@@ -363,7 +363,17 @@ async def later():
             ValueError,
             'start_method="thread"; expected "forkserver" or "spawn"',
         ),
-        ({"fn": 3}, TypeError, "fn=3: expected a function, or a text like 'script.py:main'"),
+        (
+            {"fn": 3},
+            TypeError,
+            "fn=3: expected a function, or a text like 'script.py:main'; pass the function itself, "
+            "without calling it: launch(train), not launch(train())",
+        ),
+        (
+            {"args": "abc"},
+            TypeError,
+            "args='abc': expected a tuple; one of a single value has a comma: args=('abc',)",
+        ),
         ({"fn": later}, TypeError, "later is an async function: pass a plain function"),
         ({"env": {"A": 1}}, TypeError, "env['A']=1: expected a text"),
         (

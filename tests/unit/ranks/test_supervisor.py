@@ -1,5 +1,6 @@
 """A whole launch, with small processes in the place of ranks."""
 
+import json
 import os
 import pickle
 import select
@@ -93,6 +94,21 @@ def test_ranks_that_return(launch):
     assert all(child.closed for child in launch.children)
     assert open_files() == launch.files_before
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_a_ranks_last_calls_are_read_however_it_ended(launch):
+    def main(rank, number):
+        told = ["0 of 2", "float32 (5,)", None]
+        calls = [[n, "all_reduce", "/tmp/c.py", n, "train", *told] for n in (3, 2)]
+        os.pwrite(rank.files.last_call, json.dumps(calls).encode(), 0)
+        return rank.leaves() if number else os._exit(3)
+
+    results, _ = launch(main, names={"/tmp/c.py": "cell In[4]"})
+    for result in results:
+        call = result.last_call
+        assert str(call) == "all_reduce (its call number 3) at cell In[4], line 3, in train"
+        assert (call.group, call.tensors, call.peer) == ("0 of 2", "float32 (5,)", None)
+        assert [each.number for each in call.before] == [2]
 
 
 def test_each_rank_reads_the_job(launch):

@@ -1,0 +1,166 @@
+"""The first lines of a failed launch name the cause, for common slips and for strangers' code."""
+
+import re
+import time
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.utils.data import DataLoader, Dataset
+
+from ddp_helpers import LaunchError, launch
+
+pytestmark = [pytest.mark.usefixtures("no_process_left"), pytest.mark.timeout(120)]
+
+
+def start():
+    dist.init_process_group("gloo")
+    dist.barrier()  # all have met: what is lost later is lost in the call that is tested
+    return dist.get_rank()
+
+
+def other_shapes():
+    dist.all_reduce(torch.ones(3 if start() else 5))
+    dist.barrier()
+
+
+def other_shapes_gathered():
+    mine = torch.ones(3 + start())
+    dist.all_gather([torch.empty_like(mine) for _ in range(2)], mine)
+    dist.barrier()
+
+
+def other_dtypes():
+    dist.all_reduce(torch.ones(4, dtype=torch.float64 if start() else torch.float32))
+    dist.barrier()
+
+
+def own_source():
+    dist.broadcast(torch.ones(1), src=start())
+    dist.barrier()
+
+
+def nobody_sends():
+    if start() == 0:
+        dist.recv(torch.ones(1), 1)
+    dist.barrier()
+
+
+def nobody_receives():
+    if start() == 0:
+        dist.send(torch.ones(1), 1)
+    dist.barrier()
+
+
+def nobody_sends_any_more():
+    if start() == 0:
+        dist.recv(torch.ones(1), 1)
+
+
+def only_rank_0_reduces():
+    rank = start()
+    for _ in range(3):
+        if rank == 0:
+            dist.all_reduce(torch.ones(1))
+        dist.barrier()
+
+
+def only_rank_0_reduces_while_rank_1_works():
+    if start() == 0:
+        dist.all_reduce(torch.ones(1))
+    time.sleep(60)
+
+
+def a_breakpoint():
+    if start() == 0:
+        breakpoint()
+    dist.barrier()
+
+
+def an_input():
+    if start() == 0:
+        input("go? ")
+    dist.barrier()
+
+
+def a_worker_that_imports():
+    class Numbers(Dataset):
+        __module__ = "__main__"  # as of a cell, or of the script that runs
+        __qualname__ = "Numbers"
+
+        def __len__(self):
+            return 4
+
+    list(DataLoader(Numbers(), num_workers=1, multiprocessing_context="spawn"))
+
+
+@pytest.mark.parametrize(
+    ("job", "text"),
+    [
+        (other_shapes, r"why: all_reduce .* tensors: float32 \(5,\) on rank 0, float32 \(3,\) on"),
+        (other_shapes_gathered, r"why: all_gather .*: float32 \(3,\) on rank 0, float32 \(4,\) on"),
+        (other_dtypes, r"why: all_reduce .* tensors: float32 \(4,\) on rank 0, float64 \(4,\) on"),
+        (own_source, "why: broadcast names another src on each: 0 on rank 0, 1 on rank 1"),
+        (nobody_sends, "why: rank 0 waits in recv from rank 1, and rank 1 waits in barrier"),
+        (nobody_receives, "why: rank 0 waits in send to rank 1, and rank 1 waits in barrier"),
+        (nobody_sends_any_more, "why: rank 0 waits in recv from rank 1, and rank 1 has finished"),
+        (only_rank_0_reduces, "what to do: .*look for one under `if rank"),
+        (only_rank_0_reduces_while_rank_1_works, "what to do: .*look for an `if rank"),
+        (a_breakpoint, "why: a rank has no keyboard"),
+        (an_input, "why: a rank has no keyboard"),
+        (a_worker_that_imports, "why: a loader's worker that is not forked has to import Numbers"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)  # fmt: skip
+def test_a_common_slip_is_named(job, text):
+    with pytest.raises(LaunchError) as caught:
+        launch(job, 2, timeout=6, echo=False)
+    report = str(caught.value)
+    assert re.search(text, report), report
+    assert report.count("why: ") == 1, report
+
+
+def test_a_slow_rank_is_called_slow_with_the_sanitizer_too():
+    def build():
+        time.sleep(60)
+
+    def train():
+        dist.init_process_group("gloo", timeout=timedelta(seconds=4))
+        if dist.get_rank() == 0:
+            build()
+        dist.barrier()
+
+    for sanitize in (False, True):
+        with pytest.raises(LaunchError) as caught:
+            launch(train, 2, timeout=60, echo=False, sanitize=sanitize)
+        report = str(caught.value)
+        assert re.search(r"rank 0 was at .*, in build", report), report
+        assert re.search("what to do: .*prepare data once and before the run", report), report
+
+
+def test_tensors_of_two_groups_are_not_compared():
+    """Each group of one has its own shape, and what fails is something else."""
+
+    def job():
+        dist.init_process_group("gloo")
+        groups = [dist.new_group([0]), dist.new_group([1])]
+        rank = dist.get_rank()
+        dist.all_reduce(torch.ones(3 + rank), group=groups[rank])
+        if rank == 0:
+            dist.all_reduce(torch.ones(1))
+        time.sleep(60)
+
+    with pytest.raises(LaunchError) as caught:
+        launch(job, 2, timeout=6, echo=False)
+    assert "different tensors" not in str(caught.value)
+
+
+def test_a_call_instead_of_a_function_and_an_argument_instead_of_a_tuple():
+    with pytest.raises(TypeError, match=r"fn=None: .* without calling it: launch\(train\)"):
+        launch(print())
+    for one in (1, "abc"):
+        with pytest.raises(
+            TypeError, match=rf"args={one!r}: expected a tuple; .*args=\({one!r},\)"
+        ):
+            launch(print, args=one)
