@@ -97,7 +97,7 @@ def test_the_wheel_holds_each_file_of_the_package_and_the_data_with_its_licence(
     with zipfile.ZipFile(built[1]) as wheel:
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
     here = {
-        str(path.relative_to(ROOT)).replace("ddp_helpers/autoload", "ddp_helpers_autoload")
+        str(path.relative_to(ROOT))
         for path in (ROOT / "ddp_helpers").rglob("*")
         if path.is_file() and path.suffix != ".pyc"
     }

@@ -18,6 +18,7 @@ from ddp_helpers.evidence.frames import make_frame
 from ddp_helpers.evidence.patches import Patches
 from ddp_helpers.evidence.records import Finding, Frame
 from ddp_helpers.sanitizer.compare.callsite import Place, innermost, places, user_frames
+from ddp_helpers.sanitizer.marks import mark_watched
 from ddp_helpers.sanitizer.talk.channel import Channel, Gone, open_channel
 
 DEFAULT_TIMEOUT = 1800.0  # seconds; init_process_group's own, where the program gives none
@@ -97,6 +98,7 @@ class Session:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.timeout = timeout
         self._groups_started += 1
+        mark_watched()
         if self.world_size > 1:
             # numbered: records of an earlier group may still lie in the same store
             self.channel = open_channel(f"sanitizer-{self._groups_started}")
