@@ -249,7 +249,7 @@ IS_WHOLE = 'test "$*" = "--every -- -x"'
     [
         (["sh", "-c", "exit 7"], 7, ""),
         (["sh", "-c", "kill -9 $$"], 137, ""),
-        ("--every 2 sh -c".split() + [IS_WHOLE, *"sh --every -- -x".split()], 0, ""),
+        ([*"--every 2 sh -c".split(), IS_WHOLE, *"sh --every -- -x".split()], 0, ""),
         (["--", "sh", "-c", "exit 3"], 3, ""),
         (["no-such-command"], 127, "error: no-such-command: No such file"),
         (["/"], 126, "error: /: Permission denied"),
