@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 from ddp_helpers.environment import facts as machine
 from ddp_helpers.environment import nvidia
 from ddp_helpers.environment.report import Check, EnvironmentReport, Status
+from ddp_helpers.torch_private import TESTED, TESTED_FROM, TESTED_TO, torch_version
 
 Answer = tuple[Status, str, str]  # status, value, advice
 
@@ -35,7 +35,7 @@ SHM_FREE_WARN = SHM_WARN // 4  # less is not enough for even one worker with suc
 # Each tensor a loader worker hands over holds one open file. 1024 is Linux's own default.
 OPEN_FILES_WARN, OPEN_FILES_ENOUGH = 1024, 4096
 MOST_INTERFACES = 6  # shown by name: a host of containers has hundreds
-PYTHON_MIN, TORCH_MIN = (3, 11), (2, 13)  # the same as in pyproject.toml
+PYTHON_MIN = (3, 11)  # the same as in pyproject.toml
 
 
 # ------------------------------------------------------------------ public
@@ -144,6 +144,7 @@ def check_python() -> Answer:
     return "pass", value, ""
 
 
+_SMALLER = "No GPU is here. If none will be, the CPU build is a tenth of the size and starts sooner"
 _INSTALL_CPU = "`pip install torch --index-url https://download.pytorch.org/whl/cpu`"
 
 
@@ -154,13 +155,15 @@ def check_torch(found: nvidia.Findings) -> Answer:
         return _no_torch(error)
     build = f"CUDA {cuda} build" if cuda else f"ROCm {hip} build" if hip else "CPU build"
     value = f"{version}, {build}"
-    answer: Answer = ("pass", value, "")
+    answer: Answer = ("pass", f"{value}; the course is {TESTED}", "")
     if found.gpu_here and not hip:
         answer = _compare_cuda(value, cuda, found)
-    # the driver is the worse trouble, so it is said first
-    if answer[0] == "pass" and tuple(map(int, re.findall(r"\d+", version)[:2])) < TORCH_MIN:
-        oldest = "{}.{}".format(*TORCH_MIN)
-        return "warn", value, f"The course is written for torch {oldest} or newer: update torch."
+    if answer[0] != "pass":  # the driver is the worse trouble, so it is said first
+        return answer
+    if not TESTED_FROM <= torch_version(version) <= TESTED_TO:
+        return "warn", answer[1], "If something fails, try one of the tested versions."
+    if (cuda or hip) and not (found.gpu_here or machine.gpu_device_files()):
+        return "warn", value, f"{_SMALLER}: `pip uninstall -y torch`, then {_INSTALL_CPU}."
     return answer
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable
+from types import FrameType
+
 # a collective, and which of its arguments holds what must agree between ranks;
 # every function of torch.distributed ends in one of them, however it was imported
 INPUTS: dict[str, int | None] = {
@@ -30,3 +34,23 @@ INPUTS: dict[str, int | None] = {
 }
 # what one rank sends to one other
 POINT_TO_POINT = ("send", "recv", "recv_anysource")
+
+
+def options_in(arguments: Iterable[object]) -> object | None:
+    """The one of a method's arguments that holds its options (reduceOp, rootRank, ...)."""
+    return next((a for a in arguments if _is_options(a)), None)
+
+
+def _is_options(value: object) -> bool:
+    return hasattr(value, "asyncOp") or type(value).__name__.endswith("Options")
+
+
+def is_asynchronous(options: object | None) -> bool:
+    """True if the function of torch.distributed that we stand in was called with async_op=True."""
+    if options is None or hasattr(options, "asyncOp"):
+        return bool(getattr(options, "asyncOp", False))
+    # up to torch 2.6 not all options tell: torch's function above us knows
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and "async_op" not in frame.f_code.co_varnames:
+        frame = frame.f_back
+    return frame is not None and bool(frame.f_locals["async_op"])

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.distributed as dist
 
-from ddp_helpers.evidence.collective_methods import POINT_TO_POINT
+from ddp_helpers.torch_private import OPERATOR_MODE
+
+# torch's operators that are not named like the function that people call
+FUNCTIONS = {
+    "allreduce": "all_reduce",
+    "allgather": "all_gather",
+    "_allgather_base": "all_gather_into_tensor",
+    "_reduce_scatter_base": "reduce_scatter_tensor",
+    "alltoall": "all_to_all",
+    "alltoall_base": "all_to_all_single",
+    "recv_any_source": "recv",
+}
 
 
 @dataclass(frozen=True)
@@ -30,50 +39,42 @@ class Call:
 
 @contextlib.contextmanager
 def watched() -> Iterator[list[Call]]:
-    """What this rank sends and receives inside the block; the list is full after it.
+    """What this thread sends and receives inside the block, also in a backward that it starts.
 
-    torch's flight recorder keeps each collective, also DDP's own, which are made in C++. It does
-    not keep send and recv, so these are looked at where Python makes them.
+    Each call ends in an operator of torch's (`c10d::allreduce_`), those that DDP makes in C++, too.
     """
     calls: list[Call] = []
-    start = _last_record()
-    originals = {name: getattr(dist.ProcessGroup, name) for name in POINT_TO_POINT}
-    for name, original in originals.items():
-        setattr(dist.ProcessGroup, name, _noted(original, name, calls))
-    try:
+
+    class Watch(OPERATOR_MODE.get()):  # type: ignore[misc]  # a class of torch's
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+        ) -> object:
+            if func.namespace == "c10d":
+                calls.append(_call(func, args))
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
         yield calls
-    finally:
-        for name, original in originals.items():
-            setattr(dist.ProcessGroup, name, original)
-        calls += [_call(entry) for entry in _records() if entry["record_id"] > start]
-        calls.sort(key=lambda call: call.at)
 
 
-def _noted(original: Callable, name: str, calls: list[Call]) -> Callable:
-    @functools.wraps(original)
-    def call(group: object, tensors: list, *args: object, **kwargs: object) -> object:
-        elements, dtype = sum(t.numel() for t in tensors), str(tensors[0].dtype)
-        short = name.partition("_")[0]
-        calls.append(Call(short, elements, dtype.removeprefix("torch."), time.time_ns()))
-        return original(group, tensors, *args, **kwargs)
-
-    return call
+def _call(operator: Any, args: tuple) -> Call:
+    name = operator.name().removeprefix("c10d::").partition(".")[0].rstrip("_")
+    tensors = _tensors(_input(operator, args)) or _tensors(args[0])
+    dtype = str(tensors[0].dtype).removeprefix("torch.") if tensors else ""
+    elements = sum(tensor.numel() for tensor in tensors)
+    return Call(FUNCTIONS.get(name, name), elements, dtype, time.time_ns())
 
 
-def _records() -> list[dict]:
-    from torch._C import _distributed_c10d as c10d
-
-    text = c10d._dump_fr_trace_json()  # type: ignore[attr-defined]  # torch ships no type for it
-    return json.loads(text).get("entries", [])
-
-
-def _last_record() -> int:
-    return max((entry["record_id"] for entry in _records()), default=-1)
+def _input(operator: Any, args: tuple) -> object:
+    """The argument that is sent; what is sent in place has no `input`."""
+    for argument, value in zip(operator._schema.arguments, args, strict=False):
+        if argument.name.startswith("input"):
+            return value
+    return args[0]
 
 
-def _call(entry: dict) -> Call:
-    sizes = entry["input_sizes"] or entry["output_sizes"]
-    elements = sum(torch.Size(size).numel() for size in sizes)
-    name = entry["profiling_name"].rpartition(":")[2]
-    dtype = next(iter(entry["input_dtypes"] or entry["output_dtypes"]), "")
-    return Call(name, elements, dtype, entry["time_created_ns"])
+def _tensors(value: object) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    items = value if isinstance(value, list | tuple) else []
+    return [tensor for item in items for tensor in _tensors(item)]

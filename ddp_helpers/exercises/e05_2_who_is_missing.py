@@ -6,6 +6,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
+from ddp_helpers.torch_private import DEFAULT_STORE
 
 EXERCISE = Exercise(
     title="Who is missing?",
@@ -79,7 +80,7 @@ def not_caught(seconds):
 
 
 def over_the_store(seconds):
-    store = dist.distributed_c10d._get_default_store()
+    store = DEFAULT_STORE.get()()
     store.set(f"here {dist.get_rank()}", "yes")
     limit = time.monotonic() + seconds
     missing = list(range(dist.get_world_size()))

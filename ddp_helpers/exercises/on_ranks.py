@@ -22,10 +22,10 @@ from ddp_helpers.evidence.sent_calls import Call
 from ddp_helpers.exercises.core import NotYet
 from ddp_helpers.group.lifetime import process_group
 from ddp_helpers.ranks.launcher import LaunchError, LaunchTimeoutError, launch
+from ddp_helpers.torch_private import DEFAULT_STORE
 
 T = TypeVar("T")
 GRACE = 1.0  # seconds between the verdicts of two ranks
-RECORDED = "20000"  # calls that torch's flight recorder keeps
 SAID_ALREADY = (
     "the ranks did not end within",
     "full traceback:",  # of launch(): here there is no error object to look into
@@ -55,7 +55,6 @@ class Ranks:
                 functools.partial(_on_rank, on_rank, self.answer, args, group, seed),
                 nprocs,
                 timeout=self.limit,
-                env={"TORCH_FR_BUFFER_SIZE": RECORDED},
                 echo=False,
             )
         except LaunchError as error:
@@ -113,7 +112,7 @@ def _all_are_done(seconds: float = GRACE) -> bool:
     """Tell the others that this rank has its verdict, and wait a little for theirs."""
     if not dist.is_initialized():
         return True
-    store = dist.distributed_c10d._get_default_store()
+    store = DEFAULT_STORE.get()()
     key = f"verdict of rank {dist.get_rank()}"
     store.set(key, "here")
     limit = time.monotonic() + seconds

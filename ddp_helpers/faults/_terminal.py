@@ -122,14 +122,13 @@ def start_alone(name: str) -> None:
 def _rank_alone(rank: int, name: str, port: int) -> None:
     from datetime import timedelta
 
-    from torch.distributed import distributed_c10d
-
     from ddp_helpers.faults import load
+    from ddp_helpers.torch_private import DEFAULT_TIMEOUT
 
     module = load(name)
     variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": module.FAULT.nprocs}
     variables |= {"LOCAL_WORLD_SIZE": module.FAULT.nprocs, "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in variables.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1"} | dict(module.FAULT.env)
-    distributed_c10d.default_pg_timeout = timedelta(seconds=2)  # 30 minutes otherwise
+    DEFAULT_TIMEOUT.put(timedelta(seconds=2))  # 30 minutes otherwise
     module.faulty()

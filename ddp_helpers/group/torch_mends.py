@@ -1,4 +1,4 @@
-"""Faults of torch 2.13 that would stop a correct program, mended in the process that asks."""
+"""Faults of torch that would stop a correct program, mended in the process that asks."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ddp_helpers.group.rendezvous import AGENT_STORE, hosted_by_launcher, is_launchers_port
+from ddp_helpers.torch_private import CREATE_STORE, NotInThisTorch
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -72,8 +73,10 @@ def mend_rendezvous() -> None:
     """
     from torch.distributed import PrefixStore
 
-    torchs = importlib.import_module("torch.distributed.rendezvous")  # a function hides it
-    create = torchs._create_c10d_store
+    try:
+        create = CREATE_STORE.get()
+    except NotInThisTorch:  # then its faults are perhaps gone, too
+        return
     if getattr(create, "ours", False):
         return
 
@@ -89,7 +92,7 @@ def mend_rendezvous() -> None:
         return PrefixStore(f"start-{next(starts)}", store)  # each group has its own keys
 
     create_store.ours = True  # type: ignore[attr-defined]  # a mark: mended already
-    torchs._create_c10d_store = create_store  # type: ignore[attr-defined]  # torch's own
+    CREATE_STORE.put(create_store)
 
 
 @contextlib.contextmanager

@@ -30,6 +30,7 @@ from ddp_helpers.ranks.travel import pack
 from ddp_helpers.ranks.view import PanelView, TextView, View
 from ddp_helpers.ranks.wire import Job
 from ddp_helpers.sanitizer.marks import every_asked
+from ddp_helpers.torch_private import torch_version
 
 R = TypeVar("R")
 START_METHODS = ("forkserver", "spawn")
@@ -285,6 +286,7 @@ def _rendezvous_store() -> Iterator[int]:
         wait_for_workers=False,
         timeout=STORE_PATIENCE,
         master_listen_fd=listener.detach(),
+        use_libuv=torch_version() >= (2, 7),  # before, libuv's store takes no socket of ours
     )
     yield store.port
     del store

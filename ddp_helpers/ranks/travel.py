@@ -15,13 +15,47 @@ import re
 import sys
 import time
 import traceback
+from collections import ChainMap
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from types import TracebackType
+from types import CodeType, TracebackType
 from typing import Any
 
 from ddp_helpers.evidence.frames import is_launcher_file, make_frame
 from ddp_helpers.evidence.records import Frame, RankError
+
+# ---- by value
+
+
+def _dump(value: object) -> bytes:
+    file = io.BytesIO()
+    _pickler()(file).dump(value)
+    return file.getvalue()
+
+
+@cache
+def _pickler() -> type:
+    """cloudpickle's pickler, but code keeps the name of its file.
+
+    Since 3.1.3 cloudpickle writes `<dynamic-code>` in its place: a traceback from a rank would
+    show neither the reader's cell nor a line of it.
+    """
+    import cloudpickle
+
+    theirs = cloudpickle.Pickler.dispatch_table
+
+    def reduce_code(code: CodeType) -> tuple[Callable, tuple]:
+        make, parts = theirs[CodeType](code)[:2]
+        return _code_of_file, (code.co_filename, make, parts)
+
+    table = ChainMap({CodeType: reduce_code}, theirs)
+    return type("Pickler", (cloudpickle.Pickler,), {"dispatch_table": table})
+
+
+def _code_of_file(filename: str, make: Callable[..., CodeType], parts: tuple) -> CodeType:
+    return make(*parts).replace(co_filename=filename)
+
 
 # ---- to a rank
 
@@ -32,10 +66,8 @@ def pack(fn: Callable | str, args: tuple, kwargs: dict) -> bytes:
     Raises:
         TypeError: it can't travel; the text names the part that can't.
     """
-    import cloudpickle
-
     try:
-        return cloudpickle.dumps((fn, args, kwargs))
+        return _dump((fn, args, kwargs))
     except Exception as error:
         raise TypeError(
             f"{_culprit(fn, args, kwargs)} can't travel to the ranks ({error}): create it inside "
@@ -45,8 +77,6 @@ def pack(fn: Callable | str, args: tuple, kwargs: dict) -> bytes:
 
 def _culprit(fn: Callable | str, args: tuple, kwargs: dict) -> str:
     """Name the argument or outer variable that can't be pickled."""
-    import cloudpickle
-
     parts = {f"argument {i}": value for i, value in enumerate(args)}
     parts |= {f"argument {name}=": value for name, value in kwargs.items()}
     with contextlib.suppress(TypeError):
@@ -55,7 +85,7 @@ def _culprit(fn: Callable | str, args: tuple, kwargs: dict) -> str:
         parts |= {f"the variable `{name}` that the function uses": used[name] for name in used}
     for name, value in parts.items():
         try:
-            cloudpickle.dump(value, io.BytesIO())
+            _dump(value)
         except Exception:
             return f"{name} ({type(value).__name__})"
     return f"{fn!r}"
@@ -89,10 +119,11 @@ def load_function(fn: Callable | str) -> Callable:
 
 def dump_value(value: object) -> bytes:
     """Pickle a value so that it can be read in a process that never touches a GPU."""
-    import cloudpickle
     import torch
 
-    class Pickler(cloudpickle.Pickler):
+    base = _pickler()
+
+    class Pickler(base):  # type: ignore[valid-type, misc]  # made on its first use
         def reducer_override(self, obj: Any) -> Any:
             plain = type(obj) in (torch.Tensor, torch.nn.Parameter)
             if plain and (obj.is_cuda or _is_small_view(obj)):

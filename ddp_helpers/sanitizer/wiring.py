@@ -97,17 +97,25 @@ def make(session: Session) -> Parts:
 
 def put_patches(parts: Parts) -> None:
     """Stand in for torch's functions; where two parts take one, the later is called first."""
-    parts.calls.put_patches()
-    parts.events.put_patches()
-    parts.loading.put_patches()
-    parts.unwrapped.put_patches()
-    parts.passes.put_patches()
-    parts.first_steps.workers.put_patches()
-    # of a sum that ends an evaluation its cause is told, before ranks are compared
-    parts.evaluations.put_patches()
-    # counts a collective as come to before the comparison of it may end the run
-    parts.order.put_patches()
-    parts.checkpoints.put_patches()
+    p = parts
+    puts: list[Callable[[], None]] = []
+    _fill(
+        p.session,
+        puts,
+        ("collectives", p.calls.put_patches),
+        ("DDP's communication", p.events.put_patches),
+        ("loading", p.loading.put_patches),
+        ("unwrapped models", p.unwrapped.put_patches),
+        ("data", p.passes.put_patches),
+        ("workers", p.first_steps.workers.put_patches),
+        # of a sum that ends an evaluation its cause is told, before ranks are compared
+        ("evaluation", p.evaluations.put_patches),
+        # counts a collective as come to before the comparison of it may end the run
+        ("order", p.order.put_patches),
+        ("checkpoints", p.checkpoints.put_patches),
+    )
+    for put in puts:
+        put()
 
 
 def connect(parts: Parts) -> None:

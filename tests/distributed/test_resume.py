@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
+from torch_age import of_the_run
 
 from ddp_helpers import LaunchError, launch, process_group
 from ddp_helpers.checkpoints.file import CheckpointError
@@ -351,5 +352,5 @@ def test_the_sanitizer_finds_nothing(world_size, never_stopped, tmp_path):
     options = {"threads_per_rank": 1, "echo": False, "sanitize": True}
     first = launch(run, world_size, args=(tmp_path,), kwargs={"end": 2}, **options)
     rest = launch(run, world_size, args=(tmp_path,), **options)
-    assert [*first.findings, *rest.findings] == []
+    assert of_the_run([*first.findings, *rest.findings]) == []
     assert equal(rest.values, never_stopped(world_size)[0])

@@ -23,6 +23,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
     get_worker_info,
 )
+from torch_age import of_the_run
 
 from ddp_helpers import LaunchError, launch, process_group
 from ddp_helpers.data import make_eval_loader, make_train_loader
@@ -64,7 +65,7 @@ def findings(fn, *args, nprocs=2, **options):
         if not error.result.findings:
             raise
         result = error.result
-    return result.findings
+    return of_the_run(result.findings)
 
 
 # ---- what each rank holds
@@ -583,7 +584,7 @@ def test_batches_and_random_numbers_are_the_same_with_and_without(workers):
         assert torch.equal(before[1], after[1])
         assert before[2:4] == after[2:4]
         assert all(map(torch.equal, before[4], after[4]))
-    assert not watched.findings
+    assert not of_the_run(watched.findings)
 
 
 # ---- evaluation

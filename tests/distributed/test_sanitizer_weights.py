@@ -12,8 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
+from torch_age import needs, needs_torch, of_the_run
 
 from ddp_helpers import LaunchError, launch, process_group
+from ddp_helpers.torch_private import SAVED_DATA
 
 pytestmark = pytest.mark.usefixtures("no_process_left")
 
@@ -26,7 +28,8 @@ def found(fn, *args, nprocs=2, every=1):
         if not error.result.findings:
             raise
         result = error.result
-    return result.findings[0] if result.findings else None
+    told = of_the_run(result.findings)
+    return told[0] if told else None
 
 
 def kind(fn, *args, **options):
@@ -235,6 +238,7 @@ def test_two_forwards_before_two_backwards():
     assert kind(run) == "gradients-differ"
 
 
+@needs_torch(2, 7, "init_sync")
 def test_weights_never_alike():
     def run():
         with process_group() as pg:
@@ -714,6 +718,7 @@ def uneven(loss_of, last_only, **options):
     return run
 
 
+@needs(SAVED_DATA)
 @pytest.mark.parametrize("loss_of", [mean_loss, ignoring, by_hand, squared, shared_scale])
 @pytest.mark.parametrize("last_only", [False, True])
 def test_uneven_batches_of_which_the_means_are_averaged(loss_of, last_only):
@@ -726,6 +731,7 @@ def test_uneven_batches_of_which_the_means_are_averaged(loss_of, last_only):
     assert f"{counts[0]} on rank 0, {counts[1]} on rank 1" in finding.cause
 
 
+@needs(SAVED_DATA)
 def test_uneven_batches_with_the_loss_in_the_model():
     class WithLoss(nn.Module):
         def __init__(self):
@@ -888,7 +894,7 @@ def test_a_fault_of_its_own_breaks_nothing(where, ranks):
                 dist.all_reduce(torch.zeros(1))
 
     result = launch(run, 2, sanitize=True, echo=False, timeout=40)
-    kinds = [finding.kind for finding in result.findings]
+    kinds = [finding.kind for finding in of_the_run(result.findings)]
     assert set(kinds) == {"sanitizer-fault"}
     assert not any(finding.serious for finding in result.findings)
 

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Subset, TensorDataset
+from torch_age import of_the_run
 
 from ddp_helpers import launch, process_group
 from ddp_helpers.data.loaders import make_eval_loader, make_resumable_loader, make_train_loader
@@ -133,7 +134,8 @@ def test_ranks_follow_one_process_for_twenty_steps(world_size):
 
 
 def test_the_sanitizer_finds_nothing():
-    assert launch(all_cases, 3, threads_per_rank=1, sanitize=True).findings == []
+    result = launch(all_cases, 3, threads_per_rank=1, sanitize=True)
+    assert of_the_run(result.findings) == []
 
 
 def test_a_distributed_sampler_is_weighted_right_too():

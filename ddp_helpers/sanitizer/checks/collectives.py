@@ -11,7 +11,7 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-from ddp_helpers.evidence.collective_methods import INPUTS
+from ddp_helpers.evidence.collective_methods import INPUTS, is_asynchronous, options_in
 from ddp_helpers.evidence.records import Finding, name_ranks
 from ddp_helpers.sanitizer.compare.callsite import CLEAN_UP, crossed, innermost, places, user_frames
 from ddp_helpers.sanitizer.compare.records import CallRecord, TensorKind
@@ -125,14 +125,14 @@ class CollectiveChecker:
             listener(name, args, called or name)
         if self.joining():
             return None  # Join makes calls for ranks that have no data left
-        options = next((a for a in (*args, *kwargs.values()) if hasattr(a, "asyncOp")), None)
+        options = options_in((*args, *kwargs.values()))
         record = self._record(name, called or name, args, options, frames)
         return self.sequence.event(
             group.group_name,
             dist.get_process_group_ranks(group),
             record,
             frames,
-            blocking=not (options is not None and options.asyncOp),
+            blocking=not is_asynchronous(options),
         )
 
     def _record(

@@ -35,6 +35,7 @@ from ddp_helpers.sanitizer.watch.passes import (
     root_dataset,
     root_indices,
 )
+from ddp_helpers.torch_private import GROUPS
 
 
 class Peers:
@@ -53,7 +54,7 @@ class Peers:
         """As ranks of the default group; empty where it can't be told."""
         if self._ranks is not None:
             return self._ranks
-        groups = len(dist.distributed_c10d._world.pg_map)
+        groups = len(GROUPS.get())
         return list(range(self.session.world_size)) if groups == 1 else []
 
     def wrapped(self, ddp: DistributedDataParallel) -> None:

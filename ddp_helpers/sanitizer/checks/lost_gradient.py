@@ -14,6 +14,7 @@ from ddp_helpers.sanitizer.checks.collectives import tensors_in
 from ddp_helpers.sanitizer.compare.callsite import Place, innermost, places, user_frames
 from ddp_helpers.sanitizer.compare.graph import number_of, reached
 from ddp_helpers.sanitizer.talk.session import Session
+from ddp_helpers.torch_private import PLAIN_TENSORS
 
 IN_PLACE = ("allreduce", "allreduce_coalesced", "broadcast", "reduce")
 GATHERS = ("allgather", "_allgather_base", "all_gather_single", "alltoall_base", "alltoall")
@@ -97,7 +98,7 @@ class _Gathered(torch.Tensor):
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
-        with torch._C.DisableTorchFunctionSubclass():
+        with PLAIN_TENSORS.get()():
             result = func(*args, **(kwargs or {}))
         if func not in _LEAVES_THE_GRAPH:
             given = [t for t in tensors_in((args, kwargs or {})) if isinstance(t, cls)]

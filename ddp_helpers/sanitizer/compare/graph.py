@@ -10,6 +10,8 @@ from typing import Any  # of a node whose `_saved_...` only C++ knows
 import torch
 from torch.autograd.graph import Node
 
+from ddp_helpers.torch_private import SAVED_DATA
+
 LARGEST = 1 << 62  # a parameter's node has no number of its own but the largest one
 MOST_NODES, MOST_TERMS = 200, 16
 _SCALES = ("MulBackward0", "MulBackward1", "DivBackward0", "DivBackward1")
@@ -181,7 +183,10 @@ def saved(node: object, name: str) -> object:
     Asking for `_saved_...` would unpack it, and a checkpointed layer may be unpacked only once.
     """
     raw = getattr(node, f"_raw_saved_{name}", None)
-    return raw.data if raw is not None else getattr(node, f"_saved_{name}", None)
+    if raw is None:
+        return getattr(node, f"_saved_{name}", None)
+    SAVED_DATA.get()
+    return raw.data
 
 
 def _number(value: object) -> float | None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from ddp_helpers.sanitizer.talk.codec import decode, encode
+from ddp_helpers.torch_private import DEFAULT_STORE
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -139,10 +140,9 @@ def _keys(name: str, ranks: Sequence[int]) -> list[str]:
 def open_channel(prefix: str) -> Channel | None:
     """A channel over the default group's store, or None where that can't be had."""
     import torch.distributed as dist
-    from torch.distributed import distributed_c10d as c10d
 
-    store = c10d._get_default_store()
+    store = DEFAULT_STORE.get()()
     with contextlib.suppress(RuntimeError, AttributeError):
         # a connection of its own: a wait here must not block torch's
-        store = store.clone()  # type: ignore[attr-defined]  # torch's stubs lack it
+        store = store.clone()
     return Channel(dist.PrefixStore(prefix, store), dist.get_rank(), dist.get_world_size())

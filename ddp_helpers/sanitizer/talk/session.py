@@ -20,6 +20,7 @@ from ddp_helpers.evidence.records import Finding, Frame
 from ddp_helpers.sanitizer.compare.callsite import Place, innermost, places, user_frames
 from ddp_helpers.sanitizer.marks import mark_watched
 from ddp_helpers.sanitizer.talk.channel import Channel, Gone, open_channel
+from ddp_helpers.torch_private import TESTED, NotInThisTorch
 
 DEFAULT_TIMEOUT = 1800.0  # seconds; init_process_group's own, where the program gives none
 PATIENCE_AT_END = 2.0  # seconds to wait for the other ranks' last records
@@ -101,7 +102,8 @@ class Session:
         mark_watched()
         if self.world_size > 1:
             # numbered: records of an earlier group may still lie in the same store
-            self.channel = open_channel(f"sanitizer-{self._groups_started}")
+            opened = self.guarded("all ranks", open_channel)
+            self.channel = opened(f"sanitizer-{self._groups_started}")
         for call in self.on_group:
             call()
 
@@ -230,6 +232,13 @@ class Session:
 
 
 def _own_fault(check: str, error: Exception) -> Finding:
+    if isinstance(error, NotInThisTorch):
+        return Finding(
+            "not-in-this-torch",
+            f"the check of {check} is left out: {error}",
+            f"it was {TESTED}",
+            serious=False,
+        )
     *_, (frame, line) = traceback.walk_tb(error.__traceback__)
     where = f"{os.path.basename(frame.f_code.co_filename)}:{line}"
     return Finding(

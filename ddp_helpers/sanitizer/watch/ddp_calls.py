@@ -8,7 +8,6 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.parallel.distributed import _find_tensors
 from torch.optim.optimizer import Optimizer
 
 from ddp_helpers.sanitizer.compare.callsite import Place, places, user_frames
@@ -25,6 +24,7 @@ from ddp_helpers.sanitizer.talk.sequence import CallSequence
 from ddp_helpers.sanitizer.talk.session import Session
 from ddp_helpers.sanitizer.watch.training_events import TrainingEvents
 from ddp_helpers.sanitizer.watch.wrapped import Registry, SinceStep, Wrapped
+from ddp_helpers.torch_private import FIND_TENSORS
 
 WRAP, BUFFERS, BACKWARD = "ddp_wrap", "ddp_buffers", "ddp_backward"
 
@@ -43,6 +43,7 @@ class DdpCalls:
         self.sequence = sequence
         self.registry = registry
         self._passed_by: list[tuple[Wrapped, object]] = []
+        self._terms = session.guarded("the loss", self._terms_of)
 
     # ---- the wrap
 
@@ -86,7 +87,7 @@ class DdpCalls:
         model = self.registry.of(ddp)
         if model is None or not torch.is_grad_enabled():
             return
-        found = [number_of(tensor) for tensor in _find_tensors(output)]
+        found = [number_of(tensor) for tensor in FIND_TENSORS.get()(output)]
         numbers = {number for number in found if number is not None}
         model.outputs |= numbers
         model.opaque = not numbers
@@ -156,7 +157,7 @@ class DdpCalls:
         backward = BackwardRecord(
             group,
             {model.number: self._state(model) for model in looked},
-            None if hooked else tuple(self._terms(roots)),
+            None if hooked else self._terms(roots),
         )
         called, step = "backward of a DDP model", self.session.step
         record = CallRecord(BACKWARD, called, stack, step, backward=backward)
@@ -169,14 +170,14 @@ class DdpCalls:
         edits = model.edits() if model.edited else Edits()
         return ModelState(model.steps, model.last_step, weights, edits)
 
-    def _terms(self, roots: Sequence[torch.Tensor]) -> list[Term]:
+    def _terms_of(self, roots: Sequence[torch.Tensor]) -> tuple[Term, ...]:
         given = self.events.gradients_given
         given = [given] * len(roots) if isinstance(given, torch.Tensor | None) else given
         found: list[Term] = []
         for root, gradient in zip(roots, given, strict=True):
             if gradient is None or gradient.numel() == 1:
                 found += loss_terms(root, 1.0 if gradient is None else float(gradient))
-        return found
+        return tuple(found)
 
     def backward_ends(self, roots: Sequence[torch.Tensor]) -> None:
         for model, before in self._passed_by:

@@ -11,7 +11,12 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from ddp_helpers.evidence.collective_methods import INPUTS, POINT_TO_POINT
+from ddp_helpers.evidence.collective_methods import (
+    INPUTS,
+    POINT_TO_POINT,
+    is_asynchronous,
+    options_in,
+)
 from ddp_helpers.sanitizer.talk.session import Session
 
 # here only its root is known to have come
@@ -106,9 +111,9 @@ class Order:
         self, name: str, group: dist.ProcessGroup, number: int, args: tuple, kwargs: dict
     ) -> None:
         """Take it as done: who calls it without async_op waits before it goes on."""
-        options = next((a for a in (*args, *kwargs.values()) if hasattr(a, "asyncOp")), None)
+        options = options_in((*args, *kwargs.values()))
         everyone = group.size() == self.session.world_size
-        if name in OTHERS or not everyone or (options is not None and options.asyncOp):
+        if name in OTHERS or not everyone or is_asynchronous(options):
             self.loose = time.monotonic()
         elif name in FROM_ROOT:
             self.roots[f"{group.group_name}/{getattr(options, 'rootRank', -1)}"] = number

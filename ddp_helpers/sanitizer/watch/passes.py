@@ -8,7 +8,7 @@ import weakref
 from array import array
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
-from typing import BinaryIO, SupportsIndex, cast
+from typing import Any, BinaryIO, SupportsIndex, cast
 
 import torch
 from torch.optim.optimizer import Optimizer
@@ -20,11 +20,11 @@ from torch.utils.data import (
     Subset,
     WeightedRandomSampler,
 )
-from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from ddp_helpers.sanitizer.compare.callsite import Place, innermost, places, user_frames
 from ddp_helpers.sanitizer.compare.samples import SampledContents
 from ddp_helpers.sanitizer.talk.session import Session
+from ddp_helpers.torch_private import LOADER_ITERATOR, NEXT_INDEX, RESET
 
 MARK = "_sanitizer_pass"  # the name under which an iterator keeps its pass
 
@@ -39,7 +39,7 @@ class Pass:
     key: str
     """The same on all ranks that came to this pass on the same way."""
     stack: tuple[Place, ...]
-    iterator: weakref.ref[_BaseDataLoaderIter]
+    iterator: weakref.ref[Any]
     workers: int
     worker_file: BinaryIO | None = None
     """Where the workers write what they draw."""
@@ -101,13 +101,14 @@ class PassRecorder:
 
     def put_patches(self) -> None:
         """Stand in for what a loader's iterator calls."""
-        put = self.session.patches.put
+        put, iterator = self.session.patches.put, LOADER_ITERATOR.get()
+        NEXT_INDEX.get(), RESET.get()
         put(DataLoader, "__iter__", self._iterating)
-        put(_BaseDataLoaderIter, "__init__", self._starting)
+        put(iterator, "__init__", self._starting)
         # persistent workers keep one iterator for all passes
-        put(_BaseDataLoaderIter, "_reset", self._starting)
-        put(_BaseDataLoaderIter, "_next_index", self._indexing)
-        put(_BaseDataLoaderIter, "__next__", self._delivering)
+        put(iterator, "_reset", self._starting)
+        put(iterator, "_next_index", self._indexing)
+        put(iterator, "__next__", self._delivering)
         self._watch_join()
 
     # ---- what stands in for torch's functions
@@ -127,9 +128,7 @@ class PassRecorder:
     def _starting(self, original: Callable) -> Callable:
         begin = self.session.guarded("data", self._begin)
 
-        def start(
-            iterator: _BaseDataLoaderIter, loader: DataLoader, *args: object, **kwargs: object
-        ) -> None:
+        def start(iterator: Any, loader: DataLoader, *args: object, **kwargs: object) -> None:
             original(iterator, loader, *args, **kwargs)
             if self.session.channel is not None:
                 begin(iterator, loader)
@@ -193,7 +192,7 @@ class PassRecorder:
         for call in self.on_start:
             call(loader)
 
-    def _begin(self, iterator: _BaseDataLoaderIter, loader: DataLoader) -> None:
+    def _begin(self, iterator: Any, loader: DataLoader) -> None:
         before = getattr(iterator, MARK, None)
         if before is not None and not before.sizes and not before.batches:
             return  # with workers, torch starts the first pass twice

@@ -17,6 +17,7 @@ from torch.optim.optimizer import (
 )
 
 from ddp_helpers.sanitizer.talk.session import Session
+from ddp_helpers.torch_private import NOT_COMPILED
 
 
 class TrainingEvents:
@@ -91,7 +92,7 @@ class TrainingEvents:
             return output
 
         # torch.compile leaves DDP's own forward alone, and must leave this one alone, too
-        return torch._disable_dynamo(forward, recursive=False)
+        return NOT_COMPILED.get()(forward, recursive=False)
 
     def _backward(self, original: Callable) -> Callable:
         def backward(

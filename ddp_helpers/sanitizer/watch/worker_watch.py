@@ -15,16 +15,14 @@ from typing import BinaryIO
 
 import torch
 from torch.utils.data import DataLoader
-from torch.utils.data._utils import fetch
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from ddp_helpers.sanitizer.compare.randomness import Draws, States, draws_between, random_states
 from ddp_helpers.sanitizer.talk.codec import decode, encode
 from ddp_helpers.sanitizer.talk.session import Session
+from ddp_helpers.torch_private import FETCHERS, WORKER_ITERATOR
 
 ROOM = 4096  # bytes of each worker's part of the file
 BATCHES = 3  # that a worker looks at
-FETCHERS = (fetch._MapDatasetFetcher, fetch._IterableDatasetFetcher)
 
 
 @dataclass(frozen=True)
@@ -65,11 +63,11 @@ class _Watch:
     def __init__(self, path: str, worker_id: int) -> None:
         self.path, self.place = path, worker_id * ROOM
         self.seen: list[WorkerBatch] = []
-        self.originals = [(kind, kind.fetch) for kind in FETCHERS]
+        self.originals = [(kind, kind.fetch) for kind in (name.get() for name in FETCHERS)]
 
     def begin(self) -> None:
         for kind, original in self.originals:
-            kind.fetch = self._watched(original)  # type: ignore[method-assign]  # ours for torch's
+            kind.fetch = self._watched(original)
 
     def _watched(self, original: Callable) -> Callable:
         def fetch_and_look(fetcher: object, indices: object) -> object:
@@ -102,7 +100,7 @@ class _Watch:
 
     def _end(self) -> None:
         for kind, original in self.originals:
-            kind.fetch = original  # type: ignore[method-assign]  # back again
+            kind.fetch = original
 
 
 class WorkerWatcher:
@@ -114,7 +112,9 @@ class WorkerWatcher:
 
     def put_patches(self) -> None:
         """Stand in for the start of a loader's workers."""
-        self.session.patches.put(_MultiProcessingDataLoaderIter, "__init__", self._starting)
+        for name in FETCHERS:  # here a note can be made of one that is missing, there not
+            name.get()
+        self.session.patches.put(WORKER_ITERATOR.get(), "__init__", self._starting)
 
     def _starting(self, original: Callable) -> Callable:
         prepare = self.session.guarded("workers", self._prepare)

@@ -362,13 +362,38 @@ def test_torch_that_does_not_load(machine, error):
     assert "pip uninstall" in row.advice
 
 
-def test_old_torch(machine):
-    machine.torch("2.9.1+cpu", None)
+TESTED = "the course is tested with torch 2.6 to 2.15"
+
+
+@pytest.mark.parametrize("version", ["2.6.0", "2.13.0+cpu", "2.15.3"])
+def test_tested_torch(machine, version):
+    machine.torch(version, None)
+    row = check_environment()["PyTorch"]
+    assert (row.status, row.value) == ("pass", f"{version}, CPU build; {TESTED}")
+
+
+@pytest.mark.parametrize("version", ["2.5.1+cpu", "2.16.0.dev20270101", "3.0.0"])
+def test_torch_that_was_not_tested(machine, version):
+    machine.torch(version, None)
+    row = check_environment()["PyTorch"]
+    assert (row.status, row.value) == ("warn", f"{version}, CPU build; {TESTED}")
+    assert row.advice == "If something fails, try one of the tested versions."
+
+
+@pytest.mark.parametrize("build", [("13.0", None), (None, "6.4")])
+def test_a_large_build_without_a_gpu(machine, build):
+    machine.torch("2.13.0", *build)
     row = check_environment()["PyTorch"]
     assert row.status == "warn"
-    assert "2.13" in row.advice
+    assert "the CPU build is a tenth of the size" in row.advice
+    assert "pip install torch --index-url https://download.pytorch.org/whl/cpu" in row.advice
+    machine.write("dev/kfd", "")
+    assert check_environment()["PyTorch"].status == "pass"
+
+
+def test_old_torch_and_an_old_driver(machine):
     machine.nvidia_smi()
-    machine.torch("2.9.1+cu130", "13.0")
+    machine.torch("2.5.1+cu130", "13.0")
     assert check_environment()["PyTorch"].status == "fail"  # the driver is the worse trouble
 
 

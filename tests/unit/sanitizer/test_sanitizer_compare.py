@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
+from torch_age import needs
 
 import ddp_helpers
 from ddp_helpers.sanitizer.compare import samples as samples_module
@@ -53,6 +54,7 @@ from ddp_helpers.sanitizer.compare.samples import (
 )
 from ddp_helpers.sanitizer.compare.samples import fingerprint as dataset_print
 from ddp_helpers.sanitizer.compare.samples import leaves as tensors_of
+from ddp_helpers.torch_private import SAVED_DATA
 
 # ---- samples
 
@@ -636,6 +638,7 @@ TERMS = [
 ]  # fmt: skip
 
 
+@needs(SAVED_DATA)
 @pytest.mark.parametrize("number", range(len(TERMS)))
 def test_the_terms_of_a_loss(number):
     loss, expected = TERMS[number]

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
+from torch_age import needs
 
 from ddp_helpers.sanitizer.checks.causes import Causes
 from ddp_helpers.sanitizer.checks.loading import common_prefix
@@ -26,6 +27,7 @@ from ddp_helpers.sanitizer.compare.fingerprint import settings as settings_of
 from ddp_helpers.sanitizer.compare.graph import leaves, loss_terms, number_of, reached
 from ddp_helpers.sanitizer.compare.records import Edits, StepRecord
 from ddp_helpers.sanitizer.talk.session import Session
+from ddp_helpers.torch_private import SAVED_DATA
 
 quick = settings(max_examples=60, deadline=None)
 
@@ -499,6 +501,7 @@ LOSSES = [
 ]
 
 
+@needs(SAVED_DATA)
 @quick
 @given(st.sampled_from(LOSSES), st.integers(1, 9), st.floats(0.1, 9))
 def test_scaling_a_mean_to_a_sum_gives_each_element_the_same_weight(loss_of, size, scale):
@@ -511,6 +514,7 @@ def test_scaling_a_mean_to_a_sum_gives_each_element_the_same_weight(loss_of, siz
         assert other.weight == pytest.approx(plain.weight * scale)
 
 
+@needs(SAVED_DATA)
 def test_terms():
     out = torch.randn(8, 3, requires_grad=True) * 1
     y = torch.tensor([-100, 0, 1, 2, 0, 1, 2, 0])
@@ -524,6 +528,7 @@ def test_terms():
     assert loss_terms(torch.ones(())) == []
 
 
+@needs(SAVED_DATA)
 def test_saved_tensors_of_a_checkpointed_layer_are_not_unpacked():
     from torch.utils.checkpoint import checkpoint
 

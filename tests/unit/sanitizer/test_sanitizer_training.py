@@ -10,6 +10,7 @@ import torch.distributed as dist
 from one_process import Mirror
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, TensorDataset
+from torch_age import needs_torch
 
 from ddp_helpers.sanitizer.checks import slow
 from ddp_helpers.sanitizer.checks.first_steps import FirstStepsRecord
@@ -413,6 +414,7 @@ def test_unused_parameters_are_looked_for_now_and_then(watched):
     assert kinds(session) == []
 
 
+@needs_torch(2, 7, "init_sync")
 def test_init_sync_is_not_waited_for(watched):
     """Whoever wraps without a first broadcast need not come together."""
     session, mirror, _ = watched()

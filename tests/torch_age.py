@@ -1,0 +1,31 @@
+"""What tests need to know of the torch that they run with: an old one lacks some names."""
+
+from collections.abc import Iterable
+
+import pytest
+
+from ddp_helpers.evidence.records import Finding
+from ddp_helpers.torch_private import NotInThisTorch, PrivateName, torch_version
+
+
+def needs(*names: PrivateName) -> pytest.MarkDecorator:
+    """Skip where this torch lacks a private name: what it serves is left out there, with a note."""
+    lacking = []
+    for name in names:
+        try:
+            name.get()
+        except NotInThisTorch as error:
+            lacking.append(str(error))
+    return pytest.mark.skipif(bool(lacking), reason="; ".join(lacking))
+
+
+def needs_torch(major: int, minor: int, why: str) -> pytest.MarkDecorator:
+    """Skip with a torch that is older."""
+    return pytest.mark.skipif(
+        torch_version() < (major, minor), reason=f"needs torch {major}.{minor}: {why}"
+    )
+
+
+def of_the_run(findings: Iterable[Finding]) -> list[Finding]:
+    """The findings that tell of the watched run, not of a torch that lacks a name."""
+    return [finding for finding in findings if finding.kind != "not-in-this-torch"]
