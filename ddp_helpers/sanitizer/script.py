@@ -11,6 +11,7 @@ import sys
 from types import TracebackType
 
 from ddp_helpers.sanitizer.switch import install, uninstall
+from ddp_helpers.sanitizer.talk.meeting import off_unless_all_meet
 from ddp_helpers.sanitizer.talk.notes import tell_notes_once
 from ddp_helpers.sanitizer.talk.session import (
     FAILED,
@@ -24,6 +25,7 @@ from ddp_helpers.sanitizer.talk.session import (
 def watch_script(every: int = 1) -> Session:
     """Begin to watch this process; what is found only at the end makes it fail, too."""
     session = install(Options(every))
+    off_unless_all_meet(session)
     tell_notes_once(session)
     at_end = functools.partial(_finish, session, _Failure(), os.getpid())
     if multiprocessing.parent_process() is None:

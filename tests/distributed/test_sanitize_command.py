@@ -221,6 +221,35 @@ def test_a_fault_of_ours_is_told_once_and_the_ranks_go_on(sanitize, script, tmp_
     assert f"{NOTHING}: it was off, see above" in done.stderr
 
 
+def test_a_rank_that_is_not_watched_is_not_waited_for(sanitize, script):
+    path = script("""
+        import os, subprocess, sys
+        if "RANK" not in os.environ:
+            own = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": sys.argv[1]}
+            words = [[sys.executable, __file__], [sys.executable, "-E", __file__]]
+            ranks = [
+                subprocess.Popen(words[rank], env=os.environ | own | {"RANK": str(rank)})
+                for rank in range(2)
+            ]
+            sys.exit(max(rank.wait() for rank in ranks))
+        import torch, torch.distributed as dist
+        if not sys.flags.ignore_environment:
+            from ddp_helpers.sanitizer.talk import meeting
+            meeting.PATIENCE = 1
+        dist.init_process_group("gloo")
+        model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(3, 1))
+        model(torch.ones(2, 3)).sum().backward()
+        dist.destroy_process_group()
+        print("done", flush=True)
+    """)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    done = sanitize(sys.executable, path, port)
+    assert (done.returncode, done.stdout) == (0, "done\ndone\n"), done.stderr
+    assert done.stderr.startswith("the sanitizer is off: rank 1 is not watched; start all ranks")
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_python_without_ddp_helpers_borrows_it(sanitize, script):
     path = script("""
         import importlib.util, os, sys
