@@ -7,18 +7,20 @@
 # make soak       random kills, interrupts and hangs; many launches; many kernels at once
 # make gallery    screenshots of the explorables, for the README
 # make lint       format, lint, arrows between wings, types and spelling
+# make matrix     the tests that matter, with other versions of Python, torch and the rest; hours
 # make mutants    how many small mistakes in the code its tests notice (ARGS=data: one wing)
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+DEV    := $(VENV)/.ready-dev
 SITE   := $(VENV)/.ready-site
 MUTANTS := $(VENV)/.ready-mutants
 ARGS   ?=
 ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: lab demo test site notebooks bench soak gallery lint mutants clean
+.PHONY: lab demo test site notebooks bench soak gallery lint mutants matrix clean
 .DELETE_ON_ERROR:
 
 lab: $(READY)
@@ -27,34 +29,34 @@ lab: $(READY)
 demo: $(READY)
 	$(BIN)/python -m ddp_helpers train $(ARGS)
 
-test: $(READY) $(SITE)
+test: $(DEV) $(SITE)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 site: $(SITE)
 	$(BIN)/python .site/build.py $(ARGS)
 
-notebooks: $(READY)
+notebooks: $(DEV)
 	$(BIN)/python tests/notebooks/build.py $(ARGS)
 	$(BIN)/python tests/notebooks/translate.py
 
-bench: $(READY)
+bench: $(DEV)
 	$(BIN)/python tests/benchmarks/bench_launch.py $(ARGS)
 	$(BIN)/python tests/benchmarks/bench_sanitizer.py
 	$(BIN)/python tests/benchmarks/bench_training.py
 	$(BIN)/python tests/benchmarks/bench_widgets.py
 	$(BIN)/python tests/benchmarks/bench_scaling.py
 
-soak: $(READY)
+soak: $(DEV)
 	$(BIN)/python tests/benchmarks/soak_launch.py --rounds 300 $(ARGS)
 	$(BIN)/python tests/benchmarks/soak_launch.py --correct 500
 	$(BIN)/python tests/benchmarks/soak_launch.py --kernels 30
 	$(BIN)/python tests/benchmarks/soak_classroom.py --seats 30
 	$(BIN)/python tests/benchmarks/soak_templates.py
 
-gallery: $(READY)
+gallery: $(DEV)
 	$(BIN)/python tests/browser/gallery.py $(ARGS)
 
-lint: $(READY)
+lint: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
@@ -64,24 +66,32 @@ lint: $(READY)
 mutants: $(MUTANTS)
 	$(BIN)/python tests/mutation/run.py $(ARGS)
 
+matrix:
+	$(PYTHON) tests/matrix/run.py $(ARGS)
+
 clean:
 	rm -rf $(VENV) build *.egg-info runs
 
-# One install behind all of them; environment.yml runs the same.
+# What a learner needs; environment.yml runs the same.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $$($(PYTHON) --version) found, expected Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' || \
 	  { echo "error: this Python has no venv module: apt install python3-venv"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+# What tests, lint and the making of notebooks need more.
+$(DEV): $(READY)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-# What the site and its tests need more; `make lab` does without.
+# What the site and its tests need more.
 $(SITE): $(READY)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[site]'
 	@touch $@
 
-$(MUTANTS): $(READY)
+$(MUTANTS): $(DEV)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[mutants]'
 	@touch $@

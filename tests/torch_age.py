@@ -8,15 +8,17 @@ from ddp_helpers.evidence.records import Finding
 from ddp_helpers.torch_private import NotInThisTorch, PrivateName, torch_version
 
 
-def needs(*names: PrivateName) -> pytest.MarkDecorator:
+def has(name: PrivateName) -> bool:
+    try:
+        name.get()
+    except NotInThisTorch:
+        return False
+    return True
+
+
+def needs(name: PrivateName) -> pytest.MarkDecorator:
     """Skip where this torch lacks a private name: what it serves is left out there, with a note."""
-    lacking = []
-    for name in names:
-        try:
-            name.get()
-        except NotInThisTorch as error:
-            lacking.append(str(error))
-    return pytest.mark.skipif(bool(lacking), reason="; ".join(lacking))
+    return pytest.mark.skipif(not has(name), reason=f"no {name.path}: {name.without}")
 
 
 def needs_torch(major: int, minor: int, why: str) -> pytest.MarkDecorator:

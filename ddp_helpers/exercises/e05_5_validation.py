@@ -111,4 +111,4 @@ WRONG = (
     Wrong(nobody, "should be a tensor"),
 )
 ALSO_RIGHT = (on_a_copy,)
-STARTER_SAYS = "Received data size doesn't match"
+STARTER_SAYS = "preamble.length <= "

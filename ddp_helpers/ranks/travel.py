@@ -30,12 +30,12 @@ from ddp_helpers.evidence.records import Frame, RankError
 
 def _dump(value: object) -> bytes:
     file = io.BytesIO()
-    _pickler()(file).dump(value)
+    pickler()(file).dump(value)
     return file.getvalue()
 
 
 @cache
-def _pickler() -> type:
+def pickler() -> type:
     """cloudpickle's pickler, but code keeps the name of its file.
 
     Since 3.1.3 cloudpickle writes `<dynamic-code>` in its place: a traceback from a rank would
@@ -121,7 +121,7 @@ def dump_value(value: object) -> bytes:
     """Pickle a value so that it can be read in a process that never touches a GPU."""
     import torch
 
-    base = _pickler()
+    base = pickler()
 
     class Pickler(base):  # type: ignore[valid-type, misc]  # made on its first use
         def reducer_override(self, obj: Any) -> Any:

@@ -10,10 +10,12 @@ import time
 
 import pytest
 import torch
+from torch_age import has
 from warm_python import WarmPython
 
 from ddp_helpers import faults
 from ddp_helpers.faults._terminal import OURS, Ended, find_marked, terminal
+from ddp_helpers.torch_private import SAVED_DATA
 
 pytestmark = pytest.mark.usefixtures("no_process_left")
 FILES = sorted(path.stem for path in faults.FOLDER.glob("*.py") if path.stem[0] != "_")
@@ -27,6 +29,8 @@ ONLY_WITHOUT = {  # faults of a machine that lacks something
 def skip_where_it_works(name):
     if ONLY_WITHOUT.get(name):
         pytest.skip("this PyTorch build has what the fault lacks")
+    if name == "mean_of_means" and not has(SAVED_DATA):
+        pytest.skip("this torch does not show the tensors that a loss keeps")
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -34,7 +38,8 @@ def test_the_fault_is_named(name):
     skip_where_it_works(name)
     started = time.monotonic()
     seen = faults.run(name)
-    assert RECORDS[name].kind in seen.kinds[:2], seen
+    kinds = [kind for kind in seen.kinds if kind != "not-in-this-torch"]
+    assert RECORDS[name].kind in kinds[:2], seen
     assert seen.report
     if RECORDS[name].in_terminal:  # torch alone is what ran
         assert RECORDS[name].says in seen.output
@@ -44,7 +49,9 @@ def test_the_fault_is_named(name):
 @pytest.mark.parametrize("name", FILES)
 def test_the_mend_runs_and_nothing_is_reported(name):
     seen = faults.run(name, fixed=True)
-    assert (seen.report, seen.kinds) == ("", ()), seen
+    # an old torch may lack a name: that is told, and is no report of the run
+    assert set(seen.kinds) <= {"not-in-this-torch"}, seen
+    assert bool(seen.report) == bool(seen.kinds), seen
 
 
 @pytest.mark.parametrize(

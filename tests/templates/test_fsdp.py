@@ -18,8 +18,12 @@ from template_runner import (
     torchrun,
 )
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from torch_age import needs_torch
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [
+    pytest.mark.timeout(300),
+    needs_torch(2, 7, "before, fully_shard does not work on a CPU"),
+]
 
 
 def newest(folder: Path) -> Path:

@@ -6,6 +6,7 @@ import re
 import sys
 import threading
 import time
+from types import CodeType, FunctionType
 
 import pytest
 import torch
@@ -271,3 +272,51 @@ def test_an_error_that_cannot_even_be_formatted(monkeypatch):
 )
 def test_places_in_torchs_own_sources_are_left_out(text, message):
     assert travel.describe(RuntimeError(text), {}).message == message
+
+
+# ---- the places of code
+
+
+def nested():
+    def inner():
+        return (lambda: 0), inner
+
+    class Kept:
+        def method(self):
+            return "here"
+
+    return inner, Kept
+
+
+def files_of(code):
+    """Of a function's code, and of all code within it."""
+    inner = [constant for constant in code.co_consts if hasattr(constant, "co_filename")]
+    return {code.co_filename}.union(*(files_of(part) for part in inner))
+
+
+def test_code_keeps_its_file_and_lines_whatever_cloudpickle_writes(monkeypatch):
+    def forgets(code):
+        make, parts, *rest = theirs(code)
+        return make, tuple("<dynamic-code>" if part == __file__ else part for part in parts), *rest
+
+    import cloudpickle
+
+    theirs = cloudpickle.Pickler.dispatch_table[CodeType]
+    table = {**cloudpickle.Pickler.dispatch_table, CodeType: forgets}
+    monkeypatch.setattr(cloudpickle.Pickler, "dispatch_table", table)
+    travel.pickler.cache_clear()
+    try:
+        made, _, _ = travel.unpack(travel.pack(lambda: nested(), (), {}))
+        function, _, _ = travel.unpack(travel.pack(locals_of(nested), (), {}))
+    finally:
+        travel.pickler.cache_clear()
+    for code in (made.__code__, function.__code__):
+        assert files_of(code) == {__file__}
+    assert function.__code__.co_firstlineno == nested.__code__.co_firstlineno
+    assert list(function.__code__.co_lines()) == list(nested.__code__.co_lines())
+    assert function()[1]().method() == "here"
+
+
+def locals_of(function):
+    """The function as if it came from a cell: by value, not by the name of its module."""
+    return FunctionType(function.__code__, {"__name__": "__main__", "__builtins__": __builtins__})
