@@ -13,6 +13,7 @@ COMMANDS = {
     "check": "Tell what this machine can do, with advice; exit code 1 if something must be mended.",
     "train": "Train the course's small CNN on the shipped digits, with real ranks.",
     "run": "Run a function of a script on several ranks; what follows -- goes to the script.",
+    "sanitize": "Run any command that starts ranks, and watch these for silent mistakes.",
     "torchrun": "Write the torchrun line for each machine; what follows -- goes to the script.",
     "preflight": "Start it on every machine: can they meet? 1 if something must be mended.",
     "diagnose": "Read the log of any run (torchrun, spawn, Slurm), name the cause; 1 if unknown.",

@@ -29,12 +29,12 @@ from ddp_helpers.ranks.supervisor import Ending, Supervisor
 from ddp_helpers.ranks.travel import pack
 from ddp_helpers.ranks.view import PanelView, TextView, View
 from ddp_helpers.ranks.wire import Job
+from ddp_helpers.sanitizer.marks import every_asked
 from ddp_helpers.torch_private import torch_version
 
 R = TypeVar("R")
 START_METHODS = ("forkserver", "spawn")
 INSIDE_A_RANK = "DDP_HELPERS_INSIDE_A_RANK"
-SANITIZE = "DDP_HELPERS_SANITIZE"
 STORE_BACKLOG = 1024  # calls that may wait: all ranks of a big machine call at once
 STORE_PATIENCE = timedelta(seconds=60)  # for an answer of a store in this very process
 
@@ -226,15 +226,12 @@ def _check(
 
 
 def _sanitize_every(sanitize: bool | int) -> int:
-    """0 is off; the environment can switch it on for a program that is not to be changed."""
-    text = os.environ.get(SANITIZE, "0")
-    if not text.isdigit():
-        raise ValueError(f"{SANITIZE}={text!r}: expected 0 (off), 1, or look at each n-th step")
+    """0 is off; under the command `sanitize` it is on for a program that is not to be changed."""
     if not isinstance(sanitize, int) or sanitize < 0:
         raise ValueError(
             f"sanitize={sanitize!r}: expected True, False, or a number n to look at each n-th step"
         )
-    return int(sanitize) or int(text)
+    return int(sanitize) or every_asked()
 
 
 def _print_notes(result: LaunchResult[Any], echo: bool) -> None:

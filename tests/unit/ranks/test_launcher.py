@@ -59,7 +59,7 @@ def supervised(monkeypatch):
     one.is_ready = True
     monkeypatch.setattr(launcher.fork_server, "wait_until_ready", wait)
     monkeypatch.delenv(launcher.INSIDE_A_RANK, raising=False)
-    monkeypatch.delenv(launcher.SANITIZE, raising=False)
+    monkeypatch.delenv("DDP_HELPERS_SANITIZE_EVERY", raising=False)
     return one
 
 
@@ -398,24 +398,15 @@ def test_inside_a_rank(supervised, monkeypatch):
         (False, None, 0),
         (True, None, 1),
         (7, None, 7),
-        (False, "0", 0),
         (False, "3", 3),
         (2, "3", 2),
     ],
 )
-def test_the_sanitizer_by_argument_or_environment(supervised, monkeypatch, given, variable, every):
+def test_the_sanitizer_by_argument_or_command(supervised, monkeypatch, given, variable, every):
     if variable is not None:
-        monkeypatch.setenv("DDP_HELPERS_SANITIZE", variable)
+        monkeypatch.setenv("DDP_HELPERS_SANITIZE_EVERY", variable)
     launch(fn, 2, sanitize=given)
     assert supervised.job.sanitize == every
-
-
-def test_a_wrong_variable_of_the_sanitizer(supervised, monkeypatch):
-    monkeypatch.setenv("DDP_HELPERS_SANITIZE", "yes")
-    with pytest.raises(
-        ValueError, match=r"^DDP_HELPERS_SANITIZE='yes': expected 0 \(off\), 1, or look"
-    ):
-        launch(fn, 2)
 
 
 # ---- scripts
