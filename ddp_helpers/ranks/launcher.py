@@ -9,12 +9,10 @@ from __future__ import annotations
 import ast
 import contextlib
 import inspect
-import multiprocessing.util
 import os
 import secrets
 import socket
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -22,12 +20,20 @@ from typing import Any, TypedDict, TypeVar, Unpack, overload
 
 from ddp_helpers.arguments import check_positive, check_whole
 from ddp_helpers.environment.check import default_nprocs, usable_cpu_count
+from ddp_helpers.environment.facts import check_before_torch
 from ddp_helpers.evidence.records import LaunchResult
 from ddp_helpers.ranks import fork_server
 from ddp_helpers.ranks.notebook import ipython_shell, is_kernel, notebook_cells
+from ddp_helpers.ranks.readiness import (
+    check_loopback,
+    check_open_files,
+    check_tasks,
+    open_standard_files,
+)
 from ddp_helpers.ranks.supervisor import Ending, Supervisor
+from ddp_helpers.ranks.temporary import PREFIX, socket_folder, socket_parent
 from ddp_helpers.ranks.travel import pack
-from ddp_helpers.ranks.view import PanelView, TextView, View
+from ddp_helpers.ranks.view import PanelView, TextView, View, show
 from ddp_helpers.ranks.wire import Job
 from ddp_helpers.sanitizer.marks import every_asked
 from ddp_helpers.torch_private import torch_version
@@ -127,14 +133,19 @@ def launch(
 
     Raises:
         ValueError, TypeError: an argument is wrong, or can't travel to another process.
+        OSError: this machine is in no state to start ranks; the text says what to mend.
         LaunchError: a rank failed, or the sanitizer found something serious; the text names the
             rank, the line and what to do.
         LaunchTimeoutError: the ranks did not end within `timeout`.
         LaunchStopped: the stop button of the live view was pressed.
     """
+    open_standard_files()
+    check_before_torch()
     nprocs = default_nprocs() if nprocs is None else nprocs
     _check(fn, nprocs, timeout, threads_per_rank, start_method)
     every = _sanitize_every(sanitize)
+    check_open_files(nprocs)
+    check_tasks(nprocs)
     threads = threads_per_rank or max(1, usable_cpu_count() // nprocs)
     sources, names = notebook_cells()
     packed = pack(fn, tuple(args), dict(kwargs or {}))
@@ -148,7 +159,7 @@ def launch(
             threads=threads,
             sources=sources,
             names=names,
-            temporary=_temporary_folder(start_method),
+            temporary=_temporary_folder(start_method, nprocs),
             own_temporary=start_method == "spawn",
             sanitize=every,
         )
@@ -184,15 +195,15 @@ def _prepare(start_method: str) -> None:
         )
 
 
-def _temporary_folder(start_method: str) -> str:
+def _temporary_folder(start_method: str, nprocs: int) -> str:
     """This process's folder for sockets, which the fork server removes if this process can't.
 
     Without a fork server: what the names of the ranks' own folders begin with.
     """
     if start_method == "forkserver":
-        return multiprocessing.util.get_temp_dir()
-    # no longer than multiprocessing's own: a socket's whole name has 107 letters at most
-    return os.path.join(tempfile.gettempdir(), f"pymp-{secrets.token_hex(4)}")
+        return socket_folder()
+    parent = socket_parent(f"{PREFIX}{nprocs}")
+    return os.path.join(parent, f"{PREFIX}{secrets.token_hex(4)}")
 
 
 def warm_up_in_a_kernel() -> None:
@@ -236,7 +247,7 @@ def _sanitize_every(sanitize: bool | int) -> int:
 
 def _print_notes(result: LaunchResult[Any], echo: bool) -> None:
     for finding in result.findings if echo else []:
-        print(f"sanitizer, a note: {finding}", flush=True)
+        show(f"sanitizer, a note: {finding}\n")
 
 
 def _check_script(target: str) -> None:
@@ -274,6 +285,7 @@ def _view(nprocs: int, echo: bool, live: bool | View) -> View | None:
 @contextlib.contextmanager
 def _rendezvous_store() -> Iterator[int]:
     """The store where ranks meet, on a port that the system picks: no two launches can clash."""
+    check_loopback()
     from torch.distributed import TCPStore
 
     # torch's own socket would take IPv6 too: open to the network, and each rank that calls has

@@ -16,7 +16,14 @@ import pytest
 from torch.distributed import TCPStore
 
 from ddp_helpers.evidence.records import Finding, LaunchResult, RankError, RankResult
-from ddp_helpers.ranks import LaunchError, LaunchStopped, LaunchTimeoutError, launch, launcher
+from ddp_helpers.ranks import (
+    LaunchError,
+    LaunchStopped,
+    LaunchTimeoutError,
+    launch,
+    launcher,
+    readiness,
+)
 from ddp_helpers.ranks.supervisor import Ending
 from ddp_helpers.ranks.view import PanelView, TextView
 
@@ -257,6 +264,34 @@ def test_the_folders_for_sockets(supervised, monkeypatch, tmp_path):
     first = supervised.job.temporary
     launch(fn, 2, start_method="spawn")
     assert supervised.job.temporary != first
+
+
+def test_too_few_open_files_are_named(supervised, monkeypatch):
+    monkeypatch.setattr(readiness, "open_files", lambda: (100, 5000))
+    monkeypatch.setattr(readiness, "files_needed", lambda nprocs: 100 * nprocs)
+    launch(fn, 1)
+    with pytest.raises(OSError, match=r"`ulimit -n` is 100, .* needs 200 .*`ulimit -n 4096`"):
+        launch(fn, 2)
+    with pytest.raises(OSError, match=r"`ulimit -n 6000`"):
+        launch(fn, 60)
+
+
+def test_too_few_processes_are_named(supervised, monkeypatch):
+    needed = readiness.TASKS + 2 * readiness.TASKS_PER_RANK
+    monkeypatch.setattr(readiness, "tasks", lambda: (20 + needed, 20))
+    launch(fn, 2)
+    monkeypatch.setattr(readiness, "tasks", lambda: (20 + needed, 21))
+    with pytest.raises(OSError, match=rf"`ulimit -u` is {20 + needed}, and 21 .* need {needed}"):
+        launch(fn, 2)
+
+
+def test_loopback_that_does_not_connect_is_named(supervised, monkeypatch):
+    def down():
+        raise OSError(101, "Network is unreachable")
+
+    monkeypatch.setattr(readiness, "loopback", down)
+    with pytest.raises(OSError, match=r"127.0.0.1.*unreachable.*`sudo ip link set lo up`"):
+        launch(fn, 2)
 
 
 # ---- in a notebook
