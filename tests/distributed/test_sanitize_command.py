@@ -2,11 +2,14 @@
 
 import os
 import pty
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
+from pathlib import Path
 
 import psutil
 import pytest
@@ -45,8 +48,8 @@ def main(rank, store):
 @pytest.fixture
 def sanitize(tmp_path):
     """Run a command under `sanitize` in an empty folder; it must leave no file behind."""
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
+    # a short name: sockets of launch() lie in it
+    temporary = Path(tempfile.mkdtemp(prefix="t-", dir="/tmp"))
 
     def run(*words, **variables):
         own = {"OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)}
@@ -61,7 +64,8 @@ def sanitize(tmp_path):
         assert not list(temporary.glob("ddp-sanitize-*"))
         return done
 
-    return run
+    yield run
+    shutil.rmtree(temporary)
 
 
 @pytest.fixture
