@@ -154,7 +154,7 @@ def check_python() -> Answer:
     return "pass", value, ""
 
 
-_SMALLER = "No GPU is here. If none will be, the CPU build needs 0.8 GB instead of 5, and starts sooner"
+_SMALLER = "No GPU is here. If none will be, the CPU build needs 0.8 GB, not 5, and starts sooner"
 _INSTALL_CPU = "`pip install torch --index-url https://download.pytorch.org/whl/cpu`"
 
 

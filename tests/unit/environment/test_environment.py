@@ -421,7 +421,7 @@ def test_a_large_build_without_a_gpu(machine, build):
     machine.torch("2.13.0", *build)
     row = check_environment()["PyTorch"]
     assert row.status == "warn"
-    assert "the CPU build needs 0.8 GB instead of 5" in row.advice
+    assert "the CPU build needs 0.8 GB, not 5" in row.advice
     assert "pip install torch --index-url https://download.pytorch.org/whl/cpu" in row.advice
     machine.write("dev/kfd", "")
     assert check_environment()["PyTorch"].status == "pass"
