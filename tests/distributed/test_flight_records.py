@@ -82,7 +82,9 @@ def test_a_rank_that_has_not_come(tmp_path):
 def test_a_group_of_some_ranks(tmp_path):
     found = found_in(tmp_path, in_a_smaller_group, nprocs=3)
     assert found.kind == "rank-did-not-come"
-    assert found.cause.startswith("rank 2 has not come to all_reduce, call 2 of group 1, where rank 0")
+    assert found.cause.startswith(
+        "rank 2 has not come to all_reduce, call 2 of group 1, where rank 0"
+    )
 
 
 def test_different_sizes(tmp_path):
