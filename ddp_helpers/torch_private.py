@@ -101,6 +101,9 @@ FETCHERS = (
 SAVED_DATA = PrivateName(
     "torch._C._autograd", "SavedTensor.data", "losses over unequal batches are not compared"
 )
+FLIGHT_RECORD = PrivateName(
+    "torch._C._distributed_c10d", "_dump_fr_trace", "only nccl's watchdog writes a flight record"
+)
 NOT_COMPILED = PrivateName("torch", "_disable_dynamo", "forwards of DDP models are not followed")
 PLAIN_TENSORS = PrivateName(
     "torch._C", "DisableTorchFunctionSubclass", "gradients lost in a collective are not found"

@@ -36,6 +36,8 @@ def our_processes() -> dict[int, psutil.Process]:
             command = " ".join(process.cmdline())
             helper = "forkserver import main" in command or "resource_tracker" in command
             ranks = helper and process.ppid() != os.getpid()  # a rank looks like its server
+            # up to torch 2.6 the first torch.compile of a process keeps workers of its own
+            helper = helper or "_inductor/compile_worker" in command
             if (not helper or ranks) and process.status() != psutil.STATUS_ZOMBIE:
                 found[process.pid] = process
         except psutil.NoSuchProcess:

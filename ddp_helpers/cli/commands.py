@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -13,6 +16,7 @@ COMMANDS = {
     "check": "Tell what this machine can do, with advice; exit code 1 if something must be mended.",
     "train": "Train the course's small CNN on the shipped digits, with real ranks.",
     "run": "Run a function of a script on several ranks; what follows -- goes to the script.",
+    "sanitize": "Run any command that starts ranks, and watch these for silent mistakes.",
     "torchrun": "Write the torchrun line for each machine; what follows -- goes to the script.",
     "preflight": "Start it on every machine: can they meet? 1 if something must be mended.",
     "diagnose": "Read the log of any run (torchrun, spawn, Slurm), name the cause; 1 if unknown.",
@@ -26,12 +30,21 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a closed one is None, a notebook's another
+            stream.reconfigure(errors="backslashreplace")  # a terminal may lack letters
     words = list(sys.argv[1:] if argv is None else argv)
     ours = words.index("--") if "--" in words else len(words)
     options = _parser(words[:1]).parse_args(words[:ours])
     options.arguments = words[ours + 1 :]
     try:
-        return options.run(options)
+        code = options.run(options)
+        if sys.stdout:
+            sys.stdout.flush()  # here an error has one line, at Python's end it has a traceback
+        return code
+    except BrokenPipeError:  # the reader has left (`| head -1`): nobody is there to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for the flush at Python's end
+        return 128 + signal.SIGPIPE
     except LaunchError as error:
         print(error, file=sys.stderr)
         return 1

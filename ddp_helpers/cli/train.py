@@ -27,7 +27,10 @@ def run(options: argparse.Namespace) -> int:
     from ddp_helpers import plots  # matplotlib takes a while to load
 
     folder = Path(options.out)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{folder} can't be made ({error}): name another folder, --out ...") from None
     checkpoint = str((folder / "checkpoint.pt").resolve())
     result = launch(
         _train_on_this_rank,

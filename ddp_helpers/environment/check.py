@@ -34,6 +34,11 @@ SHM_WARN = GIB
 SHM_FREE_WARN = SHM_WARN // 4  # less is not enough for even one worker with such batches
 # Each tensor a loader worker hands over holds one open file. 1024 is Linux's own default.
 OPEN_FILES_WARN, OPEN_FILES_ENOUGH = 1024, 4096
+# The process that starts ranks opens these. Measured as the least `ulimit -n` that 1, 2, 4 and 8
+# ranks start with.
+FILES, FILES_PER_RANK = 17, 9
+# Two helpers of multiprocessing, the store's thread; a rank, and four threads in it.
+TASKS, TASKS_PER_RANK = 3, 5
 MOST_INTERFACES = 6  # shown by name: a host of containers has hundreds
 PYTHON_MIN = (3, 11)  # the same as in pyproject.toml
 
@@ -117,6 +122,11 @@ def default_nprocs() -> int:
     return max(2, gpu_count())
 
 
+def files_needed(nprocs: int) -> int:
+    """The least limit on open files with which this process can start `nprocs` ranks."""
+    return machine.files_in_use() + FILES + FILES_PER_RANK * nprocs
+
+
 def main_check(as_json: bool) -> int:
     """Prints the report, as text or as JSON. Returns the exit code: 1 if a row fails, else 0."""
     report = check_environment()
@@ -144,11 +154,15 @@ def check_python() -> Answer:
     return "pass", value, ""
 
 
-_SMALLER = "No GPU is here. If none will be, the CPU build is a tenth of the size and starts sooner"
+_SMALLER = "No GPU is here. If none will be, the CPU build needs 0.8 GB, not 5, and starts sooner"
 _INSTALL_CPU = "`pip install torch --index-url https://download.pytorch.org/whl/cpu`"
 
 
 def check_torch(found: nvidia.Findings) -> Answer:
+    try:
+        machine.check_before_torch()
+    except (OSError, ValueError) as error:
+        return "fail", "does not load as things stand", f"{error}."
     try:
         version, cuda, hip = machine.torch_build()
     except Exception as error:
@@ -308,7 +322,11 @@ def check_open_files() -> Answer:
     soft, hard = machine.open_files()
     if soft >= OPEN_FILES_WARN:
         return "pass", "unlimited" if soft == math.inf else f"{soft}", ""
+    needed = files_needed(default_nprocs())
+    status: Status = "fail" if soft < needed else "warn"
     advice = "Many loader workers may end in `Too many open files`."
+    if status == "fail":
+        advice = f"{default_nprocs()} ranks can't start with less than {needed}."
     if hard > soft:
         advice += f" `ulimit -n {min(OPEN_FILES_ENOUGH, hard)}` in the shell that starts Python or "
         advice += "JupyterLab."
@@ -318,7 +336,7 @@ def check_open_files() -> Answer:
         advice += f"not, the administrator can raise it: `* - nofile {OPEN_FILES_ENOUGH}` in "
         advice += "/etc/security/limits.conf and a new login, or "
         advice += f"`docker run --ulimit nofile={OPEN_FILES_ENOUGH}`."
-    return "warn", f"{soft}", advice
+    return status, f"{soft}", advice
 
 
 # ------------------------------------------------------------------ rows: network, variables

@@ -22,6 +22,12 @@ from typing import Any
 
 RESOLVE_LIMIT_S = 1.0  # a dead name server would otherwise hold the check for 10 s and more
 
+# The least `ulimit -v` at which the smallest run on two ranks came through, of torch's CPU build;
+# libtorch_cpu.so alone takes half of it. A job, a checkpoint and a figure are files.
+TORCH_ADDRESSES, LARGEST_FILE = 750 * 1024 * 1000, 2**20
+
+MANY_TASKS = 10_000
+
 # Read below these, so that a test can put made-up trees in their place.
 PROC, CGROUP, DEV = Path("/proc"), Path("/sys/fs/cgroup"), Path("/dev")
 
@@ -41,6 +47,7 @@ def python() -> tuple[int, int, int]:
 
 def torch_build() -> tuple[str, str | None, str | None]:
     """torch's version, and the CUDA and ROCm versions it was built for (None: not built for it)."""
+    check_before_torch()
     import torch
 
     return str(torch.__version__), torch.version.cuda, torch.version.hip
@@ -48,6 +55,7 @@ def torch_build() -> tuple[str, str | None, str | None]:
 
 def backends() -> tuple[str, ...]:
     """Those of nccl and gloo that this torch was built with."""
+    check_before_torch()
     import torch.distributed as dist
 
     if not dist.is_available():
@@ -61,6 +69,35 @@ def launched() -> bool:
     step = os.environ.get("SLURM_NTASKS", "1") != "1" and "SLURM_PROCID" in os.environ
     marks = ("TORCHELASTIC_RUN_ID", "OMPI_COMM_WORLD_RANK")
     return step or any(m in os.environ for m in marks) or bool(multiprocessing.parent_process())
+
+
+def check_before_torch() -> None:
+    """What would end this process without a word of Python when torch is loaded.
+
+    Raises:
+        OSError: the current folder is deleted or forbidden, or a limit is too low.
+        ValueError: TORCH_DISTRIBUTED_DEBUG is not what torch expects.
+    """
+    try:
+        folder = os.getcwd()
+    except FileNotFoundError:  # Intel's library in torch ends the process for it
+        text = "the current folder has been deleted: `cd` to one that exists, and start again there"
+        raise FileNotFoundError(text) from None
+    if not os.access(folder, os.X_OK):  # as after `sudo -u`: each rank would end in its `chdir`
+        raise PermissionError(f"{folder} can't be entered by this user: `cd` to another folder")
+    level = os.environ.get("TORCH_DISTRIBUTED_DEBUG", "OFF")
+    if level.upper() not in ("OFF", "INFO", "DETAIL"):  # a second `import torch` would abort
+        raise ValueError(
+            f"TORCH_DISTRIBUTED_DEBUG={level!r}: torch expects OFF, INFO or DETAIL, and does not "
+            "load otherwise: `unset TORCH_DISTRIBUTED_DEBUG`"
+        )
+    for limit, letter, least in zip(limits(), "vf", (TORCH_ADDRESSES, LARGEST_FILE), strict=True):
+        if limit < least:
+            raise OSError(
+                f"`ulimit -{letter}` is {int(limit) >> 10} KiB, and torch with its ranks needs "
+                f"{least >> 10} at least: `ulimit -{letter} unlimited` in the shell that starts "
+                "Python or JupyterLab; if that is refused, open a new shell, or ask who set it"
+            )
 
 
 # ------------------------------------------------------------------ GPUs of any maker
@@ -172,6 +209,43 @@ def open_files() -> tuple[float, float]:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     soft, hard = (math.inf if limit == resource.RLIM_INFINITY else limit for limit in limits)
     return soft, hard
+
+
+def files_in_use() -> int:
+    """How many files this process has open."""
+    try:
+        return len(os.listdir(PROC / "self/fd")) - 1  # one was opened to list them
+    except FileNotFoundError:  # a sandbox without /proc: at least these
+        return 3
+
+
+def tasks() -> tuple[float, int]:
+    """`ulimit -u`, and how many processes and threads this user runs; (inf, 0) if it can't matter.
+
+    It binds all users but root, and is worth the count only where it is low.
+    """
+    import resource  # not on Windows
+
+    limit = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+    if os.geteuid() == 0 or limit == resource.RLIM_INFINITY or limit > MANY_TASKS:
+        return math.inf, 0
+    return limit, sum(map(_own_threads, PROC.glob("[0-9]*")))
+
+
+def _own_threads(process: Path) -> int:
+    try:
+        return len(os.listdir(process / "task")) if process.stat().st_uid == os.geteuid() else 0
+    except OSError:  # it has ended meanwhile
+        return 0
+
+
+def limits() -> tuple[float, float]:
+    """Bytes that `ulimit -v` and `ulimit -f` allow, of addresses and of a file; inf: no limit."""
+    import resource  # not on Windows
+
+    given = [resource.getrlimit(which)[0] for which in (resource.RLIMIT_AS, resource.RLIMIT_FSIZE)]
+    addresses, file = (math.inf if limit == resource.RLIM_INFINITY else limit for limit in given)
+    return addresses, file
 
 
 # ------------------------------------------------------------------ network

@@ -21,8 +21,17 @@ class Damaged(ValueError):
 
 
 def path() -> Path:
-    """Where the file is: `~/.ddp_helpers/progress.json`, or what DDP_HELPERS_PROGRESS says."""
-    return Path(os.environ.get(VARIABLE) or Path.home() / ".ddp_helpers" / "progress.json")
+    """Where the file is: `~/.ddp_helpers/progress.json`, or what DDP_HELPERS_PROGRESS says.
+
+    Raises:
+        OSError: neither is known.
+    """
+    if given := os.environ.get(VARIABLE):
+        return Path(given)
+    try:
+        return Path.home() / ".ddp_helpers" / "progress.json"
+    except RuntimeError:  # a container's user: no HOME, and no line in /etc/passwd
+        raise OSError("HOME is not set") from None
 
 
 def read(file: Path) -> dict:

@@ -43,8 +43,8 @@ def default_init_method(env: Mapping[str, str], world_size: int) -> str:
         port = SLURM_PORTS[int(env["SLURM_JOB_ID"]) % len(SLURM_PORTS)]
         return f"tcp://{_first_slurm_host(env)}:{port}"
     if "MASTER_ADDR" not in env and world_size == 1:
-        with socket.create_server(("localhost", 0)) as probe:
-            return f"tcp://localhost:{probe.getsockname()[1]}"
+        with socket.create_server(("127.0.0.1", 0)) as probe:  # some hosts files lack localhost
+            return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
     return "env://"
 
 

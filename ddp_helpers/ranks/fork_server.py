@@ -19,6 +19,7 @@ from typing import Any
 
 from ddp_helpers.ranks import wire
 from ddp_helpers.ranks.interrupts import interrupts_blocked
+from ddp_helpers.ranks.temporary import socket_folder
 
 READY = "DDP_HELPERS_READY"
 # a fork copies an entry for each page in memory: of 2 MiB there are fewer than of 4 KiB, and the
@@ -48,6 +49,7 @@ def warm_up() -> None:
     start_resource_tracker()
     if server._forkserver_pid is not None:  # ours, or one that somebody else has started
         return
+    socket_folder()  # before multiprocessing makes one of a name that may be too long
     name = _listen()
     threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
     huge = {"GLIBC_TUNABLES": _tunables_with(HUGE_PAGES)}

@@ -9,12 +9,10 @@ from __future__ import annotations
 import ast
 import contextlib
 import inspect
-import multiprocessing.util
 import os
 import secrets
 import socket
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -22,19 +20,27 @@ from typing import Any, TypedDict, TypeVar, Unpack, overload
 
 from ddp_helpers.arguments import check_positive, check_whole
 from ddp_helpers.environment.check import default_nprocs, usable_cpu_count
+from ddp_helpers.environment.facts import check_before_torch
 from ddp_helpers.evidence.records import LaunchResult
 from ddp_helpers.ranks import fork_server
 from ddp_helpers.ranks.notebook import ipython_shell, is_kernel, notebook_cells
+from ddp_helpers.ranks.readiness import (
+    check_loopback,
+    check_open_files,
+    check_tasks,
+    open_standard_files,
+)
 from ddp_helpers.ranks.supervisor import Ending, Supervisor
+from ddp_helpers.ranks.temporary import PREFIX, socket_folder, socket_parent
 from ddp_helpers.ranks.travel import pack
-from ddp_helpers.ranks.view import PanelView, TextView, View
+from ddp_helpers.ranks.view import PanelView, TextView, View, show
 from ddp_helpers.ranks.wire import Job
+from ddp_helpers.sanitizer.marks import every_asked
 from ddp_helpers.torch_private import torch_version
 
 R = TypeVar("R")
 START_METHODS = ("forkserver", "spawn")
 INSIDE_A_RANK = "DDP_HELPERS_INSIDE_A_RANK"
-SANITIZE = "DDP_HELPERS_SANITIZE"
 STORE_BACKLOG = 1024  # calls that may wait: all ranks of a big machine call at once
 STORE_PATIENCE = timedelta(seconds=60)  # for an answer of a store in this very process
 
@@ -139,6 +145,7 @@ def launch(
 
     Raises:
         ValueError, TypeError: an argument is wrong, or can't travel to another process.
+        OSError: this machine is in no state to start ranks; the text says what to mend.
         LaunchError: a rank failed, or the sanitizer found something serious; the text names the
             rank, the line and what to do.
         LaunchTimeoutError: the ranks did not end within `timeout`.
@@ -146,10 +153,14 @@ def launch(
         KeyboardInterrupt: Ctrl-C, or JupyterLab's own stop button; the text says where each rank
             stood.
     """
+    open_standard_files()
+    check_before_torch()
     nprocs = default_nprocs() if nprocs is None else nprocs
     _check(fn, nprocs, timeout, threads_per_rank, start_method)
     _check_args(args)
     every = _sanitize_every(sanitize)
+    check_open_files(nprocs)
+    check_tasks(nprocs)
     threads = threads_per_rank or max(1, usable_cpu_count() // nprocs)
     sources, names = notebook_cells()
     packed = pack(fn, tuple(args), dict(kwargs or {}))
@@ -163,7 +174,7 @@ def launch(
             threads=threads,
             sources=sources,
             names=names,
-            temporary=_temporary_folder(start_method),
+            temporary=_temporary_folder(start_method, nprocs),
             own_temporary=start_method == "spawn",
             sanitize=every,
         )
@@ -205,15 +216,15 @@ def _prepare(start_method: str) -> None:
         )
 
 
-def _temporary_folder(start_method: str) -> str:
+def _temporary_folder(start_method: str, nprocs: int) -> str:
     """This process's folder for sockets, which the fork server removes if this process can't.
 
     Without a fork server: what the names of the ranks' own folders begin with.
     """
     if start_method == "forkserver":
-        return multiprocessing.util.get_temp_dir()
-    # no longer than multiprocessing's own: a socket's whole name has 107 letters at most
-    return os.path.join(tempfile.gettempdir(), f"pymp-{secrets.token_hex(4)}")
+        return socket_folder()
+    parent = socket_parent(f"{PREFIX}{nprocs}")
+    return os.path.join(parent, f"{PREFIX}{secrets.token_hex(4)}")
 
 
 def warm_up_in_a_kernel() -> None:
@@ -257,20 +268,17 @@ def _check_args(args: object) -> None:
 
 
 def _sanitize_every(sanitize: bool | int) -> int:
-    """0 is off; the environment can switch it on for a program that is not to be changed."""
-    text = os.environ.get(SANITIZE, "0")
-    if not text.isdigit():
-        raise ValueError(f"{SANITIZE}={text!r}: expected 0 (off), 1, or look at each n-th step")
+    """0 is off; under the command `sanitize` it is on for a program that is not to be changed."""
     if not isinstance(sanitize, int) or sanitize < 0:
         raise ValueError(
             f"sanitize={sanitize!r}: expected True, False, or a number n to look at each n-th step"
         )
-    return int(sanitize) or int(text)
+    return int(sanitize) or every_asked()
 
 
 def _print_notes(result: LaunchResult[Any], echo: bool) -> None:
     for finding in result.findings if echo else []:
-        print(f"sanitizer, a note: {finding}", flush=True)
+        show(f"sanitizer, a note: {finding}\n")
 
 
 def _check_script(target: str) -> None:
@@ -308,6 +316,7 @@ def _view(nprocs: int, echo: bool, live: bool | View) -> View | None:
 @contextlib.contextmanager
 def _rendezvous_store() -> Iterator[int]:
     """The store where ranks meet, on a port that the system picks: no two launches can clash."""
+    check_loopback()
     from torch.distributed import TCPStore
 
     # torch's own socket would take IPv6 too: open to the network, and each rank that calls has

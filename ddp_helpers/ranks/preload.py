@@ -17,16 +17,23 @@ with contextlib.suppress(OSError):
 server_pid = os.getpid()
 
 
-@atexit.register
-def remove_listener() -> None:
-    """A killed kernel can't remove its temporary folder, where this server's socket lies."""
+@atexit.register  # the first one here is the last one to be called
+def end() -> None:
+    """Remove this server's socket, for a killed kernel can't, and end at once.
+
+    At an ordinary end a library that was only loaded for the ranks could print what it leaked
+    (triton does, from torch 2.15 on), into the reader's terminal.
+    """
     from multiprocessing import forkserver
 
     server = forkserver._forkserver
     address = server._forkserver_address  # type: ignore[attr-defined]  # it has no public name
     # each rank is a fork of this process, and has inherited this function: it must not clear up
-    if os.getpid() == server_pid and isinstance(address, str):
+    if os.getpid() != server_pid:
+        return
+    if isinstance(address, str):
         shutil.rmtree(os.path.dirname(address), ignore_errors=True)
+    os._exit(0)
 
 
 # else multiprocessing would drop the error and the rest of this file with it, and nobody would hear

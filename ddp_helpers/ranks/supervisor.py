@@ -214,20 +214,28 @@ class Supervisor:
         # their last words are still read, and the view still hears them
         limit = time.monotonic() + LONGEST_END
         while self._living() and time.monotonic() < limit:
-            self._events.pump(LOOK)
-        for rank in self._ranks:
-            if rank.files:
-                rank.last_call = read_last_call(
-                    wire.read_whole(rank.files.last_call), self.job.names
-                )
+            try:
+                self._events.pump(LOOK)
+            except Exception:
+                if self._view.shown is None:
+                    raise
+                self._view.shown = None  # it can't show anything: the ranks must end all the same
+        self._read_last_calls()
         self._files.close()  # with it the lifelines: what escaped the kill dies now
         if self._view.given:
             self._view.given.close()
         for rank in self._ranks:
-            if rank.ended:  # close() refuses a process that still runs
+            with contextlib.suppress(ValueError):
+                # refused while it runs, and where nobody can know: SIGCHLD was ignored (`trap`)
                 rank.process.close()
             if self.job.own_temporary:
                 shutil.rmtree(self.job.temporary_folder(rank.rank), ignore_errors=True)
+
+    def _read_last_calls(self) -> None:
+        for rank in self._ranks:
+            if rank.files:
+                data = wire.read_whole(rank.files.last_call)
+                rank.last_call = read_last_call(data, self.job.names)
 
     def _living(self) -> list[LaunchedRank]:
         return [rank for rank in self._ranks if not rank.ended]

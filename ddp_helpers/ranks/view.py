@@ -57,13 +57,24 @@ class Silenceable:
             self.shown = self.given
 
 
+def show(text: str) -> None:
+    """Print a text at once; letters that the terminal lacks must not end a run (`LC_ALL=C`)."""
+    if sys.stdout is not None:  # a shell can close it: `>&-`
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        try:
+            sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+            sys.stdout.flush()
+        except OSError as error:  # a full disk, or a reader that has left (`| head -1`)
+            text = f"the standard output can't be written: {error.strerror}"
+            raise type(error)(error.errno, text) from None
+
+
 class TextView:
     """Plain lines tagged with their rank: the same in JupyterLab, a terminal or a log."""
 
     def output(self, rank: int, lines: list[str]) -> None:
         # one write for a batch of lines, so that ranks' lines never mix
-        sys.stdout.write("".join(f"[rank {rank}] {line}\n" for line in lines))
-        sys.stdout.flush()
+        show("".join(f"[rank {rank}] {line}\n" for line in lines))
 
     def report(self, rank: int, step: int, total: int | None, loss: float | str | None) -> None:
         pass

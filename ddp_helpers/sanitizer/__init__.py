@@ -3,7 +3,7 @@
 Three ways to switch it on:
 
     launch(train, nprocs=2, sanitize=True)
-    DDP_HELPERS_SANITIZE=1 torchrun --nproc-per-node 2 train.py
+    python -m ddp_helpers sanitize torchrun --nproc-per-node 2 train.py
     with sanitize(): train()
 """
 

@@ -33,7 +33,7 @@ def install(options: Options | None = None, names: Mapping[str, str] | None = No
         RuntimeError: this process is watched already.
     """
     global _session
-    import torch.distributed as dist  # first: `import torch` may itself switch the sanitizer on
+    import torch.distributed as dist
 
     if _session is not None:
         raise RuntimeError("the sanitizer already watches this process: switch it on once")
@@ -43,11 +43,20 @@ def install(options: Options | None = None, names: Mapping[str, str] | None = No
     for module in (dist, dist.distributed_c10d):
         session.patches.put(module, "init_process_group", _starting(session))
         session.patches.put(module, "destroy_process_group", _ending(session))
-    watch(session)
+    try:
+        watch(session)
+    except BaseException:  # another version of torch may lack what we look for
+        session.patches.undo()
+        raise
     _session = session
     if dist.is_initialized():
         session.group_started(_seconds(None))
     return session
+
+
+def is_watched() -> bool:
+    """True if the sanitizer is on in this process."""
+    return _session is not None
 
 
 def uninstall(session: Session, how: str = LEFT) -> None:

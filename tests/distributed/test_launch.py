@@ -63,19 +63,23 @@ def test_four_ranks_start_their_group_with_torch_alone():
 
 
 def test_init_method_tcp_works_under_the_launcher():
-    def meet(url):
+    def meet(first, second):
         rank = int(os.environ["RANK"])
-        dist.init_process_group("gloo", init_method=url, world_size=2, rank=rank)
+        dist.init_process_group("gloo", init_method=first, world_size=2, rank=rank)
         dist.barrier()
         dist.destroy_process_group()
-        with process_group(init_method=url, world_size=2, rank=rank) as pg:
+        # on the same port a rank may still find the store that rank 0 is about to close
+        with process_group(init_method=second, world_size=2, rank=rank) as pg:
             return pg.rank
 
     import socket
 
-    with socket.create_server(("localhost", 0)) as probe:
-        url = f"tcp://localhost:{probe.getsockname()[1]}"
-    assert launch(meet, 2, args=(url,), timeout=30).values == [0, 1]
+    with (
+        socket.create_server(("localhost", 0)) as one,
+        socket.create_server(("localhost", 0)) as other,
+    ):
+        urls = tuple(f"tcp://localhost:{probe.getsockname()[1]}" for probe in (one, other))
+    assert launch(meet, 2, args=urls, timeout=30).values == [0, 1]
 
 
 def test_a_group_can_start_again_and_again():
@@ -151,6 +155,17 @@ def test_launch_inside_a_rank_says_so(tmp_path):
 
 @BOTH
 def test_loader_workers_start_as_under_torchrun(start_method):
+    def how():
+        return torch.multiprocessing.get_start_method()
+
+    plain = [sys.executable, "-c", "import torch.multiprocessing as m; print(m.get_start_method())"]
+    as_python_has_it = subprocess.run(plain, capture_output=True, text=True).stdout.strip()
+    assert launch(how, 2, start_method=start_method).values == [as_python_has_it] * 2
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="Python 3.14 forks no workers by itself")
+@BOTH
+def test_loader_workers_are_forked_up_to_python_3_13(start_method):
     def load():
         class Squares(torch.utils.data.Dataset):  # local: only a forked worker can have it
             def __len__(self):

@@ -62,6 +62,8 @@ def test_a_training_goes_on_without_a_name(name, lost):
     (plain, _) = launch(train, 2, echo=False, timeout=60).values
     (weight, told), _ = launch(train_without, 2, args=(name,), echo=False, timeout=60).values
     assert torch.equal(weight, plain)
+    if name != "SAVED_DATA":  # an old torch lacks it anyway
+        told = [(kind, cause) for kind, cause in told if "SavedTensor" not in cause]
     missing = [cause for kind, cause in told if kind == "not-in-this-torch"]
     assert len(missing) == len(told) == bool(lost)
     assert all(lost in cause and "has no" in cause for cause in missing)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, IterableDataset
-from torch_age import of_the_run
+from torch_age import needs_torch, of_the_run
 
 from ddp_helpers import launch, process_group
 from ddp_helpers.training import train_mnist_5k
@@ -561,7 +561,7 @@ SCRIPTS = [
     compiled,
     dcgan,
     frozen_layers_and_a_teacher,
-    fully_sharded,
+    pytest.param(fully_sharded, marks=needs_torch(2, 7, "fully_shard on a CPU")),
     gan,
     grad_scaler_skips_on_all_ranks,
     gradient_penalty,

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -159,3 +160,27 @@ def test_srun_starts_every_template_from_ddp_slurm_on(cluster: Cluster) -> None:
     log = (folder / "all.log").read_text()
     assert re.findall(r"(\w+) is done", log) == [*EVERY_ONE], log
     assert log.count("ranks 2") == len(EVERY_ONE), log
+
+
+UNLIKE = """
+import os, sys
+import torch, torch.distributed as dist
+
+rank = int(os.environ["SLURM_PROCID"])
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=rank, world_size=2)
+dist.all_reduce(torch.ones(3 + rank))
+"""
+
+
+def test_ranks_of_srun_are_watched(cluster: Cluster) -> None:
+    folder = cluster.folder / "watched"
+    folder.mkdir()
+    (folder / "train.py").write_text(UNLIKE)
+    words = "-m ddp_helpers sanitize srun -n 2 --cpus-per-task 1".split()
+    words = [sys.executable, *words, sys.executable, "train.py", str(folder / "store")]
+    done = subprocess.run(
+        words, cwd=folder, env=cluster.environment, capture_output=True, text=True, timeout=90
+    )
+    assert done.returncode != 0
+    assert "[different-shape]" in done.stderr
+    assert "watched nothing" not in done.stderr

@@ -26,8 +26,8 @@ def names():
 
 @pytest.mark.parametrize("name", names(), ids=lambda name: name.path)
 def test_torch_has_each_name(name):
-    if name is torch_private.SAVED_DATA and torch_version() < (2, 7):
-        with pytest.raises(NotInThisTorch, match=r"torch 2\.6.* has no .*SavedTensor\.data"):
+    if name in (torch_private.SAVED_DATA, torch_private.FLIGHT_RECORD) and torch_version() < (2, 7):
+        with pytest.raises(NotInThisTorch, match=rf"torch 2\.6.* has no .*{name.path}"):
             name.get()
     else:
         assert name.get() is not None

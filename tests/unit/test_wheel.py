@@ -40,13 +40,19 @@ def run(*words, cwd, seconds=240):
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """The sdist, and the wheel built from it, as `python -m build` does it; without network."""
+def source(tmp_path_factory):
+    """What a clone holds of the package."""
     source = tmp_path_factory.mktemp("source")
     for name in SOURCES.split():
         shutil.copy(ROOT / name, source)
     for name in FOLDERS.split():
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return source
+
+
+@pytest.fixture(scope="module")
+def built(source):
+    """The sdist, and the wheel built from it, as `python -m build` does it; without network."""
     make = "from setuptools import build_meta; build_meta.build_sdist('dist')"
     done = run(sys.executable, "-c", make, cwd=source)
     assert done.returncode == 0, done.stderr
@@ -58,19 +64,30 @@ def built(tmp_path_factory):
     return sdist, wheel
 
 
-@pytest.fixture(scope="module")
-def python(built, tmp_path_factory):
-    """A Python that has the wheel, and what the wheel depends on from this environment."""
-    folder = tmp_path_factory.mktemp("environment")
+def new_environment(folder):
+    """A Python that has all that this one has but for the package, and its site-packages."""
     venv.create(folder, symlinks=True)
     python = folder / "bin" / "python"
     done = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder)
+    site = Path(done.stdout.strip())
     ours = sysconfig.get_path("purelib"), sysconfig.get_path("platlib")
     # a path in a .pth file comes last, and .pth files there (an editable install) do not count
-    Path(done.stdout.strip(), "torch.pth").write_text("\n".join(dict.fromkeys(ours)) + "\n")
-    install = f"-m pip --python {python} install --quiet --no-deps --no-index --force-reinstall"
-    done = run(sys.executable, *install.split(), built[1], cwd=folder)
+    (site / "torch.pth").write_text("\n".join(dict.fromkeys(ours)) + "\n")
+    return python, site
+
+
+def install(python, *words):
+    offline = "install --quiet --no-deps --no-index --no-build-isolation --force-reinstall"
+    pip = ["-m", "pip", "--python", python, *offline.split()]
+    done = run(sys.executable, *pip, *words, cwd=python.parent)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def python(built, tmp_path_factory):
+    """A Python that has the wheel, and what the wheel depends on from this environment."""
+    python, _ = new_environment(tmp_path_factory.mktemp("environment"))
+    install(python, built[1])
     return python
 
 
@@ -97,7 +114,7 @@ def test_the_wheel_holds_each_file_of_the_package_and_the_data_with_its_licence(
     with zipfile.ZipFile(built[1]) as wheel:
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
     here = {
-        str(path.relative_to(ROOT)).replace("ddp_helpers/autoload", "ddp_helpers_autoload")
+        str(path.relative_to(ROOT))
         for path in (ROOT / "ddp_helpers").rglob("*")
         if path.is_file() and path.suffix != ".pyc"
     }
@@ -180,3 +197,40 @@ def test_bench(ddp, tmp_path):
 def test_plan(ddp):
     said = ddp("plan", "--link", "nvlink", "--parameters", "25.6e6", "--ms-per-sample", "1.6")
     assert re.search(r"^ +8 .* compute$", said, re.M)
+
+
+# ---- it may go without a trace
+
+
+def test_after_it_is_uninstalled_nothing_is_left(built, tmp_path):
+    python, site = new_environment(tmp_path)
+    before = set(site.iterdir())
+    install(python, built[1])
+    assert site / "ddp_helpers" in site.iterdir()
+    words = "uninstall --quiet --yes ddp_helpers".split()
+    done = run(sys.executable, "-m", "pip", "--python", python, *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert set(site.iterdir()) == before
+
+
+def test_other_programs_run_when_half_of_it_is_gone(built, source, tmp_path):
+    python, site = new_environment(tmp_path / "environment")
+    install(python, built[1])
+    shutil.rmtree(site / "ddp_helpers")
+    alone = run(python, "-c", "import torch", cwd=tmp_path)
+    assert (alone.returncode, alone.stderr) == (0, "")
+    clone = tmp_path / "clone"
+    shutil.copytree(source, clone, ignore=shutil.ignore_patterns("dist", "build"))
+    install(python, "--editable", clone)
+    clone.rename(tmp_path / "moved")
+    alone = run(python, "-c", "import torch", cwd=tmp_path)
+    assert (alone.returncode, alone.stderr) == (0, "")
+
+
+def test_sanitize(ddp, python, tmp_path):
+    (tmp_path / "alone.py").write_text(
+        "import torch.distributed as dist\n"
+        "dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)\n"
+        "print(dist.init_process_group.__code__.co_filename)\n"
+    )
+    assert str(python.parent.parent) in ddp("sanitize", python, "alone.py")

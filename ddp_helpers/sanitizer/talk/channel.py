@@ -117,6 +117,11 @@ class Channel:
             pause = min(2 * pause, LONGEST_PAUSE)
         return records
 
+    def agree(self, name: str, value: str) -> str:
+        """What the first rank has said under this name: this value, if it is this rank."""
+        said = self._ask(lambda: self._store.compare_set(name, "", value))
+        return value if said is None else said.decode()
+
     def _ask(self, question: Callable[[], R]) -> R | None:
         """Ask the store; once it fails it is given up, and everything looks absent from then on."""
         if self.lost:

@@ -18,6 +18,7 @@ from ddp_helpers.evidence.frames import make_frame
 from ddp_helpers.evidence.patches import Patches
 from ddp_helpers.evidence.records import Finding, Frame
 from ddp_helpers.sanitizer.compare.callsite import Place, innermost, places, user_frames
+from ddp_helpers.sanitizer.marks import mark_watched
 from ddp_helpers.sanitizer.talk.channel import Channel, Gone, open_channel
 from ddp_helpers.torch_private import TESTED, NotInThisTorch
 
@@ -98,6 +99,7 @@ class Session:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.timeout = timeout
         self._groups_started += 1
+        mark_watched()
         if self.world_size > 1:
             # numbered: records of an earlier group may still lie in the same store
             opened = self.guarded("all ranks", open_channel)

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import resource
 import socket
 import subprocess
 import sys
@@ -362,6 +363,41 @@ def test_torch_that_does_not_load(machine, error):
     assert "pip uninstall" in row.advice
 
 
+@pytest.mark.parametrize(
+    ("addresses", "file", "named"),
+    [(2**29, math.inf, "`ulimit -v` is 524288 KiB"), (math.inf, 2**19, "`ulimit -f` is 512 KiB")],
+)
+def test_limits_below_which_torch_does_not_load(machine, addresses, file, named):
+    machine.patch.setattr(facts, "limits", lambda: (addresses, file))
+    with pytest.raises(OSError, match=named):
+        facts.check_before_torch()
+    assert env.check_torch(nvidia.Findings())[0] == "fail"
+    machine.patch.setattr(facts, "limits", lambda: (facts.TORCH_ADDRESSES, facts.LARGEST_FILE))
+    facts.check_before_torch()
+
+
+@pytest.mark.parametrize("level", ["", "yes", "2"])
+def test_a_debug_level_that_torch_does_not_know(machine, level):
+    machine.patch.setenv("TORCH_DISTRIBUTED_DEBUG", level)
+    row = check_environment()["PyTorch"]
+    assert row.status == "fail"
+    assert f"TORCH_DISTRIBUTED_DEBUG={level!r}" in row.advice
+    machine.patch.setenv("TORCH_DISTRIBUTED_DEBUG", "info")
+    assert check_environment()["PyTorch"].status == "pass"
+
+
+def test_a_folder_that_is_gone_or_forbidden(machine):
+    (machine.root / "gone").mkdir()
+    machine.patch.chdir(machine.root / "gone")
+    (machine.root / "gone").rmdir()
+    row = check_environment()["PyTorch"]
+    assert (row.status, "has been deleted" in row.advice) == ("fail", True)
+    machine.patch.chdir(machine.root)
+    machine.patch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(PermissionError, match="can't be entered"):
+        facts.check_before_torch()
+
+
 TESTED = "the course is tested with torch 2.6 to 2.15"
 
 
@@ -385,7 +421,7 @@ def test_a_large_build_without_a_gpu(machine, build):
     machine.torch("2.13.0", *build)
     row = check_environment()["PyTorch"]
     assert row.status == "warn"
-    assert "the CPU build is a tenth of the size" in row.advice
+    assert "the CPU build needs 0.8 GB, not 5" in row.advice
     assert "pip install torch --index-url https://download.pytorch.org/whl/cpu" in row.advice
     machine.write("dev/kfd", "")
     assert check_environment()["PyTorch"].status == "pass"
@@ -767,6 +803,38 @@ def test_open_files_after_a_real_ulimit():
     assert shown.startswith("('warn', '256', ")
     assert "ulimit -n" not in shown
     assert "limits.conf" in shown
+
+
+def test_open_files_that_no_launch_can_do_with(machine):
+    (machine.root / "proc/self/fd").mkdir()
+    for number in range(11):
+        machine.write(f"proc/self/fd/{number}", "")
+    needed = 10 + env.FILES + 2 * env.FILES_PER_RANK
+    for limit, status in ((needed, "warn"), (needed - 1, "fail")):
+        machine.patch.setattr(facts, "open_files", lambda limit=limit: (limit, 4096))
+        row = check_environment()["Open files"]
+        assert (row.status, row.value) == (status, str(limit))
+        assert "`ulimit -n 4096`" in row.advice
+    assert f"2 ranks can't start with less than {needed}" in row.advice
+    (machine.root / "proc/self/fd").rename(machine.root / "gone")
+    assert facts.files_in_use() == 3
+
+
+def test_tasks_are_counted_where_the_limit_is_low(machine):
+    for path in ("7/task/7", "7/task/8", "9/task/9", "self/task/7"):
+        (machine.root / "proc" / path).mkdir(parents=True)
+    user = os.geteuid() or 12345
+    if not os.geteuid():
+        os.chown(machine.root / "proc/7", user, -1)
+        os.chown(machine.root / "proc/self", user, -1)
+    machine.patch.setattr(resource, "getrlimit", lambda _: (100, 200))
+    machine.patch.setattr(os, "geteuid", lambda: user)
+    assert facts.tasks() == (100, 2 if user == 12345 else 3)  # of 9, only where one can't chown
+    machine.patch.setattr(resource, "getrlimit", lambda _: (facts.MANY_TASKS + 1, -1))
+    assert facts.tasks() == (math.inf, 0)
+    machine.patch.setattr(os, "geteuid", lambda: 0)
+    machine.patch.setattr(resource, "getrlimit", lambda _: (100, 200))
+    assert facts.tasks() == (math.inf, 0)
 
 
 def test_open_files_of_a_real_process():

@@ -117,6 +117,17 @@ def test_a_damaged_file_is_kept_and_a_new_one_begins(capsys, file):
         assert damaged in [path.read_text() for path in kept]
 
 
+def test_without_a_home_progress_is_not_kept(capsys, monkeypatch):
+    monkeypatch.delenv(progress_file.VARIABLE, raising=False)
+
+    def unknown():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(progress_file.Path, "home", unknown)
+    assert progress_file.note("01.1", tries=1) == {}
+    assert "progress is not kept: HOME is not set; set DDP_HELPERS" in capsys.readouterr().out
+
+
 def test_a_write_that_fails_loses_nothing(capsys, file, monkeypatch):
     progress_file.note("01.1", tries=1)
 

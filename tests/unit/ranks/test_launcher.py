@@ -16,7 +16,14 @@ import pytest
 from torch.distributed import TCPStore
 
 from ddp_helpers.evidence.records import Finding, LaunchResult, RankError, RankResult
-from ddp_helpers.ranks import LaunchError, LaunchStopped, LaunchTimeoutError, launch, launcher
+from ddp_helpers.ranks import (
+    LaunchError,
+    LaunchStopped,
+    LaunchTimeoutError,
+    launch,
+    launcher,
+    readiness,
+)
 from ddp_helpers.ranks.supervisor import Ending
 from ddp_helpers.ranks.view import PanelView, TextView
 
@@ -59,7 +66,7 @@ def supervised(monkeypatch):
     one.is_ready = True
     monkeypatch.setattr(launcher.fork_server, "wait_until_ready", wait)
     monkeypatch.delenv(launcher.INSIDE_A_RANK, raising=False)
-    monkeypatch.delenv(launcher.SANITIZE, raising=False)
+    monkeypatch.delenv("DDP_HELPERS_SANITIZE_EVERY", raising=False)
     return one
 
 
@@ -269,6 +276,34 @@ def test_the_folders_for_sockets(supervised, monkeypatch, tmp_path):
     assert supervised.job.temporary != first
 
 
+def test_too_few_open_files_are_named(supervised, monkeypatch):
+    monkeypatch.setattr(readiness, "open_files", lambda: (100, 5000))
+    monkeypatch.setattr(readiness, "files_needed", lambda nprocs: 100 * nprocs)
+    launch(fn, 1)
+    with pytest.raises(OSError, match=r"`ulimit -n` is 100, .* needs 200 .*`ulimit -n 4096`"):
+        launch(fn, 2)
+    with pytest.raises(OSError, match=r"`ulimit -n 6000`"):
+        launch(fn, 60)
+
+
+def test_too_few_processes_are_named(supervised, monkeypatch):
+    needed = readiness.TASKS + 2 * readiness.TASKS_PER_RANK
+    monkeypatch.setattr(readiness, "tasks", lambda: (20 + needed, 20))
+    launch(fn, 2)
+    monkeypatch.setattr(readiness, "tasks", lambda: (20 + needed, 21))
+    with pytest.raises(OSError, match=rf"`ulimit -u` is {20 + needed}, and 21 .* need {needed}"):
+        launch(fn, 2)
+
+
+def test_loopback_that_does_not_connect_is_named(supervised, monkeypatch):
+    def down():
+        raise OSError(101, "Network is unreachable")
+
+    monkeypatch.setattr(readiness, "loopback", down)
+    with pytest.raises(OSError, match=r"127.0.0.1.*unreachable.*`sudo ip link set lo up`"):
+        launch(fn, 2)
+
+
 # ---- in a notebook
 
 
@@ -418,24 +453,15 @@ def test_inside_a_rank(supervised, monkeypatch):
         (False, None, 0),
         (True, None, 1),
         (7, None, 7),
-        (False, "0", 0),
         (False, "3", 3),
         (2, "3", 2),
     ],
 )
-def test_the_sanitizer_by_argument_or_environment(supervised, monkeypatch, given, variable, every):
+def test_the_sanitizer_by_argument_or_command(supervised, monkeypatch, given, variable, every):
     if variable is not None:
-        monkeypatch.setenv("DDP_HELPERS_SANITIZE", variable)
+        monkeypatch.setenv("DDP_HELPERS_SANITIZE_EVERY", variable)
     launch(fn, 2, sanitize=given)
     assert supervised.job.sanitize == every
-
-
-def test_a_wrong_variable_of_the_sanitizer(supervised, monkeypatch):
-    monkeypatch.setenv("DDP_HELPERS_SANITIZE", "yes")
-    with pytest.raises(
-        ValueError, match=r"^DDP_HELPERS_SANITIZE='yes': expected 0 \(off\), 1, or look"
-    ):
-        launch(fn, 2)
 
 
 # ---- scripts

@@ -152,6 +152,21 @@ def test_one_that_fails_ends_the_others(launch, monkeypatch):
     assert not any(is_alive(child.pid) for child in launch.children)
 
 
+def test_a_view_that_breaks_leaves_no_rank_and_no_file(launch):
+    def main(rank, number):
+        while True:
+            rank.prints("on and on\n")
+
+    class Broken(Recorder):
+        def output(self, *_):
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        launch(main, view=Broken())
+    assert not any(is_alive(child.pid) for child in launch.children)
+    assert open_files() == launch.files_before
+
+
 def test_another_failure_within_the_grace_is_heard(launch):
     def main(rank, number):
         time.sleep(0.03 * number)

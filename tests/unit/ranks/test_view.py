@@ -1,6 +1,8 @@
 """What a reader sees: lines with their rank, panels, and a stop button where one can work."""
 
 import builtins
+import contextlib
+import io
 import re
 import sys
 import types
@@ -78,6 +80,24 @@ def test_lines_are_tagged(capsys):
     one.close()
     assert capsys.readouterr().out == "[rank 3] a\n[rank 3] \n[rank 3] b\n"
     assert one.is_stop_asked() is False
+
+
+def test_letters_that_the_terminal_lacks_are_written_in_ascii(monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, "ascii"))
+    TextView().output(0, ["a \N{RIGHTWARDS ARROW} b"])
+    assert raw.getvalue() == b"[rank 0] a \\u2192 b\n"
+
+
+def test_a_standard_output_that_is_closed_or_full(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    TextView().output(0, ["a"])
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(OSError, match="standard output can't be written: No space left"):
+            TextView().output(0, ["a"])
+        with contextlib.suppress(OSError):
+            full.close()
 
 
 def test_a_batch_of_lines_is_one_write(monkeypatch):

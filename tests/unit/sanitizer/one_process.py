@@ -37,6 +37,12 @@ class DictStore:
         self._look()
         self.values[name] = value.encode()
 
+    def compare_set(self, name, expected, value):
+        self._look()
+        if self.values.get(name, b"").decode() == expected:
+            self.values[name] = value.encode()
+        return self.values[name]
+
     def delete_key(self, name):
         self._look()
         self.values.pop(name, None)

@@ -3,6 +3,7 @@
 import functools
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import pytest
@@ -12,10 +13,12 @@ from ddp_helpers.evidence.records import Finding
 from ddp_helpers.sanitizer.compare.records import CallBefore, CallRecord, TensorKind
 from ddp_helpers.sanitizer.talk import exchange as exchange_module
 from ddp_helpers.sanitizer.talk import ledger as ledger_module
+from ddp_helpers.sanitizer.talk import meeting
 from ddp_helpers.sanitizer.talk import sequence as sequence_module
 from ddp_helpers.sanitizer.talk.channel import Channel, Gone
 from ddp_helpers.sanitizer.talk.exchange import Exchange
 from ddp_helpers.sanitizer.talk.ledger import Ledger, brief
+from ddp_helpers.sanitizer.talk.meeting import off_unless_all_meet
 from ddp_helpers.sanitizer.talk.notes import tell_notes_once
 from ddp_helpers.sanitizer.talk.sequence import CallSequence, describe
 from ddp_helpers.sanitizer.talk.session import (
@@ -692,3 +695,35 @@ def test_how_a_call_is_told():
     listed = "float32 (0,), float32 (1,), float32 (2,)"
     assert describe(session, 0, three) == f"rank 0: allreduce of {listed}"
     assert describe(session, 0, four) == f"rank 0: allreduce of {listed}, ..."
+
+
+# ---- whether all ranks are watched
+
+
+def meet(session):
+    off_unless_all_meet(session)
+    session.on_group[0]()
+    return session.channel
+
+
+def test_ranks_that_are_all_watched_go_on():
+    first, last = sessions(2)
+    with ThreadPoolExecutor() as threads:
+        assert all(threads.map(meet, (first, last)))
+
+
+def test_a_rank_that_comes_late_is_off_as_the_others_are(monkeypatch, capsys):
+    monkeypatch.setattr(meeting, "PATIENCE", 0.01)
+    first, late = sessions(2)
+    assert meet(first) is None
+    said = capsys.readouterr().err
+    assert said.startswith("the sanitizer is off: rank 1 is not watched; start all ranks under")
+    assert meet(late) is None
+    assert capsys.readouterr().err == ""
+
+
+def test_alone_or_without_a_store_there_is_nobody_to_meet():
+    assert meet(Session()) is None
+    first, _ = sessions(2)
+    first.line._store.broken = True
+    assert meet(first) is not None
