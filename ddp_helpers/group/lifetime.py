@@ -18,7 +18,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from ddp_helpers.arguments import check_whole
-from ddp_helpers.group.rendezvous import check_init_method, default_init_method
+from ddp_helpers.group.rendezvous import (
+    check_init_method,
+    check_slurm_step,
+    default_init_method,
+)
 from ddp_helpers.group.torch_mends import hold_ended_group, mend_rendezvous, release_ended_groups
 
 if TYPE_CHECKING:
@@ -195,6 +199,8 @@ def _who(
     env: Mapping[str, str], world_size: int | None, rank: int | None, local_rank: int | None
 ) -> ProcessGroup:
     """Argument, then torchrun's variables, then Slurm's."""
+    if rank is None and "RANK" not in env and "SLURM_PROCID" in env:
+        check_slurm_step(env)
     size = _pick(env, "world_size", world_size, "WORLD_SIZE", "SLURM_NTASKS")
     number = _pick(env, "rank", rank, "RANK", "SLURM_PROCID")
     if number is None or size is None:

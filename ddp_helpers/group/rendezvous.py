@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
 # below 32768, from where on Linux picks ports for calls that go out
 SLURM_PORTS = range(20000, 30000)
+BATCH = str(2**32 - 5)  # the step of a batch script, in versions of Slurm that name it
 
 
 def check_init_method(init_method: str, *, hosting: bool = True) -> None:
@@ -109,6 +110,28 @@ def _check_port_is_free(init_method: str, address: tuple) -> None:
                 f"({error.strerror}): another program, or a run that was left over, has it. "
                 f"Choose another port, or see who has it: ss -ltnp 'sport = :{port}'"
             ) from None
+
+
+def check_slurm_step(env: Mapping[str, str]) -> None:
+    """Reject what Slurm tells where it can't be true of a rank, before one waits for the others.
+
+    Raises:
+        ValueError: this is the batch script itself, or the numbers of tasks contradict each other.
+    """
+    tasks, each = (env.get(f"SLURM_{name}", "1") for name in ("NTASKS", "NTASKS_PER_NODE"))
+    if "SLURM_JOB_ID" in env and tasks != "1" and env.get("SLURM_STEP_ID", BATCH) == BATCH:
+        raise ValueError(
+            f"SLURM_NTASKS={tasks}, but this process runs in the batch script itself, as one, and "
+            f"not as one of {tasks} tasks: start it with `srun python SCRIPT`, or with torchrun"
+        )
+    nodes = env.get("SLURM_STEP_NUM_NODES", env.get("SLURM_NNODES", ""))
+    known = "SLURM_NTASKS_PER_NODE" in env and all(map(str.isdigit, (tasks, each, nodes)))
+    if known and int(tasks) > int(each) * int(nodes):
+        raise ValueError(
+            f"SLURM_NTASKS={tasks}, but SLURM_NTASKS_PER_NODE={each} on {nodes} node(s) makes "
+            f"{int(each) * int(nodes)}: give the job --nodes and --ntasks-per-node, and leave "
+            "--ntasks out"
+        )
 
 
 def _first_slurm_host(env: Mapping[str, str]) -> str:

@@ -184,3 +184,26 @@ def test_ranks_of_srun_are_watched(cluster: Cluster) -> None:
     assert done.returncode != 0
     assert "[different-shape]" in done.stderr
     assert "watched nothing" not in done.stderr
+
+
+ALONE = """#!/bin/bash
+#SBATCH --ntasks-per-node=2
+#SBATCH --output=alone.log
+start="from ddp_helpers import process_group as group; group(timeout=60).__enter__()"
+python -c "$start"
+srun python -c "$start; print('it starts')"
+echo "the end"
+"""
+
+
+@pytest.mark.timeout(300)
+def test_a_batch_script_without_srun_is_told_so_at_once(cluster: Cluster) -> None:
+    folder = cluster.folder / "alone"
+    folder.mkdir()
+    (folder / "alone.sbatch").write_text(ALONE)
+    path = os.pathsep.join((str(Path(sys.executable).parent), cluster.environment["PATH"]))
+    cluster.run("sbatch", "alone.sbatch", cwd=folder, PATH=path)
+    wait_for_text(folder / "alone.log", "the end", seconds=200)
+    log = (folder / "alone.log").read_text()
+    assert "ValueError: SLURM_NTASKS=2, but this process runs in the batch script itself" in log
+    assert log.count("it starts") == 2, log

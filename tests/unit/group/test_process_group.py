@@ -158,3 +158,23 @@ def test_importing_the_package_is_light():
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env=dict(os.environ))
+
+
+JOB = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}
+STEP = JOB | {"SLURM_STEP_ID": "0", "SLURM_NNODES": "2"}
+
+
+@pytest.mark.parametrize("step", [{}, {"SLURM_STEP_ID": "4294967291"}])
+def test_a_batch_script_itself_is_no_rank(step):
+    with pytest.raises(ValueError, match=r"SLURM_NTASKS=4, but .* batch script .* `srun python"):
+        _who(JOB | step, None, None, None)
+    assert numbers(_who(JOB | step | {"RANK": "1", "WORLD_SIZE": "2"}, None, None, None))[0] == 1
+    assert numbers(_who(JOB | step | {"SLURM_NTASKS": "1"}, None, None, None))[:2] == (0, 1)
+    assert numbers(_who(JOB | step, 2, 1, None))[:2] == (1, 2)
+
+
+def test_slurms_numbers_of_tasks_that_contradict_each_other():
+    with pytest.raises(ValueError, match=r"SLURM_NTASKS=4, but SLURM_NTASKS_PER_NODE=1 on 2 node"):
+        _who(STEP | {"SLURM_NTASKS_PER_NODE": "1"}, None, None, None)
+    for each in ("2", "4"):  # with --ntasks it is only the most that a node may get
+        assert _who(STEP | {"SLURM_NTASKS_PER_NODE": each}, None, None, None).world_size == 4
