@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 
 from ddp_helpers import faults
-from ddp_helpers.diagnosis.causes import diagnose_text
+from ddp_helpers.diagnosis.log_causes import diagnose_text, read_chains
+from ddp_helpers.diagnosis.log_files import read_text
+from ddp_helpers.diagnosis.rule_files import consequences, known_errors
 from ddp_helpers.troubleshooting.known import Trouble, page, troubles
 from ddp_helpers.troubleshooting.nearest import find_nearest
 
 LONGEST = 200  # characters of a text
+NOTHING = (
+    "nothing known is near to it: try a longer piece, or give the whole log to "
+    "python -m ddp_helpers diagnose LOG"
+)
+# `requests.exceptions.ConnectionError: `, and not torch.distributed.DistBackendError
+FOREIGN = re.compile(
+    r"(?!torch\.|_?pickle|ray\.|lightning|pytorch_lightning|subprocess\.|multiprocessing\.|socket\.)"
+    r"[a-z_]\w*(?:\.\w+)*\.[A-Z]\w+: "
+)
+OTHER_FLAGS = re.compile(r"error: unrecognized arguments: (?!.*--local[-_]rank)-")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,15 +72,23 @@ def explain(message: str) -> tuple[str, bool]:
             for each in found
         ]
         return "\n\n".join(blocks), True
+    if _is_anothers(message):
+        return NOTHING, False
     listed = list(known.values())
     near = find_nearest(message, [_searched(trouble) for trouble in listed])
     if not near:
-        return (
-            "nothing known is near to it: try a longer piece, or give the whole log to "
-            "python -m ddp_helpers diagnose LOG"
-        ), False
+        return NOTHING, False
     blocks = [_block(listed[at]) for at in near]
     return "\n\n".join(["not known word for word; the nearest:", *blocks]), True
+
+
+def _is_anothers(message: str) -> bool:
+    """True for a whole error of a library that is none of ours, though its words may be alike."""
+    if FOREIGN.match(message.strip()) or OTHER_FLAGS.search(message):
+        return True
+    errors = [error for chain in read_chains(read_text(message)) for error in chain.errors]
+    rules = (*known_errors(), *consequences())
+    return any(rule.is_anothers(error) for error in errors for rule in rules)
 
 
 def _searched(trouble: Trouble) -> str:

@@ -1,8 +1,8 @@
 """From evidence to a cause and a way out.
 
-`diagnose()` looks at what a run left (exceptions, exit codes, stacks, output), `diagnose_text()`
-at the log of any other run. They name the causes they recognise. What they do not recognise they
-leave alone: a guess costs a learner more than silence.
+`diagnose()` looks at what a run of `launch()` left (exceptions, exit codes, stacks, output);
+log_causes.py looks at the log of any other run. They name the causes they recognise. What they do
+not recognise they leave alone: a guess costs a learner more than silence.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from collections.abc import Iterable, Sequence
 
 from ddp_helpers.diagnosis.hang_causes import find_hang_cause
 from ddp_helpers.diagnosis.known_lines import line_means, recognise_exit_code, recognise_lines
-from ddp_helpers.diagnosis.log_text import find_errors, plain_text
+from ddp_helpers.diagnosis.log_files import read_text
+from ddp_helpers.diagnosis.log_text import chain_of_rank, read_errors
+from ddp_helpers.diagnosis.raised import LoggedError
 from ddp_helpers.diagnosis.rule_files import consequences, known_errors
 from ddp_helpers.diagnosis.rules import Diagnosis, recognise
 from ddp_helpers.evidence.records import RankError, RankResult, name_ranks
 from ddp_helpers.evidence.waits import waiting_in
 
-LONGEST = 200  # characters of a line of the log: two lines of a terminal say which one it is
-
 
 def is_consequence(error: RankError) -> bool:
     """True if the rank failed only because another rank went away or never came."""
-    return recognise(str(error), consequences()) is not None
+    return recognise(chain_of_rank(error)[0], consequences()) is not None
 
 
 def diagnose(ranks: Sequence[RankResult], *, hang: bool = False) -> list[Diagnosis]:
@@ -38,41 +38,21 @@ def diagnose(ranks: Sequence[RankResult], *, hang: bool = False) -> list[Diagnos
     crashed = [rank for rank in ranks if not rank.error and rank.exit_code]
     # what the system did to a rank is sure; what a log says may be about something else
     found = [_killed(crashed)]
-    found += [_meaning(str(error)) for error in raised if not is_consequence(error)]
+    found += [_cause_of(error) for error in raised if not is_consequence(error)]
     found += [_last_words(rank) for rank in crashed]
-    found += recognise_lines("".join(rank.output for rank in ranks if not rank.ok))
+    printed = recognise_lines(read_text("".join(rank.output for rank in ranks if not rank.ok)))
+    found += [told for told in printed if told.comes != "note"]
     waits = [_ended_early(ranks), _came_late(ranks)]
     if hang and not any(waits):
         waits.append(find_hang_cause(ranks))
     return _distinct(found + waits)
 
 
-def diagnose_text(text: str, exit_code: int | None = None) -> list[Diagnosis]:
-    """Name the causes that a log shows: of torchrun, mp.spawn, Slurm, or a plain script.
-
-    Args:
-        text: everything that was printed, of one rank or of many.
-        exit_code: how the command ended, if known; after 0 nothing is reported.
-
-    Returns:
-        The recognised causes; what is not recognised comes as kind `not-recognised`, with the
-        first line that should be read.
-    """
-    if exit_code == 0:
-        return []
-    errors = find_errors(text)
-    own = [error for error in errors if not recognise(error, consequences())]
-    found = _distinct([*recognise_lines(plain_text(text)), *map(_meaning, own)])
-    found = found or _distinct([recognise_exit_code(exit_code)])
-    unknown = [error for error in own if not _meaning(error)]
-    if not found and not unknown:
-        found = _distinct(recognise(error, consequences()) for error in errors)
-    if unknown or (exit_code and not found):
-        found.append(_not_recognised(unknown, text, exit_code))
-    return found
+def _cause_of(error: RankError) -> Diagnosis | None:
+    return next(filter(None, map(_meaning, chain_of_rank(error))), None)
 
 
-def _meaning(error: str) -> Diagnosis | None:
+def _meaning(error: LoggedError) -> Diagnosis | None:
     return recognise(error, known_errors())
 
 
@@ -82,21 +62,6 @@ def _distinct(found: Iterable[Diagnosis | None]) -> list[Diagnosis]:
     for diagnosis in filter(None, found):
         by_kind.setdefault(diagnosis.kind, diagnosis)
     return list(by_kind.values())
-
-
-def _not_recognised(unknown: Sequence[str], text: str, exit_code: int | None) -> Diagnosis:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if unknown:
-        shown = "first error: " + unknown[0].splitlines()[0][:LONGEST]
-    else:
-        shown = (
-            f"exit code {exit_code}, last line: {lines[-1][:LONGEST] if lines else '(no output)'}"
-        )
-    return Diagnosis(
-        "not-recognised",
-        f"not recognised; {shown}",
-        "read the first error of the first rank that failed: later ones often follow from it",
-    )
 
 
 def _killed(crashed: Sequence[RankResult]) -> Diagnosis | None:
@@ -116,7 +81,7 @@ def _last_words(rank: RankResult) -> Diagnosis | None:
     """The last error that a rank printed before it ended without a Python exception."""
     code = rank.exit_code or 0
     if code == -signal.SIGABRT or code > 0:
-        errors = find_errors(rank.output)  # the rank went on after all but the last
+        errors = read_errors(read_text(rank.output))  # the rank went on after all but the last
         return _meaning(errors[-1]) if errors else None
     return recognise_exit_code(code)
 

@@ -6,10 +6,12 @@ import signal
 from collections.abc import Sequence
 
 from ddp_helpers.diagnosis.causes import diagnose, is_consequence
+from ddp_helpers.diagnosis.log_text import WRAPPING, chain_of_rank
+from ddp_helpers.diagnosis.raised import NOT_THEIRS
 from ddp_helpers.diagnosis.slips import find_slips
 from ddp_helpers.evidence.records import (
-    Frame,
     LaunchResult,
+    RankError,
     RankResult,
     innermost_user_frame,
     name_ranks,
@@ -83,18 +85,38 @@ def _cause_lines(causes: Sequence[RankResult], ranks: Sequence[RankResult]) -> l
     lines = [f"{name_ranks(alike)} {_how(first)}"]
     if finished and _lost_the_connection(first):
         lines = [f"{name_ranks(finished)} had finished: {name_ranks(alike)} {LOST}"]
-    frame = first.error.user_frame if first.error else None
-    lines += _place(frame)
+    if first.error:
+        lines += _rest_of(first.error) if not _lost_the_connection(first) else []
+        lines += _place(first.error)
     for rank in causes:
         if rank.rank not in alike and len(lines) < FIRST_LINES + MOST_RANKS:
             lines.append(f"also, rank {rank.rank} {_how(rank)}")
     return lines
 
 
-def _place(frame: Frame | None) -> list[str]:
-    if frame is None:
+def _rest_of(error: RankError) -> list[str]:
+    """Further lines of the message, and the exceptions that led to it or are in its group."""
+    chain = chain_of_rank(error)
+    if error.type_name in WRAPPING:
+        return [f"  {_cut(str(each))}" for each in chain[:MOST_RANKS]]
+    lines = [f"  {line.strip()}" for line in chain[-1].whole()[1:]]
+    return lines + [
+        f"  it came from {_cut(str(each))}" for each in reversed(chain[:-1][-MOST_CAUSES:])
+    ]
+
+
+def _place(error: RankError) -> list[str]:
+    """The reader's own line; if a loader's worker raised it, the line in the worker."""
+    last = chain_of_rank(error)[-1:]
+    inside = [place for each in last if each.worker for place in each.places]
+    theirs = [place for place in inside if not NOT_THEIRS.search(place.file)]
+    if theirs:
+        where, source = str(theirs[-1]), theirs[-1].source
+    elif error.user_frame:
+        where, source = str(error.user_frame), error.user_frame.source
+    else:
         return []
-    return [f"  at {frame}"] + ([f"    {_cut(frame.source)}"] if frame.source else [])
+    return [f"  at {where}"] + ([f"    {_cut(source)}"] if source else [])
 
 
 def _lost_the_connection(rank: RankResult) -> bool:
@@ -107,8 +129,10 @@ def _how(rank: RankResult) -> str:
         return f"called sys.exit({rank.error.message})"
     if _lost_the_connection(rank):
         return LOST
-    if rank.error:
+    if rank.error and rank.error.type_name in WRAPPING:
         return f"failed: {_cut(str(rank.error))}"
+    if rank.error:
+        return f"failed: {chain_of_rank(rank.error)[-1].whole()[0]}"
     if rank.exit_code is not None and rank.exit_code < 0:
         return f"was ended by {signal_in_words(-rank.exit_code)}"
     return f"ended with exit code {rank.exit_code} before its function returned (os._exit?)"

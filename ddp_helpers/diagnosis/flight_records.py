@@ -57,7 +57,8 @@ def _read(path: Path) -> Dump | None:
     with path.open("rb") as file:
         if file.read(1) not in (PICKLED, b"{"):
             return None
-        data = file.seek(0) or file.read()
+        file.seek(0)
+        data = file.read()
     try:
         dump = _Plain(io.BytesIO(data)).load() if data[:1] == PICKLED else json.loads(data)
     except (pickle.UnpicklingError, ValueError, EOFError, IndexError, KeyError):

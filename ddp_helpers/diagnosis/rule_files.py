@@ -19,7 +19,8 @@ AnyRule = TypeVar("AnyRule", bound=Rule)
 @cache
 def known_errors() -> tuple[KnownError, ...]:
     """The rules for exceptions that can be the cause of a failure; the first that knows wins."""
-    return _read("errors.toml", KnownError) + _read("errors_gpu.toml", KnownError)
+    names = ("errors.toml", "errors_gpu.toml", "errors_tools.toml")
+    return tuple(rule for name in names for rule in _read(name, KnownError))
 
 
 @cache
@@ -36,7 +37,9 @@ def consequences() -> tuple[KnownError, ...]:
 
 def peer_is_gone() -> tuple[str, ...]:
     """Pieces of what is printed on a rank whose peer ended."""
-    return next(rule.message for rule in consequences() if rule.kind == "peer-gone")
+    return next(
+        rule.message for rule in consequences() if (rule.kind, rule.only) == ("peer-gone", "torch")
+    )
 
 
 def known_rules() -> tuple[Rule, ...]:

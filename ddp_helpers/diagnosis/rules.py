@@ -7,14 +7,20 @@ the same words (a label, a comment, a log line of your own) is left alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from ddp_helpers.diagnosis.raised import LoggedError
 
 # types of the errors that torch.distributed, NCCL and CUDA raise; rules name the sets
 _DIST = ("RuntimeError", "DistBackendError", "DistNetworkError", "DistStoreError", "DistError")
-_NCCL = ("RuntimeError", "DistBackendError", "ncclWarning")
-_CUDA = ("RuntimeError", "AcceleratorError", "DistBackendError", "ncclWarning")
+_CPP = ("runtime_error", "Error")  # std::runtime_error and c10::Error, of an abort
+_NCCL = ("RuntimeError", "DistBackendError", "ncclWarning", *_CPP)
+_CUDA = ("RuntimeError", "AcceleratorError", "DistBackendError", "ncclWarning", *_CPP)
 TYPE_SETS = {"DIST": _DIST, "NCCL": _NCCL, "CUDA": _CUDA}
+
+
+PROCESSES = re.compile(r"multiprocessing/\w+\.py|torch/utils/data/_utils/|torch/multiprocessing/")
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,10 @@ class Diagnosis:
     """A short stable name, such as `port-taken`."""
     cause: str
     advice: str
+    seen: tuple[str, ...] = field(default=(), compare=False)
+    """Where a log tells it, by whom, and its words; of a run's own ranks the report says that."""
+    comes: str = field(default="", compare=False)
+    """When it counts, beside others: see `Rule.comes`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +47,11 @@ class Rule:
     advice: str
     examples: tuple[str, ...]
     page_after: str = ""
+    comes: str = ""
+    """When it counts, beside others. `first`: surer than any error. `after`: it follows from what
+    another rank did, and says so. `consequence`: it follows, and says no more. `last`: how the run
+    ended, not why. `note`: a warning that counts only if nothing else is wrong.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +61,8 @@ class KnownError(Rule):
     types: tuple[str, ...]
     message: tuple[str, ...] = ()
     """Of these pieces one is enough; without any the type says all."""
+    only: str = ""
+    """Whose error it must be, where the words alone may be anybody's: see `ONLY`."""
 
     @property
     def pattern(self) -> str:
@@ -54,12 +71,37 @@ class KnownError(Rule):
         # a type ends at the colon, or is all: ValueError is not the ValueErrorOfMine of another
         return rf"(?:{types})(?:: |$)(?s:.*?)(?:{'|'.join(self.message)})"
 
-    def match(self, error: str) -> Diagnosis | None:
+    def is_anothers(self, error: LoggedError) -> bool:
+        """True if `error` has the words, and somebody else raised it."""
+        told = bool(self.message) and re.match(self.pattern, str(error))
+        return bool(told) and not ONLY[self.only](error)
+
+    def match(self, error: LoggedError | str) -> Diagnosis | None:
         """What `error` means, or None if it is not this one."""
-        hit = re.match(self.pattern, error)
-        return (
-            Diagnosis(self.kind, hit.expand(self.cause), hit.expand(self.advice)) if hit else None
-        )
+        raised = error if isinstance(error, LoggedError) else parse(error)
+        hit = re.match(self.pattern, str(raised))
+        if not hit or not ONLY[self.only](raised):
+            return None
+        # a piece that was found without its group says nothing in its place
+        cause, advice = (re.sub(r" +", " ", hit.expand(each)) for each in (self.cause, self.advice))
+        return Diagnosis(self.kind, cause.strip(), advice.strip(), comes=self.comes)
+
+
+ONLY: Mapping[str, Callable[[LoggedError], bool]] = {
+    "": lambda error: True,
+    "torch": lambda error: error.by_torch,
+    "ranks": lambda error: error.of_ranks,
+    "environ": lambda error: error.from_environ,
+    "processes": lambda error: any(PROCESSES.search(place.file) for place in error.places),
+    # no traceback shows that a library asked for a key of its own
+    "environ-or-bare": lambda error: error.from_environ or not error.in_a_library,
+}
+
+
+def parse(text: str) -> LoggedError:
+    """`Type: message` as an error of which no more is known."""
+    kind, _, message = text.partition(": ")
+    return LoggedError(kind, message)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +115,17 @@ class KnownLine(Rule):
     @property
     def meaning(self) -> Diagnosis:
         """What it means wherever it is found."""
-        return Diagnosis(self.kind, self.cause, self.advice)
+        return Diagnosis(self.kind, self.cause, self.advice, comes=self.comes)
+
+    def find(self, log: str) -> re.Match[str] | None:
+        """The first place in `log` that is this one."""
+        return re.search("|".join(self.line), log, re.MULTILINE)
 
     def match(self, log: str) -> Diagnosis | None:
         """What `log` means, or None if no line of it is this one."""
-        return self.meaning if re.search("|".join(self.line), log, re.MULTILINE) else None
+        return self.meaning if self.find(log) else None
 
 
-def recognise(error: str, rules: Iterable[KnownError]) -> Diagnosis | None:
-    """The meaning of an error text `Type: message`; the first rule that knows it wins."""
+def recognise(error: LoggedError | str, rules: Iterable[KnownError]) -> Diagnosis | None:
+    """The meaning of an error; the first rule that knows it wins."""
     return next(filter(None, (rule.match(error) for rule in rules)), None)

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
-from ddp_helpers.diagnosis.causes import diagnose, diagnose_text
+from ddp_helpers.diagnosis.causes import diagnose
+from ddp_helpers.diagnosis.log_causes import diagnose_text
 from ddp_helpers.diagnosis.rules import Diagnosis
 from ddp_helpers.evidence.records import Finding, LaunchResult
 from ddp_helpers.faults._terminal import Ended, terminal

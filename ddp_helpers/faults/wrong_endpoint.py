@@ -15,7 +15,7 @@ FAULT = Fault(
     says="RendezvousConnectionError",
     cause="Nothing answers at --rdzv-endpoint, or it is not this machine that should listen there.",
     mend="Name the first node and a free port of it, and try `nc -vz HOST PORT` from each node.",
-    kind="rendezvous-failed",
+    kind="address-unreachable",
     seen_in="pytorch#73656",
     in_terminal=True,
 )

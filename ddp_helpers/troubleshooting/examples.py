@@ -25,9 +25,10 @@ def read_examples() -> tuple[Example, ...]:
     rules: dict[str, list[Rule]] = {}
     for rule in known_rules():
         rules.setdefault(rule.kind, []).append(rule)
+    groups = list(dict.fromkeys(rule.group for rule in known_rules()))
     return tuple(
         Example(rule.group, kind, text)
-        for kind in _in_order(rules)
+        for kind in sorted(_in_order(rules), key=lambda kind: groups.index(rules[kind][0].group))
         for rule in rules[kind]
         for text in rule.examples
     )

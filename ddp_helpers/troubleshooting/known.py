@@ -12,7 +12,7 @@ from itertools import groupby
 from urllib.parse import quote
 
 from ddp_helpers import faults
-from ddp_helpers.diagnosis.causes import diagnose_text
+from ddp_helpers.diagnosis.log_causes import diagnose_text
 from ddp_helpers.diagnosis.rule_files import peer_is_gone
 from ddp_helpers.troubleshooting.examples import Example, read_examples
 

@@ -80,3 +80,51 @@ def test_new_copies_a_template_once(tmp_path):
     assert done.returncode == 2
     assert "exists already" in done.stderr
     assert (tmp_path / "mine.py").read_text() == "changed"
+
+
+def test_diagnose_finds_the_error_in_torchruns_log_dir(tmp_path):
+    """With --redirects the console tells only that a rank failed; the folder tells why."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import torch, torch.distributed as dist\n"
+        "dist.init_process_group('gloo')\n"
+        "if dist.get_rank() == 1:\n"
+        "    raise RuntimeError('reading s3://b/k failed: Connection reset by peer')\n"
+        "dist.all_reduce(torch.ones(1))\n"
+    )
+    logs = tmp_path / "logs"
+    launcher = "--standalone --nproc-per-node 2 --redirects 3 --log-dir".split()
+    ran = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *launcher, str(logs), str(script)],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert ran.returncode == 1
+    (tmp_path / "console.log").write_text(ran.stdout + ran.stderr)
+    console = command("diagnose", tmp_path / "console.log").stdout
+    assert "rank 1 failed first, with exit code 1" in console
+    assert "[error-is-elsewhere]" in console
+    told = command("diagnose", logs).stdout
+    assert "first error: RuntimeError: reading s3://b/k failed" in told
+    assert told.splitlines()[1].startswith("  rank 1, ")
+    assert f"at {script}, line 4" in told
+    assert "peer-gone" not in told
+
+
+def test_a_ranks_own_error_is_told_and_not_the_loss_that_it_speaks_of(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import torch, torch.distributed as dist\nfrom ddp_helpers import process_group\n"
+        "def main():\n"
+        "    with process_group('gloo') as pg:\n"
+        "        if pg.rank == 1:\n"
+        "            raise RuntimeError('reading s3://b/k failed: Connection reset by peer')\n"
+        "        dist.all_reduce(torch.ones(1))\n"
+    )
+    told = command("run", f"{script}:main", "-n", 2).stderr.splitlines()
+    assert (
+        told[0] == "rank 1 failed: RuntimeError: reading s3://b/k failed: Connection reset by peer"
+    )
+    assert "rank 0 then lost the connection" in told

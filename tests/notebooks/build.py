@@ -95,6 +95,7 @@ def anonymous(text: str) -> str:
         (r"/[\w./-]*/site-packages/", ".../site-packages/"),
         (r"/[\w./-]*/lib/python3\.\d+/", ".../python3/"),
         (r"/tmp/ipykernel_\d+/\d+\.py", "<cell>"),
+        (r"/tmp/two-hosts-\w+/", "/tmp/two-hosts/"),
         (re.escape(str(Path.home())) + r"(?=[/\s'\"]|$)", "~"),
         (rf"\b{re.escape(socket.gethostname())}\b", "my-machine"),
         (r"0x[0-9a-f]{8,16}", "0x..."),

@@ -33,7 +33,7 @@ def ended(rank, stack=()):
 texts = st.text(max_size=2000)
 errors = st.builds(
     error,
-    message=texts | st.sampled_from(PEER_IS_GONE),
+    message=texts | st.sampled_from([f"[pair.cc:553] {text}" for text in PEER_IS_GONE]),
     kind=st.sampled_from(["ValueError", "RuntimeError", "SystemExit", "DistBackendError"]),
     at=st.floats(0, 1e6),
 )
@@ -92,7 +92,7 @@ def test_where_only_the_connection_was_lost_the_rank_that_left_comes_first():
 
 @given(ranks=st.lists(st.sampled_from(PEER_IS_GONE), min_size=1, max_size=9))
 def test_torchs_text_for_a_lost_peer_is_never_quoted(ranks):
-    lost = [error(text, "RuntimeError") for text in ranks]
+    lost = [error(f"[pair.cc:553] {text}", "RuntimeError") for text in ranks]
     failed = [RankResult(n, exit_code=1, error=e) for n, e in enumerate(lost)]
     report = failure_report(failed)
     assert not any(text in report for text in PEER_IS_GONE)

@@ -158,7 +158,7 @@ def test_a_loader_that_waits_for_its_worker_is_known_by_either_function():
 # ---- not the stacks alone
 
 
-def gone(rank, text="Connection closed by peer"):
+def gone(rank, text="[pair.cc:553] Connection closed by peer"):
     return RankResult(rank, exit_code=1, error=RankError("RuntimeError", text, "", (LINE,)))
 
 
@@ -184,7 +184,10 @@ def test_nobody_ended_early_while_another_rank_has_its_own_trouble():
 
 
 def test_a_busy_rank_that_the_others_gave_up_on_is_named():
-    late = [gone(0, "Timed out waiting 500ms for recv"), gone(2, "wait failed: Socket Timeout")]
+    late = [
+        gone(0, "[x.cc:78] Timed out waiting 500ms for recv"),
+        gone(2, "[x.cpp:1] Socket Timeout"),
+    ]
     told = Diagnosis(
         "rank-did-not-come",
         "ranks 1 and 3 did not come to the collective within the group's limit",
@@ -198,7 +201,7 @@ def test_a_busy_rank_that_the_others_gave_up_on_is_named():
 
 
 def test_nobody_came_late_where_another_reason_is_known():
-    impatient = gone(0, "Timed out waiting 500ms for recv")
+    impatient = gone(0, "[x.cc:78] Timed out waiting 500ms for recv")
     assert diagnose([impatient, standing(1, inside("barrier"))]) == []
     assert diagnose([gone(0), standing(1)]) == []  # the peer is gone, and nobody lost patience
     own = RankResult(2, exit_code=1, error=RankError("ValueError", "bad", ""))

@@ -4,7 +4,8 @@ import pytest
 
 from ddp_helpers.diagnosis import Diagnosis, diagnose, diagnose_text, is_consequence
 from ddp_helpers.diagnosis.known_lines import line_means, recognise_exit_code
-from ddp_helpers.diagnosis.log_text import LONGEST_MESSAGE, find_errors, plain_text, read_lines
+from ddp_helpers.diagnosis.log_marks import read
+from ddp_helpers.diagnosis.log_text import LONGEST_MESSAGE, find_errors
 from ddp_helpers.evidence.records import RankError, RankResult
 
 
@@ -24,8 +25,8 @@ from ddp_helpers.evidence.records import RankError, RankResult
     ],
 )
 def test_a_mark_tells_the_rank_and_is_taken_off(line, rank, rest):
-    assert read_lines(f"{line}\n") == [(rank, rest)]
-    assert plain_text(f"a\n{line}\n") == f"a\n{rest}"
+    (read_line,) = read([(7, line)])
+    assert (read_line.number, read_line.rank, read_line.text) == (7, rank, rest)
 
 
 TRACE = "Traceback (most recent call last):\n"
@@ -139,7 +140,7 @@ def test_without_any_error_the_exit_code_and_the_last_line_are_shown():
 
 def test_an_error_that_is_known_hides_none_that_is_not():
     log = "[rank0]: ValueError: bad label\n[rank1]: OSError: [Errno 24] Too many open files\n"
-    known, other = diagnose_text(log, 1)
+    other, known = diagnose_text(log, 1)
     assert known.kind == "too-many-files"
     assert other == unknown("first error: ValueError: bad label")
 
@@ -173,7 +174,8 @@ def test_a_consequence_is_told_only_where_there_is_nothing_else():
         (128 + 7, "shm-full"),
         (-7, "shm-full"),
         (9, None),
-        (-6, None),
+        (-6, "gave-up"),
+        (-12, None),
         (0, None),
         (128, None),
         (None, None),
@@ -210,7 +212,8 @@ def test_the_watchdog_names_ranks_calls_and_numbers():
             "rank-did-not-come",
             "not all ranks came to a collective: rank 0 in ALLREDUCE number 3, rank 2 in "
             "ALLREDUCE number 3",
-            "look at what the silent ranks did: an error, an `if rank == ...`, or slow work",
+            "look at what the silent ranks did: an error, an `if rank == ...`, or slow work; if "
+            "none was silent, at the network between them (NCCL_DEBUG=INFO)",
         ),
         line_means("killed"),
     ]
@@ -220,7 +223,7 @@ def kinds(*ranks):
     return [found.kind for found in diagnose(ranks)]
 
 
-TAKEN = "OSError: [Errno 98] Address already in use\n"
+TAKEN = "RuntimeError: Address already in use\n"
 THROWN = "terminate called after throwing an instance of 'gloo::EnforceNotMet'\n"
 
 

@@ -10,7 +10,8 @@ from itertools import pairwise
 
 import pytest
 
-from ddp_helpers.diagnosis.log_text import find_errors, plain_text
+from ddp_helpers.diagnosis.log_causes import read_chains
+from ddp_helpers.diagnosis.log_files import read_text
 from ddp_helpers.diagnosis.rule_files import (
     FOLDER,
     consequences,
@@ -19,12 +20,13 @@ from ddp_helpers.diagnosis.rule_files import (
     known_rules,
     peer_is_gone,
 )
-from ddp_helpers.diagnosis.rules import TYPE_SETS, KnownError, KnownLine, recognise
+from ddp_helpers.diagnosis.rules import ONLY, TYPE_SETS, KnownError, KnownLine, recognise
 from ddp_helpers.troubleshooting.examples import read_examples
 
 FORMS = {
     "errors.toml": KnownError,
     "errors_gpu.toml": KnownError,
+    "errors_tools.toml": KnownError,
     "lines.toml": KnownLine,
     "consequences.toml": KnownError,
 }
@@ -75,6 +77,10 @@ def _wrong_names(record):
     for name in record.get("types", []):
         if name not in TYPE_SETS and not re.fullmatch(r"\w*[a-z]\w*", name):
             yield f"type {name!r} is neither an exception nor one of {', '.join(TYPE_SETS)}"
+    if record.get("comes", "first") not in ("first", "after", "consequence", "last", "note"):
+        yield f"comes {record['comes']!r} is no time: see errors.toml"
+    if record.get("only", "") not in ONLY:
+        yield f"only {record['only']!r} is nobody: known are {', '.join(ONLY)}"
     if record.get("signal", "SIGKILL") not in signal.Signals.__members__:
         yield f"signal {record['signal']!r} is none of this system"
     for key in ("cause", "advice"):
@@ -119,6 +125,8 @@ GOOD = {
         ({"advice": "choose another."}, "without a full stop"),
         ({"kind": "Port taken"}, "expected small letters"),
         ({"types": ["DISTT"]}, "type 'DISTT' is neither"),
+        ({"comes": "soon"}, "comes 'soon' is no time"),
+        ({"only": "me"}, "only 'me' is nobody"),
     ],
 )
 def test_a_wrong_record_is_told_in_words(change, told):
@@ -137,17 +145,18 @@ def test_a_signal_that_is_none_is_told():
 def test_each_rule_is_the_first_to_know_its_own_texts(rules):
     for rule in rules:
         for text in rule.examples:
-            taken = [recognise(error, rules) for error in find_errors(text)]
-            assert rule.match(find_errors(text)[0]) in taken, (
-                f"{rule.kind}: {taken} comes first for\n{text}"
-            )
-            assert taken[0].kind == rule.kind
+            (chain, *_) = read_chains(read_text(text))
+            taken = recognise(chain.errors[0], rules)
+            assert taken is not None, f"{rule.kind} misses\n{text}"
+            assert rule.match(chain.errors[0]) == taken, f"{taken} comes first for\n{text}"
+            assert taken.kind == rule.kind
 
 
 def test_each_line_knows_its_own_texts():
     for rule in known_lines():
         for text in rule.examples:
-            assert rule.match(plain_text(text)) == rule.meaning, f"{rule.kind} misses\n{text}"
+            plain = "\n".join(line.text for line in read_text(text))
+            assert rule.match(plain) == rule.meaning, f"{rule.kind} misses\n{text}"
 
 
 def test_the_page_places_each_kind_once_in_one_group():
@@ -246,11 +255,13 @@ def test_each_file_is_read_into_its_own_rules_in_order(files):
             text = re.sub("types = .*", "", text).replace("message", "line")
         files(name, text + text.replace(kind, f"{kind}-second"))
     assert [rule.kind for rule in known_rules()] == [
-        f"k{number}{which}" for number in range(4) for which in ("", "-second")
+        f"k{number}{which}" for number in range(5) for which in ("", "-second")
     ]
-    assert [rule.kind for rule in known_errors()] == ["k0", "k0-second", "k1", "k1-second"]
+    assert [rule.kind for rule in known_errors()] == [
+        f"k{number}{which}" for number in range(3) for which in ("", "-second")
+    ]
     assert {type(rule) for rule in known_lines()} == {KnownLine}
-    assert [rule.kind for rule in consequences()] == ["k3", "k3-second"]
+    assert [rule.kind for rule in consequences()] == ["k4", "k4-second"]
 
 
 def test_a_key_that_no_rule_has_is_not_passed_over(files):

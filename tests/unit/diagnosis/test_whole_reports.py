@@ -298,3 +298,94 @@ def test_a_finding_of_a_run_that_failed_otherwise_is_not_its_cause():
 
 def test_the_numbers_of_signals_are_those_of_this_system():
     assert (signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS) == (9, 11, 6, 7)
+
+
+# ---- whole messages
+
+
+def of(kind, message, traceback="", *frames):
+    error = RankError(kind, message, traceback, frames or (LINE,), 1.0)
+    return RankResult(0, exit_code=1, error=error)
+
+
+TRACE = 'Traceback (most recent call last):\n  File "train.py", line 3, in main\n    run()\n'
+DIRECT = "\nThe above exception was the direct cause of the following exception:\n\n"
+
+
+def test_a_message_of_several_lines_is_told_up_to_a_limit():
+    assert report(of("ValueError", "one\ntwo\n\nthree"))[:3] == [
+        "rank 0 failed: ValueError: one",
+        "  two",
+        "  three",
+    ]
+    lines = report(of("ValueError", "\n".join(map(str, range(20)))))
+    assert lines[3:5] == ["  3", "  at cell In[4], line 7, in train"]
+
+
+def test_notes_stand_in_the_traceback_alone_and_are_told():
+    lines = report(of("ValueError", "bad", f"{TRACE}ValueError: bad\nrow 7 of a.csv\n"))
+    assert lines[:2] == ["rank 0 failed: ValueError: bad", "  row 7 of a.csv"]
+
+
+def test_torchs_own_stack_is_no_part_of_a_message():
+    text = (
+        "no port\nException raised from listen at socket.cpp:1 (most recent call first):\nframe #0"
+    )
+    assert report(of("DistNetworkError", text))[:2] == [
+        "rank 0 failed: DistNetworkError: no port",
+        "  at cell In[4], line 7, in train",
+    ]
+
+
+def test_what_an_exception_came_from_is_told():
+    chain = f"{TRACE}KeyError: 'x'\n{DIRECT}{TRACE}ValueError: no x\n"
+    assert report(of("ValueError", "no x", chain))[:3] == [
+        "rank 0 failed: ValueError: no x",
+        "  it came from KeyError: 'x'",
+        "  at cell In[4], line 7, in train",
+    ]
+
+
+def test_what_came_of_a_lost_connection_is_a_lost_connection():
+    chain = f"{TRACE}RuntimeError: {GONE}\n{DIRECT}{TRACE}TrainingFailed: sorry\n"
+    assert report(of("TrainingFailed", "sorry", chain))[0] == (
+        "rank 0 lost the connection to another rank"
+    )
+
+
+def test_a_loaders_worker_is_told_with_its_own_line():
+    original = 'Traceback (most recent call last):\n  File "data.py", line 9, in __getitem__\n'
+    message = (
+        f"Caught ValueError in DataLoader worker process 0.\nOriginal {original}    int(row)\n"
+    )
+    text = f"{message}ValueError: bad row 17\n"
+    assert report(of("ValueError", text, f"{TRACE}ValueError: {text}"))[:3] == [
+        "rank 0 failed: ValueError: bad row 17 (in DataLoader worker process 0)",
+        "  at data.py, line 9, in __getitem__",
+        "    int(row)",
+    ]
+
+
+def test_the_members_of_a_group_are_told():
+    group = (
+        "  + Exception Group Traceback (most recent call last):\n"
+        '  |   File "train.py", line 3, in main\n'
+        "  | ExceptionGroup: g (2 sub-exceptions)\n"
+        "  +-+---------------- 1 ----------------\n"
+        "    | ValueError: one\n"
+        "    +---------------- 2 ----------------\n"
+        "    | TypeError: two\n"
+    )
+    assert report(of("ExceptionGroup", "g (2 sub-exceptions)", group))[:3] == [
+        "rank 0 failed: ExceptionGroup: g (2 sub-exceptions)",
+        "  ValueError: one",
+        "  TypeError: two",
+    ]
+
+
+def test_of_many_keys_a_few_are_told():
+    keys = ", ".join(f'"w{n}"' for n in range(9))
+    text = f"Error(s) in loading state_dict for Net:\n\tMissing key(s) in state_dict: {keys}. "
+    assert report(of("RuntimeError", text))[1] == (
+        '  Missing key(s) in state_dict: "w0", "w1", "w2" and 6 more'
+    )

@@ -51,10 +51,14 @@ def test_no_name_stands_for_two_troubles():
 # ---- one message
 
 
-@pytest.mark.parametrize("example", read_examples(), ids=lambda example: example.kind)
+@pytest.mark.parametrize(
+    "example",
+    [each for each in read_examples() if len(each.text.split()) > 2],
+    ids=lambda example: example.kind,
+)
 def test_half_a_text_with_slips_is_found(example):
     words, draws = example.text.split(), random.Random(0)
-    half = max(3, len(words) // 2)
+    half = max(4, len(words) // 2)
     for _ in range(4):
         start = draws.randrange(max(1, len(words) - half + 1))
         piece = " ".join(slip(word, draws) for word in words[start : start + half])
@@ -80,7 +84,7 @@ def slip(word, draws):
         ("module. missing keys in state dict", "module-prefix"),
         ("shuffle is the same in each epoch", "No set_epoch"),
         ("validation on rank 0 hangs", "peer-did-not-come"),
-        ("SIGABRT", "Different shapes"),
+        ("SIGABRT", "gave-up"),
     ],
 )
 def test_a_few_words_are_enough(message, name):
@@ -109,7 +113,7 @@ def test_what_is_not_known_is_not_guessed(message):
 
 
 def test_a_whole_text_is_known_and_says_where_to_see_it():
-    text, found = explain("OSError: [Errno 98] Address already in use")
+    text, found = explain("RuntimeError: Address already in use")
     assert found
     assert "nearest" not in text
     assert text.startswith("port-taken\n  why: the port is taken")

@@ -1,0 +1,136 @@
+"""Each log gets the same cause in all the forms in which it comes, and keeps its rank."""
+
+import bz2
+import gzip
+import lzma
+
+import pytest
+from strangers_logs import FORMS, LOGS, MARKED
+
+from ddp_helpers.diagnosis import diagnose_text
+from ddp_helpers.diagnosis.log_causes import diagnose_lines
+from ddp_helpers.diagnosis.log_files import read_log
+
+ALL = {**LOGS, **MARKED}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ALL)
+def test_the_cause_comes_first_in_each_form(name, form):
+    kind, log = ALL[name]
+    put, rank = FORMS[form]
+    first = diagnose_text(put(log))[0]
+    assert first.kind == kind
+    told = first.seen[0] if name in LOGS else ""
+    if rank and "Root Cause" not in log:
+        assert told == "" or told.startswith(f"rank {rank}, line ")
+
+
+PACKERS = {
+    "UTF-16": lambda log: log.encode("utf-16"),
+    "UTF-16 without a mark": lambda log: log.encode("utf-16-le"),
+    "UTF-16 the other way": lambda log: log.encode("utf-16-be"),
+    "UTF-8 with a mark": lambda log: log.encode("utf-8-sig"),
+    "gz": lambda log: gzip.compress(log.encode()),
+    "xz": lambda log: lzma.compress(log.encode()),
+    "bz2": lambda log: bz2.compress(log.encode()),
+    "gz of UTF-16": lambda log: gzip.compress(log.encode("utf-16")),
+}
+
+
+@pytest.mark.parametrize("packer", PACKERS)
+@pytest.mark.parametrize("name", ALL)
+def test_the_cause_comes_first_in_each_coding(name, packer, tmp_path):
+    kind, log = ALL[name]
+    path = tmp_path / "train.log"  # the name does not tell
+    path.write_bytes(PACKERS[packer](log))
+    assert diagnose_lines(read_log(path))[0].kind == kind
+
+
+def test_the_rank_is_told_of_who_raised_it():
+    kind, log = MARKED["words of a lost peer that are not torch's"]
+    first, *others = diagnose_text(log)
+    assert first.kind == kind
+    assert first.cause.endswith("RuntimeError: reading s3://b/k failed: Connection reset by peer")
+    assert first.seen[0].startswith("rank 1, line 10: ")
+    assert first.seen[1].strip().startswith("at /home/u/data.py, line 31, in read")
+    assert others == []
+
+
+def test_lines_of_two_processes_of_ray_are_not_mixed():
+    log = (
+        "(RayTrainWorker pid=12, ip=10.0.0.2) ValueError: bad\n"
+        "(RayTrainWorker pid=13, ip=10.0.0.2) KeyError: 'x'\n"
+        "(RayTrainWorker pid=12, ip=10.0.0.2) second line of bad\n"
+    )
+    assert diagnose_text(log)[0].seen[:2] == ("line 1: ValueError: bad", "  second line of bad")
+
+
+def test_a_line_that_another_rank_wrote_into_is_two():
+    log = "step 3[rank1]: ValueError: bad label 11\nloss 0.3 Traceback (most recent call last):\n"
+    assert diagnose_text(log)[0].seen[0] == "rank 1, line 1: ValueError: bad label 11"
+
+
+def test_the_log_of_docker_itself():
+    log = '{"log":"ValueError: bad\\n","stream":"stderr","time":"2025-06-24T17:29:06Z"}\n'
+    assert diagnose_text(log)[0].seen == ("line 1: ValueError: bad",)
+    assert diagnose_text('{"log":"ValueError: bad\n') == []  # cut off
+
+
+TRACE = 'Traceback (most recent call last):\n  File "/x/train.py", line 3, in main\n    run()\n'
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        "gpu-worker-1: ",  # pdsh, DeepSpeed
+        "E       ",  # pytest
+        "[4711] ",  # a paste with its lines counted
+        "ERROR 04-15 00:31:11 worker_base.py:574] ",
+        "E1129 14:45:56.686000 217 torch/distributed/errors/error_handler.py:141] ",
+        "node-1.cluster [stderr] [rank7]: ",
+        "Jun 24 17:29:06 node1 train[123]: ",
+        "[12345.678901] ",
+        "(raylet) ",
+        "Tue Jun 24 17:29:06 2025[1,0]<stderr>:",
+        "Rank 3: ",
+        "[RANK 3] ",
+        "> > ",
+    ],
+)  # fmt: skip
+def test_more_that_stands_in_front_of_lines_is_taken_off(mark):
+    log = "".join(f"{mark}{line}\n" for line in f"{TRACE}mine.Unheard: of".splitlines())
+    (found,) = diagnose_text(f"epoch 1\n{log}epoch 2\n")
+    assert found.cause == "not recognised; first error: Unheard: of"
+    assert found.seen[-1].strip() == "at /x/train.py, line 3, in main: run()"
+
+
+def test_torch_1_wrapped_a_ranks_error_in_a_bare_exception():
+    log = (
+        'Traceback (most recent call last):\n  File "/x/spawn.py", line 119, in join\n'
+        "    raise Exception(msg)\nException:\n\n"
+        f"-- Process 1 terminated with the following error:\n{TRACE}ValueError: bad\n"
+    )
+    (found,) = diagnose_text(log)
+    assert found.seen[0] == "rank 1, line 10: ValueError: bad"
+
+
+def test_what_ended_the_watchdog_is_an_error():
+    log = (
+        "[rank2]:[E225 13:49:33.912673914 ProcessGroupNCCL.cpp:1595] [PG ID 0 PG GUID 0 Rank 2] "
+        "Process group watchdog thread terminated with exception: CUDA error: "
+    )
+    kinds = [found.kind for found in diagnose_text(f"{log}uncorrectable ECC error encountered\n")]
+    assert kinds == ["gpu-hardware"]
+    (found,) = diagnose_text(f"{log}an illegal memory access was encountered\n")
+    assert "first error: DistBackendError: CUDA error: an illegal memory access" in found.cause
+
+
+def test_a_file_of_windows_is_known_as_torchs():
+    log = (
+        "Traceback (most recent call last):\n"
+        '  File "C:\\u\\train.py", line 7, in main\n    dist.barrier()\n'
+        '  File "C:\\env\\lib\\site-packages\\torch\\distributed\\x.py", line 7, in barrier\n'
+        "    work.wait()\nRuntimeError: writev: Connection reset by peer\n"
+    )
+    assert [found.kind for found in diagnose_text(log)] == ["peer-gone"]
