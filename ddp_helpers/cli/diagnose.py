@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from ddp_helpers.diagnosis.flight_records import diagnose_dumps, read_dumps
 from ddp_helpers.diagnosis.log_causes import diagnose_lines, diagnose_text
 from ddp_helpers.diagnosis.log_files import read_folder, read_log, read_stream
 from ddp_helpers.diagnosis.log_marks import Line
@@ -17,8 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "log",
         nargs="*",
-        help="files, packed or not, or folders such as torchrun's --log-dir or that of Slurm's "
-        "outputs; without one, or with -, what is piped in",
+        help="files, packed or not, or folders such as torchrun's --log-dir, that of Slurm's "
+        "outputs, or one of flight records; without one, or with -, what is piped in",
     )
     parser.add_argument("--exit-code", type=int, help="how the command ended, if you know it")
 
@@ -44,8 +45,14 @@ def _diagnose(logs: list[str], exit_code: int | None) -> list[Diagnosis]:
         return []
     if logs == ["-"] and not hasattr(sys.stdin, "buffer"):
         return diagnose_text(sys.stdin.read(), exit_code)
+    recorded = [found for each in logs if (found := _diagnose_records(Path(each)))]
     lines = [line for each in logs for line in _read(each, each if len(logs) > 1 else "")]
-    return diagnose_lines(lines, exit_code, _last(logs))
+    return recorded + diagnose_lines(lines, exit_code, _last(logs))
+
+
+def _diagnose_records(folder: Path) -> Diagnosis | None:
+    """What the flight records in a folder tell, if there are any."""
+    return diagnose_dumps(read_dumps(folder)) if folder.is_dir() else None
 
 
 def _read(log: str, name: str) -> list[Line]:

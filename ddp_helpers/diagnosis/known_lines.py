@@ -24,6 +24,10 @@ ON_GPU = re.compile(r"(?:^|\|)\s*(\d+)\s+(?:N/A\s+N/A\s+)?(\d+)\s+C\s+\S.*?\s(\d
 # torchrun's summary, perhaps with a logger's words in front
 FAILURES = re.compile(r"(?:^|.*[\]\s])(Failures:|Root Cause \(first observed failure\):)\s*$")
 IN_FAILURE = re.compile(r"(?:^|.*[\]\s])(rank|exitcode)\s*: (-?\d+) \(")
+# a text of our own checker: its first line, the way out, and the name of the finding
+FINDING = re.compile(r"(.+?)\nwhat to do: ([^\n]+)\n(?:[^\n]*\n)*?\[([a-z][a-z0-9-]+)\]", re.DOTALL)
+PRINTED = re.compile(r"sanitizer(, a note)?: (.+)")  # one that no rank raised
+LONGEST_FINDING = 30  # lines
 SHELL_ADDS = 128  # to a signal's number, to make it an exit code: POSIX asks for more than 128
 LONGEST = 200  # characters of a line of the log: two lines of a terminal say which one it is
 
@@ -40,7 +44,7 @@ class RootCause:
 def recognise_lines(lines: Sequence[Line]) -> list[Diagnosis]:
     """The causes that single lines of a log tell, and those that several tell together."""
     told = [*_by_rules(_without_other_failures(lines))]
-    for look in (_watchdog, _missing_members, _all_on_gpu_0):
+    for look in (_findings, _watchdog, _missing_members, _all_on_gpu_0):
         told += look(lines)
     return told
 
@@ -94,6 +98,22 @@ def _by_rules(lines: Sequence[Line]) -> Iterator[Diagnosis]:
 def quote(line: Line) -> str:
     """A line of the log, with its rank and its place."""
     return f"{line.where}: {line.text.strip()[:LONGEST]}"
+
+
+def _findings(lines: Sequence[Line]) -> list[Diagnosis]:
+    """What the sanitizer printed at the end of a run."""
+    found = []
+    for at, line in enumerate(lines):
+        if not (head := PRINTED.match(line.text)):
+            continue
+        rest = [
+            each.text for each in lines[at + 1 : at + LONGEST_FINDING] if each.source == line.source
+        ]
+        if told := FINDING.match("\n".join([head[2], *rest])):
+            cause, *details = told[1].splitlines()
+            seen = (f"{line.where}: {cause}", *(f"  {text.strip()}" for text in details))
+            found.append(Diagnosis(told[3], cause, told[2], seen, "note" if head[1] else ""))
+    return found
 
 
 def _watchdog(lines: Sequence[Line]) -> list[Diagnosis]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ddp_helpers.diagnosis.known_lines import (
+    FINDING,
     LONGEST,
     RootCause,
     find_root_cause,
@@ -33,8 +34,6 @@ RANKS = re.compile(
     r"NCCL|ncclComm|srun: |slurmstepd|WORLD_SIZE|world_size|-- Process \d+ terminated|"
     r"torch/multiprocessing/spawn|GLOBAL_RANK|accelerate/|deepspeed"
 )
-# a text of our own checker: its first line, the way out, and the name of the finding
-FINDING = re.compile(r"(.+?)\nwhat to do: ([^\n]+)\n(?:[^\n]*\n)*?\[([a-z][a-z0-9-]+)\]", re.DOTALL)
 READ = "read the first error of the first rank that failed: later ones often follow from it"
 
 

@@ -29,7 +29,7 @@ OTHERS = tuple(
         "slurmstepd|srun: |oom_kill|oom-kill|error: |c10d]|gai error|what to do: |enough slots|"
         "temporarily unavailable|pthread_create|pids controller|Grad strides|find_unused|lost.|"
         "device used by this process|symbol lookup|insufficient shared memory|"
-        "unexpected system error|by signal "
+        "unexpected system error|by signal |sanitizer"
     ).split("|")
 )
 BEFORE, AFTER = 2, 30  # lines around one: whose it is, and the rest of a message

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch_age import needs
 
 from ddp_helpers import launch, process_group
+from ddp_helpers.cli import main
 from ddp_helpers.diagnosis.flight_records import diagnose_dumps, dump_flight_record, read_dumps
 from ddp_helpers.torch_private import FLIGHT_RECORD
 
@@ -126,3 +127,15 @@ def test_other_files_are_passed_over_and_nothing_in_them_is_run(tmp_path):
     (tmp_path / "attempt_5").mkdir()
     assert read_dumps(tmp_path) == {4: {"entries": []}}
     assert not (tmp_path / "harm").exists()
+
+
+def test_the_command_reads_a_folder_of_records(tmp_path, capsys):
+    found_in(tmp_path, one_too_many)
+    assert main(["diagnose", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == (
+        "why: the ranks make different calls, from call 2 of group 0 on [different-collective]"
+    )
+    assert printed[1].startswith("  rank 0: all_reduce of Float (1,) at ")
+    assert printed[3].startswith("what to do: let all ranks make the same calls")
+    assert len(printed) == 4

@@ -77,7 +77,7 @@ class Started:
             words = [f"no end after {seconds} s, of {os.getloadavg()} load: {command}"]
             raise AssertionError("\n".join([*words, *texts, *stacks])) from None
 
-    def wait_for(self, text: str, seconds: float = 60) -> str:
+    def wait_for(self, text: str, seconds: float = 150) -> str:
         """What it printed so far, once that holds `text`."""
         limit = time.monotonic() + seconds
         while text not in (seen := (self.folder / "out.txt").read_text()):

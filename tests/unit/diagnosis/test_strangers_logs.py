@@ -115,6 +115,21 @@ def test_torch_1_wrapped_a_ranks_error_in_a_bare_exception():
     assert found.seen[0] == "rank 1, line 10: ValueError: bad"
 
 
+def test_what_the_sanitizer_printed_without_raising_it_is_read():
+    log = (
+        "epoch 2\n{}: the sampler gives the same order in every pass\n"
+        "  at /x/train.py, line 11, in train\n    for x in loader:\n"
+        "what to do: call sampler.set_epoch(epoch)\n[epoch-not-advanced]\nepoch 3\n"
+    )
+    (found,) = diagnose_text(log.format("sanitizer"))
+    assert (found.kind, found.advice) == ("epoch-not-advanced", "call sampler.set_epoch(epoch)")
+    assert found.seen[1:] == ("  at /x/train.py, line 11, in train", "  for x in loader:")
+    (noted,) = diagnose_text(log.format("sanitizer, a note"))
+    assert noted == found
+    with_error = diagnose_text(log.format("sanitizer, a note") + "ValueError: bad\n")
+    assert [each.kind for each in with_error] == ["not-recognised"]
+
+
 def test_what_ended_the_watchdog_is_an_error():
     log = (
         "[rank2]:[E225 13:49:33.912673914 ProcessGroupNCCL.cpp:1595] [PG ID 0 PG GUID 0 Rank 2] "

@@ -866,7 +866,7 @@ def test_workers_that_draw(watched):
         def __getitem__(self, index):
             return (super().__getitem__(index)[0] + torch.randn(3),)
 
-    epoch(DataLoader(Augmented(*DATA.tensors), 4, num_workers=2))
+    epoch(DataLoader(Augmented(*DATA.tensors), 4, num_workers=2, multiprocessing_context="fork"))
     (record,) = mirror.records("first-steps", FirstStepsRecord)
     assert len(record.workers) == 2
     for batches in record.workers:
