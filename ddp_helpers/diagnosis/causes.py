@@ -24,7 +24,11 @@ from ddp_helpers.evidence.waits import waiting_in
 
 def is_consequence(error: RankError) -> bool:
     """True if the rank failed only because another rank went away or never came."""
-    return recognise(chain_of_rank(error)[0], consequences()) is not None
+    first, *_, last = (*chain_of_rank(error)[:1], *chain_of_rank(error))
+    meant = recognise(first, consequences())
+    if meant and meant.kind == "helper-process-gone":  # why it is gone, the last one may tell
+        meant = recognise(last, consequences())
+    return meant is not None
 
 
 def diagnose(ranks: Sequence[RankResult], *, hang: bool = False) -> list[Diagnosis]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Sequence
 
 from ddp_helpers.diagnosis.causes import diagnose, is_consequence
+from ddp_helpers.diagnosis.hang_causes import child_waited_for
 from ddp_helpers.diagnosis.log_text import WRAPPING, chain_of_rank
 from ddp_helpers.diagnosis.raised import NOT_THEIRS
 from ddp_helpers.diagnosis.slips import find_slips
@@ -24,6 +26,7 @@ MOST_STANDING = 8  # when ranks hang, where they stand is all there is: a node's
 MOST_CAUSES = 2  # the surest first; more of them push the failure itself out of sight
 FIRST_LINES = 3  # who failed, at which line, and the line itself
 LOST = "lost the connection to another rank"
+TIMED_OUT = re.compile(r"Timed out waiting|Socket Timeout|[Ww]ait timeout")
 LONGEST = 300  # characters of one message line; three lines of a terminal
 
 
@@ -45,7 +48,8 @@ def failure_report(
     if hang:
         lines = _hang_lines(ranks, timeout)
     else:
-        lines = _cause_lines(causes, ranks) + _other_lines(ranks, causes)
+        lines = _cause_lines(causes, ranks)
+        lines += _other_lines(ranks, causes, lines[0])
     for diagnosis in (find_slips(ranks) or diagnose(ranks, hang=bool(timeout)))[:MOST_CAUSES]:
         lines += [f"why: {diagnosis.cause}", f"what to do: {diagnosis.advice}"]
     if any(rank.traceback for rank in causes):
@@ -85,6 +89,9 @@ def _cause_lines(causes: Sequence[RankResult], ranks: Sequence[RankResult]) -> l
     lines = [f"{name_ranks(alike)} {_how(first)}"]
     if finished and _lost_the_connection(first):
         lines = [f"{name_ranks(finished)} had finished: {name_ranks(alike)} {LOST}"]
+    late = [rank for rank in ranks if rank.stack and not (rank.ok or waiting_in(rank.stack))]
+    if late and TIMED_OUT.search(str(first.error)) and _lost_the_connection(first):
+        lines = [f"{_stands(late[0])}, and {name_ranks(alike)} gave up waiting for it"]
     if first.error:
         lines += _rest_of(first.error) if not _lost_the_connection(first) else []
         lines += _place(first.error)
@@ -154,13 +161,13 @@ def signal_in_words(number: int) -> str:
     return f"{name} ({words[number]})" if number in words else name
 
 
-def _other_lines(ranks: Sequence[RankResult], causes: Sequence[RankResult]) -> list[str]:
-    """The rest in a line each: consequences are named, not quoted."""
+def _other_lines(ranks: Sequence[RankResult], causes: Sequence[RankResult], told: str) -> list[str]:
+    """The rest in a line each: consequences are named, not quoted; but for who is told already."""
     named = {rank.rank for rank in causes} | {rank.rank for rank in ranks if rank.ok}
     rest = [rank for rank in ranks if rank.rank not in named]
     lost = [rank.rank for rank in rest if rank.error]
     lines = [f"{name_ranks(lost)} then lost the connection"] if lost else []
-    ended = [rank for rank in rest if _was_ended(rank)]
+    ended = [rank for rank in rest if _was_ended(rank) and _stands(rank) not in told]
     lines += [f"{_stands(rank)}, and was ended" for rank in ended[:MOST_RANKS]]
     if len(ended) > MOST_RANKS:
         lines.append(f"{len(ended) - MOST_RANKS} more ranks were ended")
@@ -210,8 +217,9 @@ def _stands(rank: RankResult) -> str:
     place = innermost_user_frame(rank.stack) or rank.stack[-1]
     if place.is_launcher:
         return f"rank {rank.rank} was on its way into its function, or out of it"
-    call = waiting_in(rank.stack)
-    return f"rank {rank.rank} {f'waited in {call}' if call else 'was'} at {place}"
+    call, child = waiting_in(rank.stack), child_waited_for(rank.stack)
+    waited = f"waited in {call}" if call else f"waited for {child}" if child else "was"
+    return f"rank {rank.rank} {waited} at {place}"
 
 
 def _cut(text: str) -> str:

@@ -20,7 +20,7 @@ def find_hang_cause(ranks: Sequence[RankResult]) -> Diagnosis | None:
         )
     waits = {rank: call for rank, stack in stacks.items() if (call := waiting_in(stack))}
     # before the waits: a rank that waits for its child makes the others wait in a collective
-    for_child = [rank for rank, stack in stacks.items() if _waits_for_child(stack)]
+    for_child = [rank for rank, stack in stacks.items() if child_waited_for(stack)]
     if for_child:
         return _stuck_child(for_child)
     if not waits:
@@ -47,15 +47,16 @@ def _other_numbers_of_calls(ranks: Sequence[RankResult]) -> Diagnosis | None:
     )
 
 
-def _waits_for_child(stack: Sequence[Frame]) -> bool:
-    """True where a rank waits for a process that it forked: joins it, or reads from a loader."""
-    fork = any(frame.filename.endswith("multiprocessing/popen_fork.py") for frame in stack)
-    loader = any(
+def child_waited_for(stack: Sequence[Frame]) -> str | None:
+    """The process of its own that a rank waits for: one that it joins, or its loader's workers."""
+    if any(
         frame.filename.endswith("torch/utils/data/dataloader.py")
         and frame.function in ("_get_data", "_try_get_data")
         for frame in stack
-    )
-    return fork or loader
+    ):
+        return "its loader's workers"
+    fork = any(frame.filename.endswith("multiprocessing/popen_fork.py") for frame in stack)
+    return "its child process" if fork else None
 
 
 def _verb(ranks: Sequence[int]) -> str:

@@ -6,17 +6,19 @@ import re
 import signal
 from collections.abc import Callable, Mapping, Sequence
 
-from ddp_helpers.diagnosis.rules import Diagnosis
-from ddp_helpers.evidence.records import LastCall, RankError, RankResult
+from ddp_helpers.diagnosis.rule_files import known_errors
+from ddp_helpers.diagnosis.rules import Diagnosis, recognise
+from ddp_helpers.evidence.records import LastCall, RankResult
 from ddp_helpers.evidence.waits import waiting_in
 
 CUT_OFF = re.compile(r"torch/distributed/|torch/autograd/|torch/nn/parallel/")
+WORKER_CRASHED = re.compile(r"ERROR: Unexpected ([\w -]+) encountered in worker")
 NOT_IMPORTABLE = re.compile(r"(?:class|function|attribute) '?(?:__main__\.)?(\w+).*__main__")
 
 
 def find_slips(ranks: Sequence[RankResult]) -> list[Diagnosis]:
     """The slips that the evidence shows; none of them can be anything else."""
-    found = [_of_error(rank.error) for rank in ranks if rank.error]
+    found = [look(rank) for rank in ranks if rank.error for look in (_of_error, _of_worker)]
     if all(_is_stuck(rank) for rank in ranks if not rank.ok):
         found += [_different_tensors(ranks), _different_roots(ranks), _half_a_message(ranks)]
     return list(dict.fromkeys(filter(None, found)))
@@ -107,7 +109,18 @@ def _place(rank: RankResult) -> str | None:
     return f"waits in {call}" if call else None
 
 
-def _of_error(error: RankError) -> Diagnosis | None:
+def _of_worker(rank: RankResult) -> Diagnosis | None:
+    """Why a loader's worker `exited unexpectedly`, which only its rank's output tells."""
+    hit = WORKER_CRASHED.search(rank.output)
+    if not hit or not rank.error or "exited unexpectedly" not in rank.error.message:
+        return None
+    text = f"RuntimeError: DataLoader worker (pid 1) is killed by signal: {hit[1].capitalize()}."
+    return recognise(text, known_errors())
+
+
+def _of_error(rank: RankResult) -> Diagnosis | None:
+    error = rank.error
+    assert error is not None
     if error.type_name == "BdbQuit" or (
         error.type_name == "EOFError" and "reading a line" in error.message
     ):

@@ -1,17 +1,21 @@
 """The first lines of a failed launch name the cause, for common slips and for strangers' code."""
 
+import os
 import re
+import signal
 import time
 from datetime import timedelta
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from ddp_helpers import LaunchError, launch
 
 pytestmark = [pytest.mark.usefixtures("no_process_left"), pytest.mark.timeout(120)]
+
+FORKED = {"multiprocessing_context": "fork"}  # whatever Python's default is
 
 
 def start():
@@ -137,6 +141,81 @@ def test_a_slow_rank_is_called_slow_with_the_sanitizer_too():
         report = str(caught.value)
         assert re.search(r"rank 0 was at .*, in build", report), report
         assert re.search("what to do: .*prepare data once and before the run", report), report
+
+
+# ---- strangers' runs: the cause stands in the first lines
+
+
+class Strange(Dataset):
+    """Two workers' ranks read it; `happens` comes on rank 1 alone."""
+
+    def __init__(self, happens):
+        self.happens = happens
+
+    def __len__(self):
+        return 32
+
+    def __getitem__(self, index):
+        if index == 17:
+            self.happens()
+        return torch.randn(4), index % 2
+
+
+def train_on(happens):
+    def job():
+        start()
+        model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 2))
+        data = Strange(happens)
+        sampler = DistributedSampler(data, shuffle=False)
+        for inputs, _ in DataLoader(data, 4, sampler=sampler, num_workers=1, **FORKED):
+            model(inputs).sum().backward()
+
+    return job
+
+
+def crash():
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def hang():
+    time.sleep(60)
+
+
+def lose_the_shard():
+    raise RuntimeError("reading s3://bucket/shard-7.tar failed: Connection reset by peer")
+
+
+def lose_the_shard_on_rank_1():
+    if start() == 1:
+        lose_the_shard()
+    dist.barrier()
+
+
+def slow_rank_0():
+    dist.init_process_group("gloo", timeout=timedelta(seconds=4))
+    if dist.get_rank() == 0:
+        hang()
+    dist.barrier()
+
+
+@pytest.mark.parametrize(
+    ("job", "first"),
+    [
+        (train_on(crash), "^rank 1 failed: RuntimeError: DataLoader worker"),
+        (train_on(hang), "rank 1 waited for its loader's workers at"),
+        (train_on(lose_the_shard), "^rank 1 failed: RuntimeError: reading s3://bucket/shard-7.tar"),
+        (lose_the_shard_on_rank_1, "^rank 1 failed: RuntimeError: reading s3://bucket/shard-7.tar"),
+        (slow_rank_0, "^rank 0 was at .*, in hang, and rank 1 gave up waiting for it"),
+    ],
+    ids=["crash", "hang", "lost in a worker", "lost", "slow"],
+)
+def test_the_first_lines_name_the_cause_in_a_strangers_run(job, first):
+    with pytest.raises(LaunchError) as caught:
+        launch(job, 2, timeout=10, echo=False)
+    report = str(caught.value)
+    assert re.search(first, "\n".join(report.splitlines()[:3]), re.MULTILINE), report
+    if "DataLoader worker" in first:
+        assert "why: a loader worker crashed in compiled code" in report, report
 
 
 def test_tensors_of_two_groups_are_not_compared():
