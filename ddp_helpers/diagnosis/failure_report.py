@@ -31,7 +31,11 @@ LONGEST = 300  # characters of one message line; three lines of a terminal
 
 
 def failure_report(
-    ranks: Sequence[RankResult], *, timeout: float | None = None, stranded: bool = False
+    ranks: Sequence[RankResult],
+    *,
+    timeout: float | None = None,
+    stranded: bool = False,
+    kept_in: str | None = None,
 ) -> str:
     """Say which rank failed, where, why, and what to do.
 
@@ -39,6 +43,7 @@ def failure_report(
         ranks: what each rank left.
         timeout: the limit in seconds that ran out, if it did.
         stranded: some ranks waited for others that had ended.
+        kept_in: the file that has the full tracebacks, if there is one.
     """
     hang = bool(timeout) or stranded
     causes = [] if hang else find_causes(ranks)
@@ -52,9 +57,11 @@ def failure_report(
         lines += _other_lines(ranks, causes, lines[0])
     for diagnosis in (find_slips(ranks) or diagnose(ranks, hang=bool(timeout)))[:MOST_CAUSES]:
         lines += [f"why: {diagnosis.cause}", f"what to do: {diagnosis.advice}"]
+    lines = lines[: MOST_LINES - 1]
     if any(rank.traceback for rank in causes):
-        lines.append(f"full traceback: print(sys.last_value.result[{causes[0].rank}].traceback)")
-    return "\n".join(lines[:MOST_LINES])
+        asked = f"print(sys.last_value.result[{causes[0].rank}].traceback)"
+        lines.append(f"full traceback: {kept_in or asked}")
+    return "\n".join(lines)
 
 
 def _finding_lines(ranks: Sequence[RankResult], causes: Sequence[RankResult]) -> list[str]:

@@ -32,6 +32,7 @@ from ddp_helpers.ranks.readiness import (
 )
 from ddp_helpers.ranks.supervisor import Ending, Supervisor
 from ddp_helpers.ranks.temporary import PREFIX, socket_folder, socket_parent
+from ddp_helpers.ranks.tracebacks import keep_tracebacks
 from ddp_helpers.ranks.travel import pack
 from ddp_helpers.ranks.view import PanelView, TextView, View, show
 from ddp_helpers.ranks.wire import Job
@@ -197,7 +198,12 @@ def launch(
         raise kind(report, result) from None
     late = supervisor.ending is Ending.TIMED_OUT
     stranded = supervisor.ending is Ending.STRANDED
-    report = failure_report(ranks, timeout=timeout if late else None, stranded=stranded)
+    report = failure_report(
+        ranks,
+        timeout=timeout if late else None,
+        stranded=stranded,
+        kept_in=keep_tracebacks(ranks) if echo else None,
+    )
     raise (LaunchTimeoutError if late else LaunchError)(report, result) from None
 
 

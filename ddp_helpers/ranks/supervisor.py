@@ -20,7 +20,7 @@ from ddp_helpers.ranks.launched import Events, LaunchedRank
 from ddp_helpers.ranks.processes import count_memory_kills, has_exited, start_processes
 from ddp_helpers.ranks.stacks import LONG_STACK_WAIT, STACK_WAIT, StrandedLook, take_stacks
 from ddp_helpers.ranks.stall import StallWatch
-from ddp_helpers.ranks.view import PER_SECOND, Silenceable, View
+from ddp_helpers.ranks.view import PER_SECOND, PanelView, Silenceable, TextView, View
 
 GRACE_AFTER_FAILURE = 0.15  # seconds in which other ranks may still tell what became of them
 GRACE_AFTER_OUTCOME = 10.0  # seconds that a rank may take to end once its function has returned
@@ -169,7 +169,9 @@ class Supervisor:
                 if self._stranded.is_so(self._ranks, self.job, self._events):
                     return Ending.STRANDED
                 stall = self._stall.tell(self._ranks, self.job, self._events)
-            if stall and view:
+            if stall and isinstance(
+                view, TextView | PanelView
+            ):  # a view of one's own has its place
                 print(stall, file=sys.stderr, flush=True)
         return Ending.ALL_ENDED
 

@@ -1,8 +1,11 @@
 """The first lines of a failed launch name the cause, for common slips and for strangers' code."""
 
 import os
+import pty
 import re
 import signal
+import subprocess
+import sys
 import time
 from datetime import timedelta
 
@@ -243,3 +246,22 @@ def test_a_call_instead_of_a_function_and_an_argument_instead_of_a_tuple():
             TypeError, match=rf"args={one!r}: expected a tuple; .*args=\({one!r},\)"
         ):
             launch(print, args=one)
+
+
+def test_in_a_terminal_the_full_tracebacks_stay_in_a_file(tmp_path):
+    script = tmp_path / "fails.py"
+    script.write_text("def inner():\n    1 / 0\n\ndef main():\n    inner()\n")
+    command = [sys.executable, "-m", "ddp_helpers", "run", f"{script}:main", "-n", "2"]
+    ours, theirs = pty.openpty()
+    subprocess.run(command, stderr=theirs, env=os.environ | {"TMPDIR": str(tmp_path)}, timeout=60)
+    os.close(theirs)
+    report = os.read(ours, 10_000).decode()
+    os.close(ours)
+    (file,) = tmp_path.glob("ddp_helpers-tracebacks-*.txt")
+    assert f"full traceback: {file}" in report
+    assert file.stat().st_mode & 0o077 == 0
+    text = file.read_text()
+    assert text.startswith("rank 0\nTraceback")
+    assert text.count("line 5, in main") == text.count("line 2, in inner") == 2
+    piped = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert "tracebacks-" not in piped.stderr
