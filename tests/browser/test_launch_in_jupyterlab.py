@@ -92,8 +92,8 @@ def test_jupyterlabs_own_stop_button_says_where_each_rank_stood(lab, page):
     page.locator("[data-command='notebook:interrupt-kernel']").first.click()
     until_all_have_run(page)
     shown = page.locator(".jp-NotebookPanel").inner_text()
-    assert "rank 0 waited in all_reduce at cell In[1], line 7, in crossed" in shown, shown[-2000:]
-    assert "rank 1 waited in barrier at cell In[1], line 8, in crossed" in shown
+    assert "rank 0 waited in all_reduce at cell In[1], line 8, in crossed" in shown, shown[-2000:]
+    assert "rank 1 waited in barrier at cell In[1], line 9, in crossed" in shown
     assert "supervisor.py" not in shown
 
 
