@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from torch_age import without_greeting
 
 from ddp_helpers import LaunchError, LaunchTimeoutError, launch, process_group, report
 from ddp_helpers.diagnosis.failure_report import MOST_LINES
@@ -515,7 +516,6 @@ def test_an_interrupt_ends_all_ranks_and_the_next_launch_works():
 
 CROSSED = """
 import sys, torch, torch.distributed as dist
-from torch_age import without_greeting
 from ddp_helpers import launch
 def crossed():
     dist.init_process_group("gloo")
