@@ -2,6 +2,7 @@
 
     python tests/matrix/run.py                 # all rows of rows.toml, one after the other
     python tests/matrix/run.py oldest newest   # some of them
+    python tests/matrix/run.py oldest --groups launch templates
     python tests/matrix/run.py --table         # only write README.md's table from results.json
 
 Each row gets an environment of its own, beside a copy of the files that git knows, and both are
@@ -54,29 +55,39 @@ def main() -> int:
     rows = tomllib.loads((HERE / "rows.toml").read_text())
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", choices=[*rows, []], help="rows; by default all")
+    parser.add_argument(
+        "--groups", nargs="+", choices=GROUPS, default=list(GROUPS), help="some of the tests only"
+    )
     parser.add_argument("--table", action="store_true", help="run nothing, write the table")
     options = parser.parse_args()
     good = True
     for name in () if options.table else options.names or rows:
-        found = run_row(rows[name])
+        found = run_row(rows[name], options.groups)
         print(json.dumps({name: found}, indent=1), flush=True)
         good &= not any(cell["failed"] for cell in found["groups"].values())
-        results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        RESULTS.write_text(json.dumps({**results, name: found}, indent=1) + "\n")
+        keep(name, found)
     write_table()
     return 0 if good else 1
+
+
+def keep(name: str, found: dict) -> None:
+    """Put the results of a row into results.json; groups that were not run stay as they are."""
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    before = results.get(name, {}).get("groups", {})
+    merged = before | found["groups"]
+    RESULTS.write_text(json.dumps({**results, name: found | {"groups": merged}}, indent=1) + "\n")
 
 
 # ---- one row
 
 
-def run_row(row: dict) -> dict:
+def run_row(row: dict, chosen: list[str]) -> dict:
     """Build the environment of a row, run each group of tests in it, and delete it."""
     with tempfile.TemporaryDirectory(prefix="matrix-") as folder:
         tree, venv = Path(folder, "tree"), Path(folder, "venv")
         copy_tree(tree)
         python = build(row, tree, venv)
-        groups = {name: run_group(name, python, tree) for name in GROUPS}
+        groups = {name: run_group(name, python, tree) for name in chosen}
         return {
             "python": ask(python, "import platform; print(platform.python_version())"),
             "torch": ask(python, "import torch; print(torch.__version__)"),
