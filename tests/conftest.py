@@ -1,6 +1,8 @@
 """Shared by all tests: nothing may survive a test."""
 
+import contextlib
 import os
+import signal
 import time
 
 import hypothesis
@@ -12,6 +14,14 @@ from run_report import RunReport
 # Threads of OpenMP wait for each other in a loop, and beside other tests that takes more than half
 # of the cores; everything that tests start inherits this, and waits asleep.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# `nohup make test &` starts all of this with signals ignored, and what tests start would inherit
+# that; a signal that is caught here is an ordinary one there
+with contextlib.suppress(ValueError):  # not in the main thread
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)
 
 # a busy machine is no fault of the code
 hypothesis.settings.register_profile("any machine", deadline=None)

@@ -58,7 +58,7 @@ def newest(folder: Path) -> dict:
 def test_requeued_killed_and_warned_it_ends_with_the_weights_of_an_undisturbed_run(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    number, log = submit(cluster, "disturbed", 0.2)
+    number, log = submit(cluster, "disturbed", 0.5)
     wait_for_text(log, "epoch 1 ")
     cluster.run("scontrol", "requeue", number)  # what happens when a job is preempted, too
     wait_for_text(log, "goes on from", times=1)
