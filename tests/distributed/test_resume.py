@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
-from torch_age import of_the_run
+from torch_age import of_the_run, without_greeting
 
 from ddp_helpers import LaunchError, launch, process_group
 from ddp_helpers.checkpoints.file import CheckpointError
@@ -278,7 +278,7 @@ def test_saved_on_some_ranks_resumed_on_others(before, after, tmp_path):
         launch(run, before, args=(parts, kill), **options)
     result = launch(run, after, args=(parts,), **options)
     assert f"saved on {before} ranks, resumed on {after}" in result[0].output
-    assert not result[after - 1].output or after == 1
+    assert not without_greeting(result[after - 1].output) or after == 1
     resumed = result.values[0]
     order = global_order(whole, before)
     new = global_order(parts, after)
@@ -306,7 +306,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(how, never_stopped, tmp_path
     assert f"checkpoint {newest.name} {problem}" in result[0].output
     assert f"going back to {older.name}" in result[0].output
     assert f"resumed from {older.name}: epoch 2, step 5" in result[0].output
-    assert not result[1].output
+    assert not without_greeting(result[1].output)
     values, journal = never_stopped(2)
     assert journals(tmp_path, 2) == journal
     assert equal(result.values, values)
