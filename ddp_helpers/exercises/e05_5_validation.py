@@ -111,4 +111,4 @@ WRONG = (
     Wrong(nobody, "should be a tensor"),
 )
 ALSO_RIGHT = (on_a_copy,)
-STARTER_SAYS = "preamble.length <= "
+STARTER_SAYS = "the ranks called collectives that do not match"

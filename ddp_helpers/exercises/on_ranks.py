@@ -140,7 +140,9 @@ def _all_are_done(seconds: float = GRACE) -> bool:
 
 def _printed(result: LaunchResult) -> str:
     for rank in result.ranks:
-        lines = rank.output.strip().splitlines()
+        # gloo in torch 2.8 greets at each start, and that would stand for what the ranks said
+        told = rank.output.strip().splitlines()
+        lines = [line for line in told if not line.startswith("[Gloo] Rank")]
         if lines:
             return "\n".join([f"\nrank {rank.rank} printed:", *lines[-LINES:]])
     return ""
