@@ -21,9 +21,14 @@ from ddp_helpers.diagnosis.rules import Diagnosis, recognise
 from ddp_helpers.evidence.records import RankError, RankResult, name_ranks
 from ddp_helpers.evidence.waits import waiting_in
 
+# where a rank takes a batch from a loader worker of its own: one that is gone is no other rank
+LOADER_WORKER = "multiprocessing/resource_sharer.py"
+
 
 def is_consequence(error: RankError) -> bool:
     """True if the rank failed only because another rank went away or never came."""
+    if any(frame.filename.endswith(LOADER_WORKER) for frame in error.frames):
+        return False
     first, *_, last = (*chain_of_rank(error)[:1], *chain_of_rank(error))
     meant = recognise(first, consequences())
     if meant and meant.kind == "helper-process-gone":  # why it is gone, the last one may tell
