@@ -29,10 +29,10 @@ def is_consequence(error: RankError) -> bool:
     """True if the rank failed only because another rank went away or never came."""
     if any(frame.filename.endswith(LOADER_WORKER) for frame in error.frames):
         return False
-    first, *_, last = (*chain_of_rank(error)[:1], *chain_of_rank(error))
-    meant = recognise(first, consequences())
+    chain = chain_of_rank(error)
+    meant = recognise(chain[0], consequences())
     if meant and meant.kind == "helper-process-gone":  # why it is gone, the last one may tell
-        meant = recognise(last, consequences())
+        meant = recognise(chain[-1], consequences())
     return meant is not None
 
 

@@ -59,7 +59,7 @@ def watched() -> Iterator[list[Call]]:
 
 def _call(operator: Any, args: tuple) -> Call:
     name = operator.name().removeprefix("c10d::").partition(".")[0].rstrip("_")
-    tensors = _tensors(_input(operator, args)) or _tensors(args[0])
+    tensors = list(tensors_in(_input(operator, args))) or list(tensors_in(args[0]))
     dtype = str(tensors[0].dtype).removeprefix("torch.") if tensors else ""
     elements = sum(tensor.numel() for tensor in tensors)
     return Call(FUNCTIONS.get(name, name), elements, dtype, time.time_ns())
@@ -73,8 +73,12 @@ def _input(operator: Any, args: tuple) -> object:
     return args[0]
 
 
-def _tensors(value: object) -> list[torch.Tensor]:
+def tensors_in(value: object) -> Iterator[torch.Tensor]:
+    """All tensors in nested lists, tuples and dicts."""
     if isinstance(value, torch.Tensor):
-        return [value]
-    items = value if isinstance(value, list | tuple) else []
-    return [tensor for item in items for tensor in _tensors(item)]
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, dict):
+        yield from tensors_in(list(value.values()))

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
-import torch
 import torch.distributed as dist
 
 from ddp_helpers.evidence.collective_methods import INPUTS, is_asynchronous, options_in
 from ddp_helpers.evidence.records import Finding, name_ranks
+from ddp_helpers.evidence.sent_calls import tensors_in
 from ddp_helpers.sanitizer.compare.callsite import CLEAN_UP, crossed, innermost, places, user_frames
 from ddp_helpers.sanitizer.compare.records import CallRecord, TensorKind
 from ddp_helpers.sanitizer.talk.sequence import Calls, CallSequence, Compare, Pending, describe
@@ -216,17 +216,6 @@ def _details(session: Session, records: Calls) -> tuple[str, ...]:
 
 def _differ(values: Iterable[object]) -> bool:
     return len({repr(value) for value in values}) > 1
-
-
-def tensors_in(value: object) -> Iterator[torch.Tensor]:
-    """All tensors in nested lists, tuples and dicts."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from tensors_in(item)
-    elif isinstance(value, dict):
-        yield from tensors_in(list(value.values()))
 
 
 def _reduce_name(op: object) -> str | None:

@@ -10,7 +10,7 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from ddp_helpers.evidence.records import Finding
-from ddp_helpers.sanitizer.checks.collectives import tensors_in
+from ddp_helpers.evidence.sent_calls import tensors_in
 from ddp_helpers.sanitizer.compare.callsite import Place, innermost, places, user_frames
 from ddp_helpers.sanitizer.compare.graph import number_of, reached
 from ddp_helpers.sanitizer.talk.session import Session

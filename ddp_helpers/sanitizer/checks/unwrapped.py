@@ -13,7 +13,7 @@ from torch.optim.optimizer import Optimizer
 
 from ddp_helpers.evidence.collective_methods import POINT_TO_POINT
 from ddp_helpers.evidence.records import Finding
-from ddp_helpers.sanitizer.checks.collectives import tensors_in
+from ddp_helpers.evidence.sent_calls import tensors_in
 from ddp_helpers.sanitizer.compare.callsite import Place, innermost, places, user_frames
 from ddp_helpers.sanitizer.compare.fingerprint import fingerprint, first_difference
 from ddp_helpers.sanitizer.talk.ledger import Ledger

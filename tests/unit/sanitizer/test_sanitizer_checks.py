@@ -21,6 +21,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from ddp_helpers.evidence.sent_calls import tensors_in
 from ddp_helpers.sanitizer.checks.causes import Causes
 from ddp_helpers.sanitizer.checks.checkpoints import (
     Access,
@@ -29,7 +30,7 @@ from ddp_helpers.sanitizer.checks.checkpoints import (
     clash,
     path_of,
 )
-from ddp_helpers.sanitizer.checks.collectives import CollectiveChecker, tensors_in
+from ddp_helpers.sanitizer.checks.collectives import CollectiveChecker
 from ddp_helpers.sanitizer.checks.data_checks import (
     Peers,
     ShareChecker,
