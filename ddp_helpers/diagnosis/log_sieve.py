@@ -28,7 +28,7 @@ OTHERS = tuple(
         "exitcode|exit code|exit status|return code|core dumped|terminate called|death signal|"
         "slurmstepd|srun: |oom_kill|oom-kill|error: |c10d]|gai error|what to do: |enough slots|"
         "temporarily unavailable|pthread_create|pids controller|Grad strides|find_unused|lost.|"
-        "device used by this process|symbol lookup|insufficient shared memory|"
+        "device used by this process|symbol lookup|encountered in worker|"
         "unexpected system error|by signal |sanitizer"
     ).split("|")
 )
