@@ -16,7 +16,7 @@ from ddp_helpers.templates import template_files
 from ddp_helpers.widgets import NAMES as EXPLORABLES
 from ddp_helpers.widgets.ladder import RUNGS
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
 LESSONS = sorted((ROOT / "notebooks").glob("**/[0-9]*.ipynb"))
 MODULES = (
     *("ddp_helpers", "group", "training", "training.precision", "training.schedule", "data"),
