@@ -63,6 +63,7 @@ def job(request, runner: Runner, tmp_path, monkeypatch):
     file = runner.root / "mine.py"
     runner.root.mkdir()
     assert owners.rstrip().endswith("pass")
+    assert len(owners.splitlines()) <= 60
     file.write_text(owners.rstrip().removesuffix("    pass") + KILL + "\n\n" + rest)
     monkeypatch.setenv("JOB_DATA", str(DATA[name](tmp_path)))
     return name, file
