@@ -38,9 +38,9 @@ class Recipe:
 
     def difference(self, source: str) -> str:
         """What it changes in `source`, as a unified diff of the lines with three around them."""
-        lines = [text.splitlines() for text in (source, self.apply(source))]
-        found = difflib.unified_diff(*lines, "starter.py", f"with {self.name}", lineterm="", n=3)
-        return "\n".join(found)
+        before, after = source.splitlines(), self.apply(source).splitlines()
+        names = ("starter.py", f"with {self.name}")
+        return "\n".join(difflib.unified_diff(before, after, *names, lineterm=""))
 
 
 def recipes() -> dict[str, Recipe]:

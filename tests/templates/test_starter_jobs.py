@@ -57,15 +57,16 @@ REACHED = {"image_folder": (0.8, 1), "text_pairs": (0.25, 1), "regression": (0, 
 
 
 @pytest.fixture(params=JOBS.glob("*.py"), ids=lambda file: file.stem)
-def job(request, runner: Runner, tmp_path, monkeypatch):
+def job(request, runner: Runner, tmp_path):
     owners, name = request.param.read_text(), request.param.stem
+    data = repr(str(DATA[name](tmp_path)))
+    owners = re.sub(r'^DATA = "[^"]*"', lambda _: f"DATA = {data}", owners, flags=re.MULTILINE)
     rest = STARTER[STARTER.index("# ruff: noqa") :]
     file = runner.root / "mine.py"
     runner.root.mkdir()
     assert owners.rstrip().endswith("pass")
     assert len(owners.splitlines()) <= 60
     file.write_text(owners.rstrip().removesuffix("    pass") + KILL + "\n\n" + rest)
-    monkeypatch.setenv("JOB_DATA", str(DATA[name](tmp_path)))
     return name, file
 
 
