@@ -37,8 +37,8 @@ def make_model() -> nn.Module:
 ''',
     ),
     (
-        '    return Shifted(*data["train"], most=2), ',
-        '    return Stream(Shifted(*data["train"], most=2), len(data["train"][0])), ',
+        "    return Shifted(x, y, most=2), ",
+        "    return Stream(Shifted(x, y, most=2), len(x)), ",
     ),
     (
         """\

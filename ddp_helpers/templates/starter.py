@@ -7,18 +7,18 @@
 The same command goes on where the run in --run-folder was stopped, whatever stopped it.
 """
 
+from pathlib import Path
+
 import torch
 from torch import nn
 from torch.utils.data import Dataset, default_collate
 
-DATA = "data/mnist_5k/mnist_5k.pt"
+DATA = Path(__file__).resolve().parent / "../../data/mnist_5k/mnist_5k.pt"
 BETTER = ("accuracy", max)  # the one of metrics() that tells the best checkpoint; max or min
 collate = default_collate  # a list of samples in, a batch out: replace it where lengths differ
 
 
-class Shifted(Dataset):
-    """Digits, each moved by up to two pixels; torch, random and NumPy may draw as they like."""
-
+class Shifted(Dataset):  # torch, random and NumPy may draw as they like
     def __init__(self, x: torch.Tensor, y: torch.Tensor, most: int):
         self.x, self.y, self.most = x, y, most
 
@@ -32,8 +32,8 @@ class Shifted(Dataset):
 
 def make_datasets():
     """The training set and the held-out set; a sample may be any nesting of tensors."""
-    data = torch.load(DATA, weights_only=True)
-    return Shifted(*data["train"], most=2), Shifted(*data["held_out"], most=0)
+    x, y, held_out_x, held_out_y = torch.load(DATA, weights_only=True)
+    return Shifted(x, y, most=2), Shifted(held_out_x, held_out_y, most=0)
 
 
 def make_model() -> nn.Module:

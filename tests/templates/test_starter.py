@@ -27,7 +27,7 @@ END_AT = """    import os
         os.kill(os.getpid(), int(os.environ["END_BY"]))
 """
 # without draws and dropout all ranks together are one process
-PLAIN = [('data["train"], most=2', 'data["train"], most=0'), ("nn.Dropout(0.2), ", "")]
+PLAIN = [("(x, y, most=2)", "(x, y, most=0)"), ("nn.Dropout(0.2), ", "")]
 FLAGS = ("--epochs", 2, "--log-every", 1, "--batch-size-per-rank", 8)
 
 DICTS = [
@@ -77,7 +77,7 @@ def digits(tmp_path_factory) -> Path:
     y = torch.randint(10, (91,), generator=draws)
     x = (255 * patterns[y] * torch.rand(91, 28, 28, generator=draws)).to(torch.uint8)
     file = tmp_path_factory.mktemp("digits") / "digits.pt"
-    torch.save({"train": (x[:70], y[:70]), "held_out": (x[70:], y[70:])}, file)
+    torch.save([x[:70], y[:70], x[70:], y[70:]], file)
     return file
 
 
@@ -165,7 +165,7 @@ def test_the_gradient_is_that_of_a_plain_loop(runner, mine) -> None:
     torch.manual_seed(0)
     starter = runpy.run_path(str(script))
     model = starter["make_model"]()
-    x, y = data["train"]
+    x, y, _, _ = data
     weights = torch.arange(1.0, 11)
     nn.functional.cross_entropy(model(x[:, None] / 255), y, weights).backward()
     for name, value in newest(run.folder)["model"].items():
@@ -255,7 +255,7 @@ def test_the_best_is_kept_and_a_run_that_gets_worse_ends(runner, mine) -> None:
 
 
 def test_a_held_out_set_smaller_than_the_ranks_counts_each_sample_once(runner, mine) -> None:
-    script = mine(('*data["held_out"], most', '*(each[:2] for each in data["held_out"]), most'))
+    script = mine(("(held_out_x, held_out_y", "(held_out_x[:2], held_out_y[:2]"))
     run = runner.on_ranks(3, script, *FLAGS)
     accuracies = {row[3] for row in logged(run.folder) if row[2] == "accuracy"}
     assert accuracies <= {"0", "0.5", "1"}
@@ -268,9 +268,9 @@ def test_each_rank_evaluates_the_weights_and_statistics_that_are_saved(runner, m
     starter = runpy.run_path(str(script))
     model = starter["make_model"]()
     model.load_state_dict(newest(run.folder)["model"])
-    data = torch.load(starter["DATA"])["held_out"]
+    *_, x, y = torch.load(starter["DATA"])
     with torch.no_grad():
-        found = nn.functional.cross_entropy(model.eval()(data[0][:, None] / 255), data[1])
+        found = nn.functional.cross_entropy(model.eval()(x[:, None] / 255), y)
     told = [float(row[3]) for row in logged(run.folder) if row[2] == "held_out_loss"]
     assert told[-1] == pytest.approx(found.item(), rel=1e-4)
 
