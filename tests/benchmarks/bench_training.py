@@ -1,4 +1,4 @@
-"""Samples a second of `training.fit` and ddp_full.py beside a plain loop, accelerate and Fabric.
+"""Samples a second of `training.fit` and starter.py beside a plain loop, accelerate and Fabric.
 
     python tests/benchmarks/bench_training.py                   all three parts, 15 rounds
     python tests/benchmarks/bench_training.py --quick           two rounds, to see that it works
@@ -6,7 +6,7 @@
 
 Part "loops": two ranks of one thread train the same model on the same digits; the loops take
 turns epoch by epoch within the same processes, so a machine that slows down slows all of them.
-Part "template": ddp_full.py beside a plain loop that shifts, clips and schedules as it does.
+Part "starter": starter.py beside loops that draw, clip and schedule as it does, on its data.
 Part "speedup": samples a second of two ranks over one, one thread each, on a larger model; and of
 two that never talk, which is what the machine has to give.
 Ratios are taken within a round; a table shows their median. The alternatives come from
@@ -21,7 +21,6 @@ import importlib.util
 import io
 import json
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -31,20 +30,19 @@ from pathlib import Path
 from bench_launch import REPOSITORY, describe_machine, enter_environment, print_table, spread
 
 Speeds = dict[str, list[float]]  # samples a second of each round, by name
-PARTS = ("loops", "template", "speedup")
-TEMPLATE = REPOSITORY / "ddp_helpers" / "templates" / "ddp_full.py"
+PARTS = ("loops", "starter", "speedup")
+STARTER = REPOSITORY / "ddp_helpers" / "templates" / "starter.py"
 BATCH = 32  # samples a rank
 LARGE_BATCH, LARGE_STEPS = 128, 10  # of the compute-bound model: samples a rank; steps in a turn
 LIMIT = 3968  # samples an epoch, all ranks together: whole batches, so that nobody pads
 LR = 2e-3
-TEMPLATE_EPOCHS = 3  # in each turn; the first is not counted
 
 
 # ---- what the ranks do: each loop is a function that trains epoch n and returns its seconds
 
 
 def small_model():
-    """That of ddp_full.py: 20,000 weights, so the loop's own cost shows."""
+    """That of the templates: 20,000 weights, so the loop's own cost shows."""
     from torch import nn
 
     return nn.Sequential(
@@ -83,8 +81,8 @@ def digits():
     return TensorDataset(*[part[:LIMIT] for part in load_mnist_5k().tensors])
 
 
-def plain_loop(*, as_template: bool = False):
-    """The plainest correct loop, by hand; or one that does all that ddp_full.py does a batch."""
+def plain_loop():
+    """The plainest correct loop, by hand."""
     import torch
     import torch.distributed as dist
     from torch.nn import functional as F
@@ -93,7 +91,6 @@ def plain_loop(*, as_template: bool = False):
 
     model, optimizer = parts()
     ddp = DistributedDataParallel(model)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     data = digits()
     sampler = DistributedSampler(data)
     loader = DataLoader(data, BATCH, sampler=sampler)
@@ -104,16 +101,10 @@ def plain_loop(*, as_template: bool = False):
         model.train()
         sums = torch.zeros(2, dtype=torch.float64)
         for images, labels in loader:
-            if as_template:
-                images = images.roll(torch.randint(-2, 3, (2,)).tolist(), dims=(2, 3))
             optimizer.zero_grad()
             loss = F.cross_entropy(ddp(images), labels)
             loss.backward()
-            if as_template:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            if as_template:
-                schedule.step()
             sums[0] += loss.detach() * len(labels)
             sums[1] += len(labels)
         dist.all_reduce(sums)
@@ -213,7 +204,7 @@ LOOPS: dict[str, Callable] = {
 }
 
 
-def take_turns(rounds: int, names: Sequence[str]) -> tuple[Speeds, Speeds]:
+def take_turns(rounds: int, names: Sequence[str], jobs: bool = False) -> tuple[Speeds, Speeds]:
     """On each rank: an epoch of each loop, round after round.
 
     Samples a second by loop, by the clock and by this rank's CPU time: the second hardly changes
@@ -224,7 +215,7 @@ def take_turns(rounds: int, names: Sequence[str]) -> tuple[Speeds, Speeds]:
     from ddp_helpers import process_group
 
     with process_group(backend="gloo"), contextlib.redirect_stderr(io.StringIO()):
-        loops = {name: LOOPS[name]() for name in names}
+        loops = {name: (JOBS if jobs else LOOPS)[name]() for name in names}
         speeds: Speeds = {name: [] for name in names}
         by_cpu: Speeds = {name: [] for name in names}
         for number in range(rounds + 1):
@@ -239,58 +230,128 @@ def take_turns(rounds: int, names: Sequence[str]) -> tuple[Speeds, Speeds]:
         return speeds, by_cpu
 
 
-def template_and_plain(rounds: int) -> Speeds:
-    """ddp_full.py's own train(), timed from its set_epoch() to its evaluate(), and the plain."""
+# ---- the same job as starter.py's own, by hand and with a library around the loop
+
+
+def starter_module():
+    spec = importlib.util.spec_from_file_location("starter", STARTER)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["starter"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def starter_loop():
+    """starter.py's own epoch, with all that it does in one."""
     import torch
     import torch.distributed as dist
 
-    from ddp_helpers import process_group
+    starter = starter_module()
+    folder = [tempfile.mkdtemp()]
+    dist.broadcast_object_list(folder)
+    sys.argv = [str(STARTER), "--run-folder", folder[0], "--log-every", "50", "--epochs", "1000"]
+    training = starter.Training(starter.parse_args(), torch.device("cpu"))
 
-    speeds: Speeds = {"plain loop": [], "ddp_full.py": []}
-    with process_group(backend="gloo"), tempfile.TemporaryDirectory() as folder:
-        plain = plain_loop(as_template=True)
-        for number in range(rounds):
-            dist.barrier()
-            turns = [plain(epoch) for epoch in range(TEMPLATE_EPOCHS)][1:]
-            speeds["plain loop"].append(LIMIT / statistics.median(turns))
-            dist.barrier()
-            names = [Path(folder) / f"{number}.pt"]
-            dist.broadcast_object_list(names, src=0)  # all ranks must name the same checkpoint
-            turns = template_epochs(names[0], torch.device("cpu"))[1:]
-            speeds["ddp_full.py"].append(LIMIT / statistics.median(turns))
-        dist.barrier()
-    return speeds
+    def epoch(number: int) -> float:
+        started = time.perf_counter()
+        with contextlib.redirect_stdout(io.StringIO()):
+            training.run_epoch()
+        training.at |= {"epoch": number + 2, "done": 0, "loss": 0.0, "count": 0.0}
+        return time.perf_counter() - started
+
+    return epoch
 
 
-def template_epochs(checkpoint: Path, device) -> list[float]:
-    spec = importlib.util.spec_from_file_location("ddp_full", TEMPLATE)
-    template = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(template)
-    begun, seconds = [], []
-    evaluate, set_epoch = template.evaluate, template.ResumableSampler.set_epoch
+def starters_job():
+    """Its model, optimizer, schedule and data, for a loop of one's own."""
+    import torch
 
-    def timed_set_epoch(*arguments):
-        begun.append(time.perf_counter())
-        return set_epoch(*arguments)
+    starter = starter_module()
+    torch.manual_seed(0)
+    model = starter.make_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    return model, optimizer, schedule, starter.make_datasets()[0]
 
-    def timed_evaluate(*arguments):
-        seconds.append(time.perf_counter() - begun[-1])
-        return evaluate(*arguments)
 
-    template.evaluate, template.ResumableSampler.set_epoch = timed_evaluate, timed_set_epoch
-    sys.argv = [str(TEMPLATE), "--epochs", str(TEMPLATE_EPOCHS), "--lr", str(LR)]
-    sys.argv += ["--batch-size-per-rank", str(BATCH), "--limit", str(LIMIT)]
-    sys.argv += [
-        "--save-every",
-        "1000000",
-        "--checkpoint",
-        str(checkpoint),
-        "--data",
-        str(REPOSITORY / "data/mnist_5k"),
-    ]
-    with contextlib.redirect_stdout(io.StringIO()):
-        template.train(template.parse_args(), device)
-    return seconds
+def own_loop(model, optimizer, schedule, loader, *, forward=None, backward=None, clip=None):
+    """A loop that clips, schedules and adds up as starter.py does."""
+    import torch
+    import torch.distributed as dist
+    from torch.nn import functional as F
+
+    forward, backward = forward or model, backward or (lambda loss: loss.backward())
+    clip = clip or (lambda: torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
+
+    def epoch(number: int) -> float:
+        started = time.perf_counter()
+        for each in (loader, loader.sampler):
+            if hasattr(each, "set_epoch"):
+                each.set_epoch(number)
+        model.train()
+        sums = torch.zeros(2, dtype=torch.float64)
+        for images, labels in loader:
+            loss = F.cross_entropy(forward(images), labels)
+            backward(loss)
+            clip()
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            sums[0] += loss.detach() * len(labels)
+            sums[1] += len(labels)
+        dist.all_reduce(sums)
+        return time.perf_counter() - started
+
+    return epoch
+
+
+def plain_job():
+    from torch.nn.parallel import DistributedDataParallel
+    from torch.utils.data import DataLoader, DistributedSampler
+
+    model, optimizer, schedule, data = starters_job()
+    loader = DataLoader(data, BATCH, sampler=DistributedSampler(data))
+    return own_loop(model, optimizer, schedule, loader, forward=DistributedDataParallel(model))
+
+
+def accelerate_job():
+    from accelerate import Accelerator
+    from torch.utils.data import DataLoader
+
+    accelerator = Accelerator(cpu=True)
+    model, optimizer, schedule, data = starters_job()
+    loader = DataLoader(data, BATCH, shuffle=True)
+    model, optimizer, loader, schedule = accelerator.prepare(model, optimizer, loader, schedule)
+
+    def clip():
+        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+
+    return own_loop(model, optimizer, schedule, loader, backward=accelerator.backward, clip=clip)
+
+
+def fabric_job():
+    import torch.distributed as dist
+    from lightning_fabric import Fabric
+    from torch.utils.data import DataLoader
+
+    fabric = Fabric(accelerator="cpu", devices=dist.get_world_size(), strategy="ddp")
+    fabric.launch()
+    model, optimizer, schedule, data = starters_job()
+    model, optimizer = fabric.setup(model, optimizer)
+    loader = fabric.setup_dataloaders(DataLoader(data, BATCH, shuffle=True))
+
+    def clip():
+        fabric.clip_gradients(model, optimizer, max_norm=1.0)
+
+    return own_loop(model, optimizer, schedule, loader, backward=fabric.backward, clip=clip)
+
+
+JOBS: dict[str, Callable] = {
+    "plain loop": plain_job,
+    "starter.py": starter_loop,
+    "accelerate": accelerate_job,
+    "Fabric": fabric_job,
+}
 
 
 def one_and_two(rounds: int) -> Speeds:
@@ -359,12 +420,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, Speeds]:
         print_speeds(f"2 ranks x 1 thread, {rounds} epochs: median (least-greatest)", found)
         print_speeds("The same by the CPU time of rank 0", by_cpu)
         results |= {"loops": found, "loops by CPU time": by_cpu}
-    if "template" in arguments.parts and TEMPLATE.is_file():
-        found = launch(template_and_plain, 2, args=(max(2, rounds // 3),), **options).values[0]
-        print_speeds("ddp_full.py, beside a loop that does the same a batch", found)
-        results["template"] = found
-    elif "template" in arguments.parts:
-        print(f"\nno {TEMPLATE.name} here: left out")
+    if "starter" in arguments.parts:
+        names = [name for name in JOBS if name in (arguments.only or JOBS)]
+        found, by_cpu = launch(take_turns, 2, args=(rounds, names, True), **options).values[0]
+        print_speeds("starter.py's own job, each loop clips, schedules and adds up", found)
+        print_speeds("The same by the CPU time of rank 0", by_cpu)
+        results |= {"starter": found, "starter by CPU time": by_cpu}
     if "speedup" in arguments.parts:
         found = launch(one_and_two, 2, args=(rounds,), **options).values[0]
         results["speedup"] = found
@@ -389,7 +450,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="training.fit beside its alternatives")
     parser.add_argument("--rounds", type=int, default=15, help="epochs of each loop (default: 15)")
     parser.add_argument("--quick", action="store_true", help="two rounds")
-    parser.add_argument("--only", nargs="+", choices=list(LOOPS), metavar="LOOP")
+    parser.add_argument("--only", nargs="+", choices={**LOOPS, **JOBS}, metavar="LOOP")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--json", type=Path, metavar="FILE", help="every figure, also raw ones")
     parser.add_argument("--venv", type=Path, default=REPOSITORY / ".venv-bench")
