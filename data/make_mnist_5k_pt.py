@@ -2,8 +2,8 @@
 
     python data/make_mnist_5k_pt.py
 
-It needs torch. The file is what torch.save writes, with each part compressed: a fifth of the size,
-and torch.load reads it all the same (but not with mmap=True). `--check` compares instead of writing.
+It needs torch. The file is what torch.save writes, with each part compressed: a fifth of the size.
+torch.load reads it all the same, but not with mmap=True. `--check` compares instead of writing.
 """
 
 from __future__ import annotations

@@ -83,10 +83,10 @@ def train(args: argparse.Namespace, device: torch.device):
         torch.save(model.state_dict(), args.weights)
 
 
-@record  # NEW  torchrun's report shows the error of the rank that failed first
+# NEW
+@record  # torchrun's report shows the error of the rank that failed first
 def main():
     args = parse_args()
-    # NEW
     if "RANK" not in os.environ:  # without torchrun: one rank
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost"}
         os.environ |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_PORT": "0"}
