@@ -16,20 +16,10 @@ ORDER = ("single_process", *(after for _, after in RUNGS))
 
 
 def write_templates(root: Path, pages: Path) -> None:
-    """Write templates/index.md and a page for each file that `new` can copy.
-
-    Raises:
-        ValueError: a template says of no other one that it follows it, so it has no place.
-    """
+    """Write templates/index.md and a page for each file that `new` can copy, the ladder first."""
     folder = pages / "templates"
     folder.mkdir(parents=True, exist_ok=True)
     files = template_files()
-    lost = [name for name, path in files.items() if path.suffix == ".py" and name not in ORDER]
-    if lost:
-        raise ValueError(
-            f"templates without a place: {', '.join(lost)}; expected in each docstring: "
-            "`# NEW` marks what differs from the step before, NAME.py"
-        )
     names = [*ORDER, *(name for name in files if name not in ORDER)]
     for name in names:
         text = _page(name, files[name], os.path.relpath(files[name], folder))
@@ -38,12 +28,12 @@ def write_templates(root: Path, pages: Path) -> None:
 
 
 def docstring(path: Path) -> str:
-    """The first words of a template: a Python docstring, or a shell script's first comment."""
+    """The first words of a template: a Python docstring, or any other file's first comment."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".py":
         return ast.get_docstring(ast.parse(text)) or ""
     lines = []
-    for line in text.splitlines()[1:]:
+    for line in text.removeprefix("#!/usr/bin/env bash\n").splitlines():
         if not line.startswith("#") or line.startswith("#SBATCH"):
             break
         lines.append(line.removeprefix("#").removeprefix(" "))
@@ -57,7 +47,7 @@ def _page(name: str, path: Path, relative: str) -> str:
         words = re.sub(
             rf"^((?!    ).*)\b{other}\.py\b", rf"\1[{other}.py]({other}.md)", words, flags=re.M
         )
-    kind = "python" if path.suffix == ".py" else "bash"
+    kind = {".py": "python", ".yaml": "yaml"}.get(path.suffix, "bash")
     target = "train.py" if path.suffix == ".py" else path.name
     return "\n".join(
         [
@@ -126,7 +116,7 @@ def _index(names: list[str], files: dict[str, Path]) -> str:
     table = "\n".join(rows)
     contents = "\n".join(names)
     return (
-        "# Templates\n\nOne file each, to copy and own. Each is a small marked step from the one "
-        "it follows; its page shows that step.\n\n"
+        "# Templates\n\nOne file each, to copy and own. The first are a ladder: each is a small "
+        "marked step from the one it follows, and its page shows that step.\n\n"
         f"{table}\n\n```{{toctree}}\n:hidden:\n:titlesonly:\n\n{contents}\n```\n"
     )

@@ -75,7 +75,7 @@ def torchrun_line(
     # the static rendezvous: node_rank 0 listens, and has rank 0, which writes the checkpoints
     start += [f"--nnodes={nnodes}", f"--node-rank={node_rank}"]
     start += [f"--master-addr={master_addr}", f"--master-port={master_port}"]
-    variables = [_variables(shlex.quote(interface))] if interface else []
+    variables = [_variables(interface)] if interface else []
     return " ".join([*variables, shlex.join([*start, script, *arguments])])
 
 
@@ -290,7 +290,9 @@ def _check_numbers(nnodes: int, node_rank: int, nproc_per_node: int | str, port:
 
 
 def _variables(card: str) -> str:
-    return f"GLOO_SOCKET_IFNAME={card} NCCL_SOCKET_IFNAME={card}"
+    """For a shell. NCCL takes a bare eth1 for eth10, too; zsh wants the = in quotes."""
+    name = shlex.quote(card)
+    return f'GLOO_SOCKET_IFNAME={name} NCCL_SOCKET_IFNAME="="{name}'
 
 
 def _cards() -> dict[str, list[str]]:

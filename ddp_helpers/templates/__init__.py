@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-_KINDS = (".py", ".sh", ".sbatch")
+_KINDS = (".py", ".sh", ".sbatch", ".yaml")
 
 
 def template_files() -> dict[str, Path]:
-    """The templates by name: Python and shell."""
+    """The templates by name: Python, shell, and a manifest for Kubernetes."""
     files = sorted(Path(__file__).parent.iterdir())
     return {path.stem: path for path in files if path.suffix in _KINDS and path.stem != "__init__"}

@@ -9,9 +9,6 @@ Beside bfloat16 (--bf16), several batches for each step (--accumulate) and clipp
 the accuracy no longer rises (--patience), and torch.compile (--compile). As before, the same
 command goes on after SIGTERM, SIGUSR1 or a kill, with exit code 75 where it could save, and the
 weights come out the same to the last bit as those of an undisturbed run.
-
-`# NEW` marks what differs from the step before, ddp_accumulate.py. Next: fsdp_whole.py, or
-lm_bigram.py.
 """
 # ruff: noqa: E402
 
@@ -42,7 +39,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # sent by torchrun and Slurm, a
 ASK_EVERY = 10  # into the time that the launcher gives: torchrun 30 s, slurm.sbatch 120 s.
 stop_asked = []  # those that this rank has got
 EXACT = ("seed", "batch_size_per_rank", "lr", "limit")  # a run that goes on needs the same
-EXACT += ("accumulate", "clip", "bf16", "warmup")  # NEW
+EXACT += ("accumulate", "clip", "bf16", "warmup")
 
 
 def fail(problem: str):
@@ -82,12 +79,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--accumulate", type=at_least_1, default=1, help="batches for each step")
     parser.add_argument("--clip", type=float, default=1.0, help="longest gradient; inf: any")
-    # NEW
     parser.add_argument("--warmup", type=at_least_1, default=20, help="steps up to the full --lr")
     parser.add_argument("--patience", type=at_least_1, help="end after so many epochs no better")
 
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16 where it is safe")
-    # NEW
     parser.add_argument("--compile", action="store_true", help="torch.compile: slow start, faster")
 
     parser.add_argument("--seed", type=int, default=0)
@@ -290,7 +285,6 @@ def any_rank_asked(group: dist.ProcessGroup) -> bool:
     return asked.item() > 0
 
 
-# NEW
 def lr_factor(step: int, warmup: int, steps: int) -> float:
     """Up in a line over the first `warmup` steps, then down half a cosine to 0 at `steps`."""
     if step < warmup:
@@ -298,7 +292,6 @@ def lr_factor(step: int, warmup: int, steps: int) -> float:
     return 0.5 + 0.5 * math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup)))
 
 
-# NEW
 def no_better(history: list[int], patience: int | None) -> bool:
     """Whether the best of these counts is `patience` or more epochs old."""
     since = len(history) - 1 - history.index(max(history)) if history else 0
@@ -319,7 +312,6 @@ def train(args: argparse.Namespace, device: torch.device):
     model = build_model().to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
     samples_per_step = args.batch_size_per_rank * args.accumulate  # on each rank
-    # NEW
     steps = args.epochs * math.ceil(sampler.num_samples / samples_per_step)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: lr_factor(step, args.warmup, steps)
@@ -337,7 +329,6 @@ def train(args: argparse.Namespace, device: torch.device):
         for name, part in kept.items():
             part.load_state_dict(saved[name])
     step, done_epochs = saved.get("step", 0), saved.get("epoch", 0)
-    # NEW
     history = saved.get("history", [])  # right answers after each epoch
     if no_better(history, args.patience):
         done_epochs = args.epochs
@@ -346,7 +337,7 @@ def train(args: argparse.Namespace, device: torch.device):
         print("note: that was all; for more give more --epochs, or another --checkpoint")
 
     parallel = nn.parallel.DistributedDataParallel(model)
-    forward = torch.compile(parallel) if args.compile else parallel  # NEW
+    forward = torch.compile(parallel) if args.compile else parallel
     model.eval()  # after its first backward DDP orders its buckets anew, and the sum over three or
     parallel(train_set[0][0][None].to(device)).sum().backward()  # more ranks rounds in another way:
     optimizer.zero_grad()  # so have that done before the first step of a new or continued run
@@ -366,15 +357,15 @@ def train(args: argparse.Namespace, device: torch.device):
         if rank == 0:
             content = {name: part.state_dict() for name, part in kept.items()}
             content |= {"epoch": epoch, "step": step, "ranks": ranks, "same": same}
-            content |= {"done": sampler.done, "history": history}  # NEW
+            content |= {"done": sampler.done, "history": history}
             save_checkpoint(args.checkpoint, content, args.keep)
 
     for number in STOP_SIGNALS:
         signal.signal(number, lambda number, _: stop_asked.append(number))
     start = time.perf_counter()
     for epoch in range(done_epochs + 1, args.epochs + 1):
-        if no_better(history, args.patience):  # NEW  of all ranks' answers, so all agree
-            break  # NEW
+        if no_better(history, args.patience):  # of all ranks' answers, so all agree
+            break
 
         sampler.set_epoch(epoch)  # without it, every epoch repeats the first one's order
         model.train()
@@ -387,7 +378,7 @@ def train(args: argparse.Namespace, device: torch.device):
             full = number % args.accumulate == 0 or number == batches
             with contextlib.nullcontext() if full else parallel.no_sync():  # the forward too
                 with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
-                    answers = forward(x)  # NEW
+                    answers = forward(x)
                 loss = nn.functional.cross_entropy(answers.float(), y, reduction="sum")
                 (loss / in_step).backward()  # the last step of an epoch may have fewer samples
 
@@ -398,7 +389,7 @@ def train(args: argparse.Namespace, device: torch.device):
             nn.utils.clip_grad_norm_(model.parameters(), args.clip)  # of the sum over all batches
 
             optimizer.step()
-            schedule.step()  # NEW
+            schedule.step()
             optimizer.zero_grad()
             step += 1
             sampler.done += in_step
@@ -416,7 +407,7 @@ def train(args: argparse.Namespace, device: torch.device):
         right, seen = evaluate(model, held_out_loader, device)
         accuracy = f"accuracy {right / seen:.4f} ({right} of {seen})"
         seconds = time.perf_counter() - start
-        history.append(right)  # NEW
+        history.append(right)
         sampler.done = 0
         sums.zero_()
         save(epoch)  # all ranks have a part in it

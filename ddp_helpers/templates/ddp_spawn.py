@@ -1,132 +1,39 @@
 """Train a small CNN with DistributedDataParallel: one process per GPU, started by mp.spawn.
 
-    python ddp_spawn.py                                    # a rank for each GPU; without any, 2
+    python ddp_spawn.py                                   # a rank for each GPU; without any, 2
     python ddp_spawn.py --world-size 4 --batch-size-per-rank 16
-    python ddp_spawn.py --dist-url tcp://localhost:23456   # the ranks meet at a port, not a file
 
-Two machines, two ranks on each, meeting at the first one:
-    first$  python ddp_spawn.py --world-size 4 --nprocs 2 --rank 0 --dist-url tcp://first:23456
-    second$ python ddp_spawn.py --world-size 4 --nprocs 2 --rank 2 --dist-url tcp://first:23456
-
-`# NEW` marks what differs from the step before, ddp_safe.py: the flags that bring several machines
-together, and a check of each before the ranks start. Next step: ddp_torchrun.py.
+On two machines with two ranks each, add to the last line  --nprocs 2 --dist-url tcp://first:23456
+and on the second one  --rank 2, too. `# NEW` marks what differs from the step before,
+ddp_one_rank.py: how ranks start, meet and leave. Next rung: ddp_torchrun.py.
 """
-# ruff: noqa: E402
 
 import argparse
-import gzip
-import os
-import socket  # NEW
-import struct
-import sys
-import tempfile
-import time
-from datetime import timedelta
+import sys  # NEW
+import tempfile  # NEW
 from pathlib import Path
-from urllib.parse import urlsplit  # NEW
-
-FILES = [f"{s}-{k}-ubyte.gz" for s in ("train", "t10k") for k in ("images-idx3", "labels-idx1")]
-
-
-def fail(problem: str):
-    sys.exit(f"error: {problem}")
-
-
-def at_least_1(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} found, expected 1 or more")
-    return int(text)
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.error = lambda problem: fail(f"{problem}; --help lists the flags")
-    parser.add_argument("--epochs", type=at_least_1, default=5)
-    parser.add_argument("--batch-size-per-rank", type=at_least_1, default=32)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--data", type=Path, help="folder with the four MNIST files")
-    parser.add_argument("--checkpoint", type=Path, default="checkpoint.pt")
-    parser.add_argument("--limit", type=at_least_1, help="use only the first LIMIT samples")
-    parser.add_argument("--dist-backend", choices=["nccl", "gloo"], help="default: as GPUs allow")
-    # NEW
-    parser.add_argument("--dist-url", help="where the ranks meet; default: a temporary file")
-    parser.add_argument("--world-size", type=at_least_1, help="all ranks; default: GPUs here or 2")
-    parser.add_argument("--nprocs", type=at_least_1, help="ranks here; default: all from --rank on")
-    parser.add_argument("--rank", type=int, default=0, help="the first rank of this machine")
-
-    args = parser.parse_args()
-    # NEW
-    if args.world_size and not 0 <= args.rank < args.world_size:
-        fail(f"--rank is {args.rank}: give 0 or more, below --world-size {args.world_size}")
-    if args.dist_url:
-        check_url(args.dist_url, args.rank)
-
-    if not args.lr > 0:
-        fail(f"--lr is {args.lr}: give a number above 0, such as 0.002")
-    if args.checkpoint.is_dir() or not os.access(args.checkpoint.parent, os.W_OK):
-        fail(f"--checkpoint {args.checkpoint}: give a file in a folder that can be written to")
-    args.data = find_data(args.data)
-    return args
-
-
-def find_data(given: Path | None) -> Path | None:
-    """The given folder; else ./data/mnist_5k; else the course's own; else none."""
-    course = Path(__file__).resolve().parent / "../../data/mnist_5k"
-    for folder in [given] if given else [Path("data/mnist_5k"), course]:
-        missing = [name for name in FILES if not (folder / name).is_file()]
-        if not missing:
-            return folder
-    if given:
-        fail(f"--data {given} has no {missing[0]}: give a folder with the four MNIST files")
-    print("note: no data/mnist_5k here, so it trains on generated patterns", flush=True)
-
-
-# NEW
-def check_url(url: str, rank: int):
-    """Fail now rather than wait at a place where the ranks cannot meet."""
-    parts = urlsplit(url)
-    try:
-        if parts.scheme == "tcp" and parts.hostname and parts.port:
-            socket.getaddrinfo(parts.hostname, parts.port)
-            if rank == 0:  # it is the one that listens
-                socket.create_server(("", parts.port)).close()
-        elif parts.scheme != "file" or (rank == 0 and Path(parts.path).exists()):
-            raise ValueError("expected tcp://HOST:PORT, or file:// and the path of a new file")
-    except (OSError, ValueError) as problem:
-        fail(f"--dist-url {url}: {problem}; give another port, host or file")
-
-
-if __name__ == "__main__":  # before torch, whose import takes seconds: a wrong flag shows at once
-    args = parse_args()
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+import torch.multiprocessing as mp  # NEW
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, Subset, TensorDataset
 
-
-def read_idx(path: Path) -> torch.Tensor:
-    """One MNIST file: 2 bytes of zero, the type, how many dimensions, their sizes, the values."""
-    with gzip.open(path) as file:
-        raw = bytearray(file.read())
-    sizes = struct.unpack_from(f">{raw[3]}I", raw, offset=4)
-    return torch.frombuffer(raw, dtype=torch.uint8, offset=4 + 4 * len(sizes)).view(sizes)
+DATA = Path(__file__).resolve().parent / "../../data/mnist_5k/mnist_5k.pt"
 
 
-def load_data(folder: Path | None, limit: int | None) -> list[TensorDataset]:
-    """Training and held-out set: float images [n, 1, 28, 28] from 0 to 1, int64 labels [n]."""
-    if folder:
-        x, y, held_out_x, held_out_y = (read_idx(folder / name) for name in FILES)
-    else:  # ten patterns and noise, the same in every process
-        draws = torch.Generator().manual_seed(0)
-        patterns = torch.rand(10, 7, 7, generator=draws).kron(torch.ones(1, 4, 4))
-        y, held_out_y = torch.randint(10, (5000,), generator=draws).split([4000, 1000])
-        noise, held_out_noise = torch.rand(5000, 28, 28, generator=draws).split([4000, 1000])
-        x, held_out_x = 255 * patterns[y] * noise, 255 * patterns[held_out_y] * held_out_noise
-    sets = (x, y), (held_out_x, held_out_y)
-    return [TensorDataset(x[:limit, None] / 255, y[:limit].long()) for x, y in sets]
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--batch-size-per-rank", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--weights", default="weights.pt", help="file to write")
+    parser.add_argument("--dist-backend", help="default: nccl if all have a GPU, else gloo")  # NEW
+    parser.add_argument("--dist-url", help="where the ranks meet; default: a file here")  # NEW
+    parser.add_argument("--world-size", type=int, default=torch.cuda.device_count() or 2)  # NEW
+    parser.add_argument("--nprocs", type=int, help="ranks here; default: all from --rank on")  # NEW
+    parser.add_argument("--rank", type=int, default=0, help="the first rank here")  # NEW
+    return parser.parse_args()
 
 
 def build_model() -> nn.Module:
@@ -141,120 +48,72 @@ def build_model() -> nn.Module:
 def evaluate(model: nn.Module, loader: DataLoader, device: torch.device) -> list[int]:
     """How many answers were right, of how many."""
     model.eval()
-    counts = torch.zeros(2, dtype=torch.int64, device=device)
-    for x, y in loader:
-        counts[0] += (model(x.to(device)).argmax(dim=1) == y.to(device)).sum()
-        counts[1] += len(y)
+    right = sum((model(x.to(device)).argmax(dim=1) == y.to(device)).sum() for x, y in loader)
+    counts = torch.tensor([right, len(loader.dataset)], device=device)
     dist.all_reduce(counts)  # the sum over all ranks
     return counts.tolist()
 
 
-def save_checkpoint(path: Path, model: nn.Module, epoch: int):
-    """Write beside it, then rename: nobody ever reads half a file."""
-    unfinished = path.with_name(path.name + ".tmp")
-    with unfinished.open("wb") as stream:
-        torch.save({"model": model.state_dict(), "epoch": epoch}, stream)
-        stream.flush()
-        os.fsync(stream.fileno())  # else a power cut may leave the new name on an empty file
-    os.replace(unfinished, path)
-
-
 def train(args: argparse.Namespace, device: torch.device):
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    train_set, held_out = load_data(args.data, args.limit)
+    x, y, held_out_x, held_out_y = torch.load(DATA, weights_only=True)
+    train_set = TensorDataset(x[:, None] / 255, y.long())  # images [n, 1, 28, 28] from 0 to 1
+    held_out = TensorDataset(held_out_x[:, None] / 255, held_out_y.long())
     held_out = Subset(held_out, range(rank, len(held_out), world_size))  # each sample once
-    sampler = DistributedSampler(train_set, seed=args.seed)
+    sampler = DistributedSampler(train_set)  # a share for each rank, all of one size
     loader = DataLoader(train_set, args.batch_size_per_rank, sampler=sampler)
-    held_out_loader = DataLoader(held_out, batch_size=500)
 
-    torch.manual_seed(args.seed)  # the same first weights in every run
+    torch.manual_seed(0)  # the same first weights in every run
     model = build_model().to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
-    parallel = nn.parallel.DistributedDataParallel(model)
-    torch.manual_seed(args.seed + rank)  # other shifts and dropout on every rank
+    parallel = nn.parallel.DistributedDataParallel(model)  # model stays the plain one
 
-    start = time.perf_counter()
-    for epoch in range(1, args.epochs + 1):
+    for epoch in range(args.epochs):
         sampler.set_epoch(epoch)  # without it, every epoch repeats the first one's order
+        torch.manual_seed(epoch * world_size + rank)  # each rank has its own dropout
         model.train()
-        sums = torch.zeros(2, dtype=torch.float64, device=device)  # of the losses; of the samples
         for x, y in loader:
-            x, y = x.to(device), y.to(device)
-            x = x.roll(torch.randint(-2, 3, (2,)).tolist(), dims=(2, 3))  # up to two pixels away
-            loss = nn.functional.cross_entropy(parallel(x), y)
+            loss = nn.functional.cross_entropy(parallel(x.to(device)), y.to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            sums[0] += loss.detach() * len(y)
-            sums[1] += len(y)
-        dist.all_reduce(sums)
-        loss = (sums[0] / sums[1]).item()
-        right, seen = evaluate(model, held_out_loader, device)
-        accuracy = f"accuracy {right / seen:.4f} ({right} of {seen})"
-        seconds = time.perf_counter() - start
+        right, seen = evaluate(model, DataLoader(held_out, 500), device)
         if rank > 0:  # rank 0 prints and saves for all
             continue
-        print(f"epoch {epoch}  loss {loss:.4f}  {accuracy}  seconds {seconds:.1f}", flush=True)
-        save_checkpoint(args.checkpoint, model, epoch)
-    if rank == 0:
-        print(f"{accuracy}  seconds {seconds:.1f}  ranks {world_size}", flush=True)
+        print(f"epoch {epoch + 1}: {right} of {seen} right, ranks {world_size}", flush=True)
+        torch.save(model.state_dict(), args.weights)
 
 
-def pick_device(number: int = 0) -> torch.device:
-    """The GPU of this number, or the CPU if there is no GPU."""
-    if not (gpus := torch.cuda.device_count()):
-        return torch.device("cpu")
-    torch.cuda.set_device(number % gpus)
-    return torch.device("cuda", number % gpus)
-
-
-def main(local_rank: int, args: argparse.Namespace):
-    if not mp.parent_process().is_alive():  # it was killed while this rank started
-        return
-    # NEW
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // args.nprocs))  # share the cores
-
-    device = pick_device(local_rank)
-    gpus = torch.cuda.device_count()
-    backend = args.dist_backend or ("nccl" if gpus >= args.nprocs else "gloo")  # NEW
-    dist.init_process_group(
-        backend,
-        init_method=args.dist_url,
-        timeout=timedelta(minutes=10),  # no rank waits longer for another
-        world_size=args.world_size,
-        rank=args.rank + local_rank,  # NEW
-        device_id=device if backend == "nccl" else None,
-    )
+# NEW
+def run_rank(local_rank: int, args: argparse.Namespace):
+    torch.set_num_threads(1 if args.nprocs > 1 else torch.get_num_threads())  # as under torchrun
+    device = torch.device("cpu")
+    if torch.cuda.device_count() >= args.nprocs:
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)  # else all ranks land on the first GPU
+    backend = args.dist_backend or ("nccl" if device.type == "cuda" else "gloo")
+    rank = args.rank + local_rank
+    dist.init_process_group(backend, args.dist_url, rank=rank, world_size=args.world_size)
     try:
         train(args, device)
         dist.barrier()  # leave together: a rank that goes first can make others abort
-    finally:  # after an error NCCL would wait in there for the others: then the process just ends
+    finally:  # after an error nccl would wait in there for the others: then the process just ends
         if backend == "gloo" or sys.exc_info()[0] is None:
             dist.destroy_process_group()
 
 
-def start(args: argparse.Namespace):
-    """Settle what the flags left open, then start the ranks of this machine."""  # NEW
-    gpus = torch.cuda.device_count()
-    args.world_size = args.world_size or gpus or 2
+def main():
+    args = parse_args()
     # NEW
     args.nprocs = args.nprocs or args.world_size - args.rank
-    if not 0 < args.nprocs <= args.world_size - args.rank:
-        asked = f"--nprocs {args.nprocs} from --rank {args.rank} on"
-        fail(f"{asked} does not fit in --world-size {args.world_size}: give a larger one")
-    if args.nprocs < args.world_size and not args.dist_url:
-        fail(f"--nprocs {args.nprocs} of {args.world_size} ranks: add --dist-url tcp://HOST:PORT")
-    if args.dist_backend == "nccl" and gpus < args.nprocs:
-        fail(f"--dist-backend nccl: GPUs found: {gpus}, ranks here: {args.nprocs}; give gloo")
-
     with tempfile.TemporaryDirectory() as folder:
-        args.dist_url = args.dist_url or f"file://{folder}/meet"  # NEW  no port, so none can clash
+        args.dist_url = args.dist_url or f"file://{folder}/meet"  # no port, so none can clash
         try:
-            mp.spawn(main, args=(args,), nprocs=args.nprocs)  # NEW
-        finally:  # on Ctrl-C too, no rank is left behind
+            mp.spawn(run_rank, (args,), nprocs=args.nprocs)
+        finally:  # on Ctrl-C, too, no rank is left behind
             for child in mp.active_children():
                 child.kill()
 
 
 if __name__ == "__main__":
-    start(args)
+    main()

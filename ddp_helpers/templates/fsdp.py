@@ -7,8 +7,6 @@
 No rank ever holds the whole model, not for a checkpoint either: that is a folder, into which every
 rank writes its share. All machines need one file system. A plain file of it, for one process:
     python -m torch.distributed.checkpoint.format_utils dcp_to_torch checkpoint-00000625 whole.pt
-
-`# NEW` marks what differs from the step before, fsdp_whole.py.
 """
 # ruff: noqa: E402
 
@@ -16,13 +14,13 @@ import argparse
 import ctypes
 import glob
 import gzip
-import hashlib  # NEW
+import hashlib
 import itertools
 import json
 import math
 import os
 import re
-import shutil  # NEW
+import shutil
 import signal
 import socket
 import struct
@@ -87,7 +85,7 @@ def parse_args() -> argparse.Namespace:
 
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=Path, help="folder with the four MNIST files")
-    parser.add_argument("--checkpoint", type=Path, default="checkpoint")  # NEW  a folder each
+    parser.add_argument("--checkpoint", type=Path, default="checkpoint")  # a folder each
     parser.add_argument("--save-every", type=at_least_1, default=100, help="so many steps")
     parser.add_argument("--keep", type=at_least_1, default=3, help="so many checkpoints")
     parser.add_argument("--limit", type=at_least_1, help="use only the first LIMIT samples")
@@ -168,7 +166,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
-from torch.distributed import checkpoint as dcp  # NEW
+from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint import state_dict as sd
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -237,7 +235,6 @@ def saved_files(path: Path) -> list[Path]:
     return sorted(path.parent.glob(pattern), reverse=True)
 
 
-# NEW
 def checksums(folder: Path, pattern: str) -> dict[str, str]:
     """Name and sha256 of the files in this folder: nothing in torch sees a flipped bit in them."""
     sums = {}
@@ -247,12 +244,11 @@ def checksums(folder: Path, pattern: str) -> dict[str, str]:
     return sums
 
 
-def save_checkpoint(path: Path, shares: dict, content: dict, keep: int, group):  # NEW
+def save_checkpoint(path: Path, shares: dict, content: dict, keep: int, group):
     """Write beside it, then rename: nobody ever reads half a file."""
-    rank, world_size = dist.get_rank(), dist.get_world_size()  # NEW
-    folder = path.with_stem(f"{path.stem}-{content['step']:08}")  # NEW
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    folder = path.with_stem(f"{path.stem}-{content['step']:08}")
     unfinished = path.with_name(path.name + ".tmp")
-    # NEW
     if rank == 0:
         shutil.rmtree(unfinished, ignore_errors=True)
     dist.barrier(group)
@@ -264,30 +260,29 @@ def save_checkpoint(path: Path, shares: dict, content: dict, keep: int, group): 
     sums += [checksums(unfinished, ".metadata")]
     content["sha256"] = {name: value for part in sums for name, value in part.items()}
 
-    with (unfinished / "rest.pt").open("wb") as stream:  # NEW  all that is not cut up
+    with (unfinished / "rest.pt").open("wb") as stream:  # all that is not cut up
         torch.save(content, stream)
         stream.flush()
         os.fsync(stream.fileno())  # else a power cut may leave the new name on an empty file
-    shutil.rmtree(folder, ignore_errors=True)  # NEW  a folder can't be put in another's place
-    os.replace(unfinished, folder)  # NEW
+    shutil.rmtree(folder, ignore_errors=True)  # a folder can't be put in another's place
+    os.replace(unfinished, folder)
     for old in saved_files(path)[keep:]:
-        shutil.rmtree(old)  # NEW
+        shutil.rmtree(old)
 
 
 def load_checkpoint(path: Path) -> dict:
     """The newest one that is whole; empty if there is none."""
     for entry in saved_files(path):
         try:
-            if damaged := zipfile.ZipFile(entry / "rest.pt").testzip():  # NEW
+            if damaged := zipfile.ZipFile(entry / "rest.pt").testzip():
                 raise ValueError(f"wrong checksum of {damaged}")
-            # NEW
             content = torch.load(entry / "rest.pt", map_location="cpu")
             found = checksums(entry, "__*") | checksums(entry, ".metadata")
             if found != content["sha256"]:
                 raise ValueError("wrong checksum of a share")
 
             print(f"goes on from {entry.name}", flush=True)
-            return content | {"folder": str(entry)}  # NEW
+            return content | {"folder": str(entry)}
         except Exception as problem:  # torch raises many kinds
             print(f"note: {entry.name} is damaged ({problem}), an older one is tried", flush=True)
             entry.rename(entry.with_name(entry.name + ".damaged"))  # else it counts as a kept one
@@ -371,12 +366,11 @@ def train(args: argparse.Namespace, device: torch.device):
     saved = found[0]
     if saved:
         check_same(saved["same"], same)
-        # NEW
         shares = dict(zip(("model", "optimizer"), sd.get_state_dict(model, optimizer), strict=True))
         dcp.load(shares, checkpoint_id=saved["folder"], process_group=control)
 
-        sd.set_model_state_dict(model, shares["model"])  # NEW
-        sd.set_optimizer_state_dict(model, optimizer, shares["optimizer"])  # NEW
+        sd.set_model_state_dict(model, shares["model"])
+        sd.set_optimizer_state_dict(model, optimizer, shares["optimizer"])
         schedule.load_state_dict(saved["schedule"])
 
     step, done_epochs = saved.get("step", 0), saved.get("epoch", 0)
@@ -399,13 +393,12 @@ def train(args: argparse.Namespace, device: torch.device):
         mine["sums"] = sums.cpu()
         ranks = [None] * world_size if rank == 0 else None
         dist.gather_object(mine, ranks, group=control)
-        # NEW
         shares = dict(zip(("model", "optimizer"), sd.get_state_dict(model, optimizer), strict=True))
 
         content = {"epoch": epoch, "step": step, "ranks": ranks, "same": same}
         content |= {"done": sampler.done, "history": history}
         content |= {"schedule": schedule.state_dict()}
-        save_checkpoint(args.checkpoint, shares, content, args.keep, control)  # NEW
+        save_checkpoint(args.checkpoint, shares, content, args.keep, control)
 
     for number in STOP_SIGNALS:
         signal.signal(number, lambda number, _: stop_asked.append(number))

@@ -6,8 +6,6 @@
 
 The model now sees all letters before, CONTEXT of them at most. At the end rank 0 writes some text;
 two epochs show that it learns, more give words. Sense needs more than 54 kB to learn from.
-
-`# NEW` marks what differs from the step before, lm_bigram.py.
 """
 # ruff: noqa: E402
 
@@ -180,10 +178,9 @@ def load_data(file: Path, limit: int | None) -> tuple[str, TensorDataset, Tensor
     return letters, *sets
 
 
-class Block(nn.Module):  # NEW
-    """Attention to the letters before, then a small network for each letter by itself."""  # NEW
+class Block(nn.Module):
+    """Attention to the letters before, then a small network for each letter by itself."""
 
-    # NEW
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
@@ -192,7 +189,6 @@ class Block(nn.Module):  # NEW
         hidden = nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         self.mlp = nn.Sequential(*hidden, nn.Dropout(0.1))
 
-    # NEW
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         parts = self.to_qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1))
         q, k, v = parts.permute(2, 0, 3, 1, 4)  # each [batch, heads, letters, width / heads]
@@ -201,21 +197,19 @@ class Block(nn.Module):  # NEW
         return x + self.mlp(self.norm2(x))
 
 
-class GPT(nn.Module):  # NEW
-    """Letters [batch, n] to scores of the next one [batch, n, letters]."""  # NEW
+class GPT(nn.Module):
+    """Letters [batch, n] to scores of the next one [batch, n, letters]."""
 
-    # NEW
     def __init__(self, letters: int, width: int, layers: int, heads: int):
         super().__init__()
         self.letter, self.place = nn.Embedding(letters, width), nn.Embedding(CONTEXT, width)
         self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(layers)))
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, letters))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # NEW
-        return self.head(self.blocks(self.letter(x) + self.place.weight[: x.shape[1]]))  # NEW
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.blocks(self.letter(x) + self.place.weight[: x.shape[1]]))
 
 
-# NEW
 @torch.no_grad()
 def write(model: nn.Module, letters: str, count: int, device: torch.device) -> str:
     """Let the model go on by itself, from a line's end or from what it knows first."""
@@ -333,7 +327,7 @@ def train(args: argparse.Namespace, device: torch.device):
     held_out_loader = DataLoader(held_out, batch_size=500)
 
     torch.manual_seed(args.seed)  # the same first weights in every run
-    model = GPT(len(letters), width=128, layers=3, heads=4).to(device)  # NEW
+    model = GPT(len(letters), width=128, layers=3, heads=4).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
     samples_per_step = args.batch_size_per_rank * args.accumulate  # on each rank
     steps = args.epochs * math.ceil(sampler.num_samples / samples_per_step)
@@ -440,7 +434,7 @@ def train(args: argparse.Namespace, device: torch.device):
         print(f"epoch {epoch}  loss {loss:.4f}  {accuracy}  seconds {seconds:.1f}", flush=True)
     if rank == 0 and done_epochs < args.epochs:
         print(f"{accuracy}  seconds {seconds:.1f}  ranks {world_size}", flush=True)
-        print(write(model, letters, 300, device), flush=True)  # NEW
+        print(write(model, letters, 300, device), flush=True)
 
 
 def pick_device(number: int = 0) -> torch.device:

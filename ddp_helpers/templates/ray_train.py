@@ -1,114 +1,49 @@
 """Train a small CNN with DistributedDataParallel: one process per GPU, started by Ray Train.
 
     python ray_train.py                     # a worker for each GPU; without any, 2
-    python ray_train.py --world-size 4
+    python ray_train.py --world-size 4 --max-failures 3
     python ray_train.py --address auto --world-size 16 --checkpoint /shared/checkpoint.pt
 
 It needs more than torch:  pip install "ray[train]". The last line is for a Ray cluster that runs
-already; then data and checkpoint must lie where every machine sees them.
+already; then DATA and the checkpoint must lie where every machine sees them.
 
-A way of its own beside the steps: `# NEW` marks what differs from ddp_minimal.py. Ray starts the
-workers and the process group, and shares out the batches; the loop between is the same. Next step:
-ray_restart.py.
+A way of its own beside the ladder, with the training loop of ddp_spawn.py. Ray starts the workers
+and the process group. Rank 0 hands Ray a checkpoint after each epoch. If a worker fails or is
+killed, Ray starts all of them again, and they go on from the newest one.
 """
-# ruff: noqa: E402
 
 import argparse
-import gzip
 import os
-import secrets  # NEW
-import struct
+import secrets
 import sys
 import tempfile
-import time
 from pathlib import Path
-
-FILES = [f"{s}-{k}-ubyte.gz" for s in ("train", "t10k") for k in ("images-idx3", "labels-idx1")]
-
-
-def fail(problem: str):
-    sys.exit(f"error: {problem}")
-
-
-def at_least_1(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} found, expected 1 or more")
-    return int(text)
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.error = lambda problem: fail(f"{problem}; --help lists the flags")
-    parser.add_argument("--epochs", type=at_least_1, default=5)
-    parser.add_argument("--batch-size-per-rank", type=at_least_1, default=32)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--data", type=Path, help="folder with the four MNIST files")
-    parser.add_argument("--checkpoint", type=Path, default="checkpoint.pt")
-    parser.add_argument("--limit", type=at_least_1, help="use only the first LIMIT samples")
-    parser.add_argument("--world-size", type=at_least_1, help="ranks; default: one a GPU, or 2")
-    parser.add_argument("--address", help="of a Ray cluster; default: one for this run")  # NEW
-
-    args = parser.parse_args()
-    if not args.lr > 0:
-        fail(f"--lr is {args.lr}: give a number above 0, such as 0.002")
-    if args.checkpoint.is_dir() or not os.access(args.checkpoint.parent, os.W_OK):
-        fail(f"--checkpoint {args.checkpoint}: give a file in a folder that can be written to")
-    args.data = find_data(args.data)
-    args.checkpoint = args.checkpoint.absolute()  # NEW  a worker works in another folder
-    args.data = args.data and args.data.absolute()  # NEW
-    return args
-
-
-def find_data(given: Path | None) -> Path | None:
-    """The given folder; else ./data/mnist_5k; else the course's own; else none."""
-    course = Path(__file__).resolve().parent / "../../data/mnist_5k"
-    for folder in [given] if given else [Path("data/mnist_5k"), course]:
-        missing = [name for name in FILES if not (folder / name).is_file()]
-        if not missing:
-            return folder
-    if given:
-        fail(f"--data {given} has no {missing[0]}: give a folder with the four MNIST files")
-    print("note: no data/mnist_5k here, so it trains on generated patterns", flush=True)
-
-
-if __name__ == "__main__":  # before torch, whose import takes seconds: a wrong flag shows at once
-    args = parse_args()
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.utils.data import DataLoader, Subset, TensorDataset  # NEW
+from torch.utils.data import DataLoader, DistributedSampler, Subset, TensorDataset
 
-# NEW
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
 try:
     import ray
     import ray.train.torch
 except ImportError as problem:
-    fail(f'{problem}: this template needs Ray Train; pip install "ray[train]"')
+    sys.exit(f'error: {problem}: this template needs Ray Train; pip install "ray[train]"')
+
+DATA = Path(__file__).resolve().parent / "../../data/mnist_5k/mnist_5k.pt"
 
 
-def read_idx(path: Path) -> torch.Tensor:
-    """One MNIST file: 2 bytes of zero, the type, how many dimensions, their sizes, the values."""
-    with gzip.open(path) as file:
-        raw = bytearray(file.read())
-    sizes = struct.unpack_from(f">{raw[3]}I", raw, offset=4)
-    return torch.frombuffer(raw, dtype=torch.uint8, offset=4 + 4 * len(sizes)).view(sizes)
-
-
-def load_data(folder: Path | None, limit: int | None) -> list[TensorDataset]:
-    """Training and held-out set: float images [n, 1, 28, 28] from 0 to 1, int64 labels [n]."""
-    if folder:
-        x, y, held_out_x, held_out_y = (read_idx(folder / name) for name in FILES)
-    else:  # ten patterns and noise, the same in every process
-        draws = torch.Generator().manual_seed(0)
-        patterns = torch.rand(10, 7, 7, generator=draws).kron(torch.ones(1, 4, 4))
-        y, held_out_y = torch.randint(10, (5000,), generator=draws).split([4000, 1000])
-        noise, held_out_noise = torch.rand(5000, 28, 28, generator=draws).split([4000, 1000])
-        x, held_out_x = 255 * patterns[y] * noise, 255 * patterns[held_out_y] * held_out_noise
-    sets = (x, y), (held_out_x, held_out_y)
-    return [TensorDataset(x[:limit, None] / 255, y[:limit].long()) for x, y in sets]
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--batch-size-per-rank", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--checkpoint", type=Path, default="checkpoint.pt", help="file to write")
+    parser.add_argument("--world-size", type=int, default=torch.cuda.device_count() or 2)
+    parser.add_argument("--max-failures", type=int, default=0, help="how often to start again")
+    parser.add_argument("--address", help="of a Ray cluster; default: one for this run")
+    return parser.parse_args()
 
 
 def build_model() -> nn.Module:
@@ -123,75 +58,87 @@ def build_model() -> nn.Module:
 def evaluate(model: nn.Module, loader: DataLoader, device: torch.device) -> list[int]:
     """How many answers were right, of how many."""
     model.eval()
-    counts = torch.zeros(2, dtype=torch.int64, device=device)
-    for x, y in loader:
-        counts[0] += (model(x.to(device)).argmax(dim=1) == y.to(device)).sum()
-        counts[1] += len(y)
+    right = sum((model(x.to(device)).argmax(dim=1) == y.to(device)).sum() for x, y in loader)
+    counts = torch.tensor([right, len(loader.dataset)], device=device)
     dist.all_reduce(counts)  # the sum over all ranks
     return counts.tolist()
 
 
-def save_checkpoint(path: Path, model: nn.Module, epoch: int):
-    """Write beside it, then rename: nobody ever reads half a file."""
-    unfinished = path.with_name(path.name + ".tmp")
-    with unfinished.open("wb") as stream:
-        torch.save({"model": model.state_dict(), "epoch": epoch}, stream)
-        stream.flush()
-        os.fsync(stream.fileno())  # else a power cut may leave the new name on an empty file
-    os.replace(unfinished, path)
-
-
-def train(args: argparse.Namespace):  # NEW
-    device = ray.train.torch.get_device()  # NEW
+def train(args: argparse.Namespace):
+    """What each worker does."""
+    device = ray.train.torch.get_device()
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    train_set, held_out = load_data(args.data, args.limit)
+    x, y, held_out_x, held_out_y = torch.load(DATA, weights_only=True)
+    train_set = TensorDataset(x[:, None] / 255, y.long())  # images [n, 1, 28, 28] from 0 to 1
+    held_out = TensorDataset(held_out_x[:, None] / 255, held_out_y.long())
     held_out = Subset(held_out, range(rank, len(held_out), world_size))  # each sample once
-    loader = DataLoader(train_set, args.batch_size_per_rank, shuffle=True)  # NEW
-    loader = ray.train.torch.prepare_data_loader(loader)  # NEW  it has a DistributedSampler now
+    sampler = DistributedSampler(train_set)  # a share for each rank, all of one size
+    loader = DataLoader(train_set, args.batch_size_per_rank, sampler=sampler)
 
-    held_out_loader = DataLoader(held_out, batch_size=500)
-
-    torch.manual_seed(args.seed)  # the same first weights in every run
+    torch.manual_seed(0)  # the same first weights in every run
     model = build_model().to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
-    parallel = ray.train.torch.prepare_model(model)  # NEW  in DistributedDataParallel, if need be
-    torch.manual_seed(args.seed + rank)  # other shifts and dropout on every rank
+    done = load_checkpoint(model, optimizer)
+    parallel = ray.train.torch.prepare_model(model)  # in DistributedDataParallel, if need be
 
-    start = time.perf_counter()
-    for epoch in range(1, args.epochs + 1):
-        if world_size > 1:  # NEW
-            loader.sampler.set_epoch(epoch)  # NEW  without it, every epoch repeats one order
+    for epoch in range(done, args.epochs):
+        sampler.set_epoch(epoch)  # without it, every epoch repeats the first one's order
+        torch.manual_seed(epoch * world_size + rank)  # each rank has its own dropout
         model.train()
-        sums = torch.zeros(2, dtype=torch.float64, device=device)  # of the losses; of the samples
         for x, y in loader:
-            x, y = x.to(device), y.to(device)
-            x = x.roll(torch.randint(-2, 3, (2,)).tolist(), dims=(2, 3))  # up to two pixels away
-            loss = nn.functional.cross_entropy(parallel(x), y)
+            loss = nn.functional.cross_entropy(parallel(x.to(device)), y.to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            sums[0] += loss.detach() * len(y)
-            sums[1] += len(y)
-        dist.all_reduce(sums)
-        loss = (sums[0] / sums[1]).item()
-        right, seen = evaluate(model, held_out_loader, device)
-        accuracy = f"accuracy {right / seen:.4f} ({right} of {seen})"
-        seconds = time.perf_counter() - start
-        if rank > 0:  # rank 0 prints and saves for all
-            continue
-        print(f"epoch {epoch}  loss {loss:.4f}  {accuracy}  seconds {seconds:.1f}", flush=True)
-        save_checkpoint(args.checkpoint, model, epoch)
-    return f"{accuracy}  seconds {seconds:.1f}  ranks {world_size}"  # NEW
+        right, seen = evaluate(model, DataLoader(held_out, 500), device)
+        line = f"epoch {epoch + 1}: {right} of {seen} right, ranks {world_size}"
+        report(line, model, optimizer, epoch + 1)
 
 
-def start(args: argparse.Namespace):
-    """Start Ray, or join one; run train() in every worker, and wait for them."""  # NEW
-    args.world_size = args.world_size or torch.cuda.device_count() or 2
-    # NEW
+def load_checkpoint(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """After a failure, take up the newest checkpoint; returns the epochs done."""
+    if not (saved := ray.train.get_checkpoint()):
+        return 0
+    with saved.as_directory() as folder:
+        content = torch.load(Path(folder, "checkpoint.pt"), map_location="cpu", weights_only=True)
+    model.load_state_dict(content["model"])
+    optimizer.load_state_dict(content["optimizer"])  # without it Adam begins again
+    return content["epoch"]
+
+
+def report(line: str, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int):
+    """Give Ray the checkpoint of this epoch; on all ranks, because they wait for one another."""
+    with tempfile.TemporaryDirectory() as folder:
+        saved = None
+        if dist.get_rank() == 0:  # it prints and saves for all
+            print(line, flush=True)
+            content = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            torch.save(content | {"epoch": epoch}, Path(folder, "checkpoint.pt"))
+            saved = ray.train.Checkpoint.from_directory(folder)
+        ray.train.report({"line": line}, checkpoint=saved)
+
+
+def run_workers(args: argparse.Namespace, storage: str) -> ray.train.Result:
+    """Run train() in every worker, and wait for them."""
+    kind = "GPU" if ray.cluster_resources().get("GPU") else "CPU"
+    if (found := int(ray.cluster_resources()[kind])) < args.world_size:  # Ray would wait for more
+        sys.exit(f"error: --world-size {args.world_size}: Ray has {found} {kind}s; give no more")
+    failures = ray.train.FailureConfig(args.max_failures)
+    return ray.train.torch.TorchTrainer(
+        lambda: train(args),
+        scaling_config=ray.train.ScalingConfig(num_workers=args.world_size, use_gpu=kind == "GPU"),
+        run_config=ray.train.RunConfig(storage_path=storage, failure_config=failures),
+    ).fit()
+
+
+def main():
+    """Start Ray, or join one; train; keep the last checkpoint and nothing else."""
+    args = parse_args()
+    folder_of_checkpoint = args.checkpoint.absolute().parent
     options = {"address": args.address, "logging_level": "ERROR"}
     with (
         tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder,  # sockets: a short path
-        tempfile.TemporaryDirectory(prefix=".ray-", dir=args.checkpoint.parent) as storage,
+        tempfile.TemporaryDirectory(prefix=".ray-", dir=folder_of_checkpoint) as storage,
     ):
         if not args.address:
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # else it leaves one in $HOME
@@ -199,16 +146,10 @@ def start(args: argparse.Namespace):
             options |= {"_temp_dir": folder, "_node_ip_address": "127.0.0.1"}  # for this machine
             options["logging_config"] = ray.LoggingConfig(log_level="ERROR")
         with ray.init(**options):
-            kind = "GPU" if ray.cluster_resources().get("GPU") else "CPU"
-            if (found := int(ray.cluster_resources()[kind])) < args.world_size:  # it would wait
-                fail(f"--world-size {args.world_size}: Ray has {found} {kind}s; give no more")
-            workers = ray.train.ScalingConfig(num_workers=args.world_size, use_gpu=kind == "GPU")
-            run = ray.train.RunConfig(storage_path=storage)
-            result = ray.train.torch.TorchTrainer(
-                lambda: train(args), scaling_config=workers, run_config=run
-            ).fit()
-            print(result.return_value, flush=True)
+            result = run_workers(args, storage)
+            os.replace(Path(result.checkpoint.path, "checkpoint.pt"), args.checkpoint)
+            print(f"done: {result.metrics['line']}", flush=True)
 
 
 if __name__ == "__main__":
-    start(args)
+    main()

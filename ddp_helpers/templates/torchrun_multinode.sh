@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train on several machines with torchrun: the same line on each of them, in any order.
 #
-#     ./torchrun_multinode.sh first:29500 2 8 ddp_full.py --epochs 50
+#     ./torchrun_multinode.sh first:29500 2 8 starter.py --epochs 50
 #
 # means: meet at port 29500 of the machine called `first`, which is one of them; 2 machines; 8 ranks
 # on each; the script, and its flags. All machines need the script, the data and the same versions
@@ -48,15 +48,19 @@ both machines in one network?"
   own=$(sed -n 's/.* src \([^ ]*\).*/\1/p' <<<"$route")
 fi
 export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$device}
-export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-$device}
-for name in "$GLOO_SOCKET_IFNAME" "${NCCL_SOCKET_IFNAME#[=^]}"; do
-  case $name in
-    *,*) continue ;; # a list of cards: NCCL itself chooses
-    lo) [ "$machines" = 1 ] || fail "*_SOCKET_IFNAME is lo, which leads to no other machine: unset \
-it, or give $device, the card that leads to $host" ;;
+# = asks for this card: without it NCCL takes all whose names begin so, with eth1 eth10, too.
+export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-=$device}
+for setting in "GLOO_SOCKET_IFNAME $GLOO_SOCKET_IFNAME" "NCCL_SOCKET_IFNAME $NCCL_SOCKET_IFNAME"; do
+  variable=${setting% *} value=${setting#* }
+  way_out="unset it, or give $device, the card that leads to $host"
+  case $variable$value in
+    *,* | *^*) continue ;; # a list of cards, or of others: gloo or NCCL itself chooses
+    NCCL_SOCKET_IFNAME[!=]*) found="/sys/class/net/$value*" ;;
+    *) found="/sys/class/net/${value#=}" ;;
   esac
-  compgen -G "/sys/class/net/$name*" >/dev/null || fail "*_SOCKET_IFNAME is $name, which this \
-machine has not: unset it, or give $device, the card that leads to $host"
+  [ "$machines" = 1 ] || [ "${value#=}" != lo ] ||
+    fail "$variable is $value, which leads to no other machine: $way_out"
+  compgen -G "$found" >/dev/null || fail "$variable is $value, which this machine has not: $way_out"
 done
 echo "this machine: $own on $device; $machines machines meet at $address:$port" >&2
 

@@ -1,4 +1,4 @@
-"""The templates as a ladder: what each one adds to the one before, side by side."""
+"""The ladder of templates: what each rung adds to the one before, side by side."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def _row_html(row: Row) -> str:
 
 
 def explorable(rung: int = 2, shown: str = SHOWN[0]) -> Explorable:
-    """Climb from one process to the full template, one small step at a time."""
+    """Climb from one process to ranks that go on after a kill, one small step at a time."""
     from ipywidgets import Dropdown, IntSlider
 
     from ddp_helpers.widgets.base import Explorable

@@ -262,9 +262,9 @@ def test_ladder(lab, reader):
     reader.page.wait_for_function(
         "few => document.querySelectorAll('.ddp-explorable tr').length > few", arg=few
     )
-    reader.slide("rung", 5, told(7))
-    assert f"{ladder.RUNGS[6][1]}.py" in reader.root.locator("table").inner_text()
-    reader.slide("rung", -6, told(1))
+    reader.slide("rung", 3, told(5))
+    assert f"{ladder.RUNGS[4][1]}.py" in reader.root.locator("table").inner_text()
+    reader.slide("rung", -4, told(1))
     reader.is_clean(words="Traceback")  # the templates may raise errors
 
 

@@ -1,16 +1,21 @@
 """The commands, as a reader types them."""
 
+import ast
 import json
+import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 
+from ddp_helpers.data import data_root
+
 pytestmark = pytest.mark.usefixtures("no_process_left")
 
 
-def command(*words, cwd=None, seconds=110):
+def command(*words, cwd=None, seconds=110, **variables):
     return subprocess.run(
         [sys.executable, "-m", "ddp_helpers", *map(str, words)],
         capture_output=True,
@@ -18,6 +23,7 @@ def command(*words, cwd=None, seconds=110):
         timeout=seconds,
         cwd=cwd,
         check=False,
+        env=os.environ | {name: str(value) for name, value in variables.items()},
     )
 
 
@@ -69,6 +75,33 @@ def test_mistakes_get_one_line(words, text, tmp_path):
     assert done.returncode == 2
     assert text in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_new_writes_where_the_data_lies_into_the_copy(tmp_path):
+    """Also where the path needs quotes, and where its letters are not English."""
+    root = tmp_path / 'it\'s my "data" 数据'
+    folder = root / "mnist_5k"
+    folder.mkdir(parents=True)
+    shutil.copy(data_root() / "mnist_5k/mnist_5k.pt", folder)
+    words = ("new", "mine.py", "--template", "single_process")
+    done = command(*words, cwd=tmp_path, DDP_HELPERS_DATA=root)
+    assert done.returncode == 0, done.stderr
+    assert "--data" not in done.stdout
+    ran = subprocess.run(
+        [sys.executable, "mine.py", "--epochs", "0"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    (line,) = (text for text in (tmp_path / "mine.py").read_text().splitlines() if "DATA =" in text)
+    assert str(root) in ast.literal_eval(line.removeprefix("DATA = Path(").removesuffix(")"))
+
+
+def test_new_says_what_it_does_not_find(tmp_path):
+    done = command("new", "mine.py", cwd=tmp_path, DDP_HELPERS_DATA=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "no " + str(tmp_path / "mnist_5k/mnist_5k.pt") in done.stdout
+    done = command("new", "no/such/mine.py", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "no folder no/such here" in done.stderr
 
 
 def test_new_copies_a_template_once(tmp_path):

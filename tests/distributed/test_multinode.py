@@ -122,11 +122,14 @@ def test_a_head_that_never_comes_is_named_within_the_limit(nodes: Pair) -> None:
     [
         ("10.99.0.1", {"GLOO_SOCKET_IFNAME": "eth7"}, ["eth7", "unset it", "10.99.0.1"]),
         ("10.99.0.1", {"GLOO_SOCKET_IFNAME": "lo"}, ["lo", "no other machine", "unset it"]),
+        ("10.99.0.1", {"GLOO_SOCKET_IFNAME": "eth"}, ["GLOO_SOCKET_IFNAME is eth,", "unset it"]),
+        ("10.99.0.1", {"NCCL_SOCKET_IFNAME": "=eth"}, ["NCCL_SOCKET_IFNAME is =eth,", "unset it"]),
+        ("10.99.0.1", {"NCCL_SOCKET_IFNAME": "=lo"}, ["is =lo,", "no other machine"]),
         ("10.77.0.1", {}, ["no route to 10.77.0.1"]),
         ("no.such.invalid", {}, ["no.such.invalid", "can't be resolved"]),
         ("127.0.0.1", {}, ["127.0.0.1", "every machine", "the others see"]),
     ],
-    ids=["card", "loopback card", "route", "name", "loopback"],
+    ids=["card", "loopback card", "prefix", "nccl", "nccl loopback", "route", "name", "loopback"],
 )
 def test_a_wrong_network_is_one_line_at_once(
     nodes: Pair, head: str, variables: dict[str, str], words: list[str]

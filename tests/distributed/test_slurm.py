@@ -38,7 +38,8 @@ def submit(cluster: Cluster, name: str, seconds_per_step: float) -> tuple[str, P
     slow = f"            time.sleep({seconds_per_step})\n{SLOW}"
     (folder / "ddp_full.py").write_text(text.replace(SLOW, slow))
     path = os.pathsep.join((str(Path(sys.executable).parent), cluster.environment["PATH"]))
-    command = ["sbatch", "--parsable", "slurm.sbatch", "ddp_full.py", *FLAGS]
+    cores = "--cpus-per-task=1"  # two ranks on this machine, which may have no more than two
+    command = ["sbatch", "--parsable", cores, "slurm.sbatch", "ddp_full.py", *FLAGS]
     number = cluster.run(*command, cwd=folder, PATH=path)
     return number, folder / f"train-{number}.log"
 
@@ -98,12 +99,9 @@ def test_a_cancelled_job_saves_and_stays_cancelled(cluster: Cluster) -> None:
     assert not cluster.ranks()
 
 
-EVERY_ONE = (
-    *("ddp_slurm", "ddp_anywhere", "ddp_restart", "ddp_exact", "ddp_checkpoint", "ddp_resume"),
-    *("ddp_accumulate", "ddp_full", "fsdp_whole", "fsdp", "lm_bigram", "lm"),
-)
+EVERY_ONE = ("ddp_full", "fsdp", "lm")
 # The first as typed; the others in children of two ranks that have torch already: they find what
-# srun tells, and importing torch 22 times is no proof of anything.
+# srun tells, and importing torch again and again is no proof of anything.
 BATCH = """#!/bin/bash
 #SBATCH --ntasks-per-node=2
 #SBATCH --output=all.log
@@ -147,7 +145,7 @@ for step in sys.argv[1:]:
 
 
 @pytest.mark.timeout(300)
-def test_srun_starts_every_template_from_ddp_slurm_on(cluster: Cluster) -> None:
+def test_srun_starts_every_template_for_long_runs(cluster: Cluster) -> None:
     folder = cluster.folder / "all"
     folder.mkdir()
     first, *rest = EVERY_ONE

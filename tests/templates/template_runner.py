@@ -20,13 +20,9 @@ from ddp_helpers import launch
 from ddp_helpers.ranks import fork_server
 
 TEMPLATES = Path(__file__).parents[2] / "ddp_helpers" / "templates"
-STEPS = (
-    *("single_process", "data_parallel", "ddp_minimal", "ddp_safe"),
-    *("ddp_spawn", "ddp_torchrun", "ddp_slurm"),
-)
-LONG_STEPS = (  # for long runs
-    *("ddp_anywhere", "ddp_restart", "ddp_exact", "ddp_checkpoint"),
-    *("ddp_resume", "ddp_accumulate", "ddp_full"),
+LADDER = (
+    *("single_process", "data_parallel", "ddp_one_rank"),
+    *("ddp_spawn", "ddp_torchrun", "ddp_resume"),
 )
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
 

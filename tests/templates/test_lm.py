@@ -20,7 +20,6 @@ from template_runner import (
 
 DATA = TEMPLATES.parents[1] / "data"
 TEXT = DATA / "austen" / "pride_and_prejudice.txt"
-MODELS = ("lm_bigram", "lm")
 pytestmark = pytest.mark.timeout(300)
 
 
@@ -42,11 +41,10 @@ def test_each_answer_is_the_next_letter_and_nothing_held_out_is_trained_on() -> 
     assert read(held_out.tensors[0]) in text[len(x) * 64 :]
 
 
-@pytest.mark.parametrize("step", MODELS)
-def test_no_letter_sees_a_later_one(step: str) -> None:
-    template = load_template(step)
+def test_no_letter_sees_a_later_one() -> None:
+    template = load_template("lm")
     torch.manual_seed(0)
-    model = template.build_model(70) if step == "lm_bigram" else template.GPT(70, 32, 2, 4)
+    model = template.GPT(70, 32, 2, 4)
     model.eval()
     one = torch.randint(70, (1, 64))
     other = one.clone()
@@ -55,16 +53,14 @@ def test_no_letter_sees_a_later_one(step: str) -> None:
     assert a.shape == (1, 64, 70)
     assert torch.allclose(a[:, :40], b[:, :40], atol=1e-6)
     assert not torch.allclose(a[:, 40:], b[:, 40:], atol=1e-3)
-    if step == "lm":
-        other = one.clone()
-        other[0, 0] = (other[0, 0] + 1) % 70
-        assert not torch.allclose(model(other)[:, 63], a[:, 63], atol=1e-6), "sees one letter only"
+    other = one.clone()
+    other[0, 0] = (other[0, 0] + 1) % 70
+    assert not torch.allclose(model(other)[:, 63], a[:, 63], atol=1e-6), "sees one letter only"
 
 
-@pytest.mark.parametrize("step", MODELS)
-def test_it_learns_however_it_is_started(runner: Runner, step: str) -> None:
+def test_it_learns_however_it_is_started(runner: Runner) -> None:
     size = ("--epochs", 2, "--limit", 65, "--batch-size-per-rank", 4, "--warmup", 1, "--lr", 0.01)
-    script = TEMPLATES / f"{step}.py"
+    script = TEMPLATES / "lm.py"
     runs = runner.however_started(script, *size)
     for run in runs.values():
         assert run.code == 0, run.err
@@ -73,9 +69,8 @@ def test_it_learns_however_it_is_started(runner: Runner, step: str) -> None:
         right, seen = map(int, re.findall(r"\((\d+) of (\d+)\)", run.out)[-1])
         assert seen == 65 * 64
         assert right > 0.1 * seen
-    if step == "lm":
-        written = runs["spawn"].out.split("ranks 2\n")[1]
-        assert len(written.rstrip("\n")) >= 250
+    written = runs["spawn"].out.split("ranks 2\n")[1]
+    assert len(written.rstrip("\n")) >= 250
     results = [newest(runs[way]) for way in ("spawn", "agent 2")]
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
@@ -101,7 +96,7 @@ def test_stopped_it_ends_with_the_weights_of_an_undisturbed_run(
 
 
 def test_another_text_is_refused_in_a_run_that_goes_on(runner: Runner) -> None:
-    folder = copy(runner, "lm_bigram")
+    folder = copy(runner, "lm")
 
     size = ("--limit", 65, "--epochs")
     runner.on_ranks(1, folder / "mine.py", *size, 1, "--data", TEXT, folder=folder)

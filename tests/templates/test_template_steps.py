@@ -1,9 +1,8 @@
-"""Each template differs from the one before by little, and says where.
+"""Each rung of the ladder is short, differs from the one before by little, and says where.
 
-An added line is a line of code that the file before lacks. The docstring, blank lines and
-comments do not count: they explain each step in its own words. A line is marked when it ends in
-`# NEW` (and perhaps a word why); `# NEW` alone on a line marks all below it, down to the next
-blank or less indented line.
+The docstring, blank lines and comments do not count: they explain each rung in its own words. A
+line is marked when it ends in `# NEW` (and perhaps a word why); `# NEW` alone on a line marks all
+below it, down to the next blank or less indented line.
 """
 
 import ast
@@ -14,17 +13,11 @@ import sys
 import tokenize
 
 import pytest
-from template_runner import LONG_STEPS, STEPS, TEMPLATES
+from template_runner import LADDER, TEMPLATES
 
-LADDER = (*STEPS, *LONG_STEPS)
-AFTER_FULL = (
-    *(("ddp_full", "fsdp_whole"), ("fsdp_whole", "fsdp")),
-    *(("ddp_full", "lm_bigram"), ("lm_bigram", "lm")),
-)
-BESIDE = (("ddp_minimal", "ray_train"), ("ray_train", "ray_restart"))  # they need Ray, too
-PAIRS = [*itertools.pairwise(LADDER), *AFTER_FULL, *BESIDE]
-ALL_STEPS = (*LADDER, *(step for _, step in (*AFTER_FULL, *BESIDE)))
-AT_MOST = 40  # added lines in a step
+PAIRS = [*itertools.pairwise(LADDER)]
+LINES = 119  # of a file
+CHANGED = 40  # lines that a rung adds or takes away
 
 
 def source(step: str) -> str:
@@ -42,13 +35,16 @@ def code_lines(text: str) -> dict[int, str]:
     return {n: line.rstrip() for n, line in enumerate(lines, 1) if line.strip() and n > start}
 
 
-def added_lines(before: str, after: str) -> set[int]:
-    """Numbers of the lines of `after` that `before` lacks."""
+def changed_lines(before: str, after: str) -> tuple[set[int], set[int]]:
+    """Numbers of the lines of `before` that are gone, and of those of `after` that are new."""
     old, new = code_lines(before), code_lines(after)
     matcher = difflib.SequenceMatcher(None, [*old.values()], [*new.values()], autojunk=False)
-    numbers = [*new]
-    changes = [c for c in matcher.get_opcodes() if c[0] in ("insert", "replace")]
-    return {number for *_, start, end in changes for number in numbers[start:end]}
+    gone, added = set(), set()
+    for kind, i, i_end, j, j_end in matcher.get_opcodes():
+        if kind != "equal":
+            gone |= {*[*old][i:i_end]}
+            added |= {*[*new][j:j_end]}
+    return gone, added
 
 
 def marked_lines(text: str) -> set[int]:
@@ -69,7 +65,7 @@ def marked_lines(text: str) -> set[int]:
 @pytest.mark.parametrize(("before", "after"), PAIRS)
 def test_every_added_line_is_marked_and_no_other(before: str, after: str) -> None:
     text = source(after)
-    added, marked = added_lines(source(before), text), marked_lines(text)
+    (_, added), marked = changed_lines(source(before), text), marked_lines(text)
     lines = text.splitlines()
     assert [lines[n - 1] for n in sorted(added - marked)] == [], "added but not marked"
     assert [lines[n - 1] for n in sorted(marked - added)] == [], "marked but not new"
@@ -77,18 +73,24 @@ def test_every_added_line_is_marked_and_no_other(before: str, after: str) -> Non
 
 @pytest.mark.parametrize(("before", "after"), PAIRS)
 def test_the_step_is_small(before: str, after: str) -> None:
-    assert 0 < len(added_lines(source(before), source(after))) <= AT_MOST
+    gone, added = changed_lines(source(before), source(after))
+    assert 0 < len(gone) + len(added) <= CHANGED
+
+
+@pytest.mark.parametrize("step", LADDER)
+def test_the_file_is_short(step: str) -> None:
+    assert len(source(step).splitlines()) <= LINES
 
 
 def test_the_first_step_has_no_mark() -> None:
-    assert not marked_lines(source(STEPS[0]))
+    assert not marked_lines(source(LADDER[0]))
 
 
 def test_a_missing_mark_would_be_seen() -> None:
-    text = source("ddp_minimal").replace(
+    text = source("ddp_one_rank").replace(
         "sampler.set_epoch(epoch)  # NEW", "sampler.set_epoch(epoch)  #"
     )
-    missing = added_lines(source("data_parallel"), text) - marked_lines(text)
+    missing = changed_lines(source("data_parallel"), text)[1] - marked_lines(text)
     assert [text.splitlines()[n - 1].split()[0] for n in missing] == ["sampler.set_epoch(epoch)"]
 
 
@@ -98,13 +100,24 @@ def function(step: str, name: str) -> str:
     )
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "build_model", "load_data"])
+@pytest.mark.parametrize("name", ["train", "evaluate", "build_model"])
 def test_every_way_to_start_trains_by_the_same_code(name: str) -> None:
-    ways = ("ddp_minimal", "ddp_safe", "ddp_spawn", "ddp_torchrun", "ddp_slurm", "ddp_anywhere")
+    ways = ("ddp_one_rank", "ddp_spawn", "ddp_torchrun")
     assert len({function(step, name) for step in ways}) == 1
 
 
-@pytest.mark.parametrize("step", ALL_STEPS)
+@pytest.mark.parametrize("step", LADDER)
+def test_the_data_takes_three_lines(step: str) -> None:
+    statements = ast.parse(function(step, "train")).body[0].body
+    words = [ast.unparse(one) for one in statements]
+    first = next(n for n, text in enumerate(words) if "torch.load(DATA" in text)
+    assert words[first + 1].startswith("train_set = ")
+    assert words[first + 2].startswith("held_out = ")
+    named = [line for line in code_lines(source(step)).values() if "DATA" in line]
+    assert len(named) == 2, "DATA = ..., and the line that reads it"
+
+
+@pytest.mark.parametrize("step", [*LADDER, "ray_train"])
 def test_it_imports_torch_and_the_standard_library_only(step: str) -> None:
     names = set()
     for node in ast.walk(ast.parse(source(step))):
@@ -117,10 +130,11 @@ def test_it_imports_torch_and_the_standard_library_only(step: str) -> None:
     assert names - sys.stdlib_module_names == allowed
 
 
-@pytest.mark.parametrize("step", ALL_STEPS)
+@pytest.mark.parametrize("step", [*LADDER, "ray_train"])
 def test_the_docstring_opens_with_the_command(step: str) -> None:
     first, blank, command, *_ = ast.get_docstring(ast.parse(source(step))).splitlines()
     assert first.endswith(".")
     assert not blank
-    starter = "torchrun --standalone --nproc_per_node=2" if step in STEPS[-2:] else "python"
+    torchrun = "torchrun --standalone --nproc_per_node=2"
+    starter = torchrun if step in ("ddp_torchrun", "ddp_resume") else "python"
     assert command == f"    {starter} {step}.py" or command.startswith(f"    {starter} {step}.py ")

@@ -28,7 +28,7 @@ def test_a_card_and_odd_words_survive_the_shell():
         "my train.py", ["--name", "a b; c"], node_rank=1, interface="ib0", **MASTER
     )
     words = shlex.split(line)
-    assert words[:3] == ["GLOO_SOCKET_IFNAME=ib0", "NCCL_SOCKET_IFNAME=ib0", "torchrun"]
+    assert words[:3] == ["GLOO_SOCKET_IFNAME=ib0", "NCCL_SOCKET_IFNAME==ib0", "torchrun"]
     assert words[-3:] == ["my train.py", "--name", "a b; c"]
 
 

@@ -28,15 +28,20 @@ from ddp_helpers.data import (
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 FILES = REPOSITORY / "data" / "mnist_5k"
+ONE_FILE = FILES / "mnist_5k.pt"
+
+
+def script(name):
+    """A script that made files, as a module."""
+    spec = importlib.util.spec_from_file_location("maker", REPOSITORY / "data" / name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
 def maker():
-    """The script that made the files, as a module."""
-    spec = importlib.util.spec_from_file_location("maker", REPOSITORY / "data/make_mnist_5k.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("make_mnist_5k.py")
 
 
 @pytest.fixture
@@ -90,13 +95,16 @@ def test_readme_lists_every_file_with_its_sha256():
         found.add(hashlib.sha256(path.read_bytes()).hexdigest())
         found.add(hashlib.sha256(gzip.decompress(path.read_bytes())).hexdigest())
     assert len(found) == 8
+    found.add(hashlib.sha256(ONE_FILE.read_bytes()).hexdigest())
+    tensors = torch.load(ONE_FILE, weights_only=True)
+    found.add(hashlib.sha256(b"".join(each.numpy().tobytes() for each in tensors)).hexdigest())
     assert listed == found
     for path in (REPOSITORY / "data/austen").iterdir():
         assert f"| `{path.name}` | `{hashlib.sha256(path.read_bytes()).hexdigest()}` |" in text
 
 
 def test_git_takes_the_files():
-    names = [str(path) for path in FILES.glob("*.gz")]
+    names = [str(path) for path in FILES.iterdir()]
     ignored = subprocess.run(["git", "check-ignore", *names], cwd=REPOSITORY, capture_output=True)
     if ignored.returncode == 128:
         pytest.skip("not a git checkout")
@@ -108,12 +116,29 @@ def test_gzip_header_names_no_time_and_no_machine():
         assert path.read_bytes()[:10] == b"\x1f\x8b\x08\x00" + bytes(4) + b"\x02\xff"
 
 
-def test_readme_recipe_reads_the_files():
-    recipe = (REPOSITORY / "data/README.md").read_text().split("```python\n")[1].split("```")[0]
+def test_readme_recipes_read_the_files(monkeypatch):
+    readme = (REPOSITORY / "data/README.md").read_text()
+    one, each = (part.split("```")[0] for part in readme.split("```python\n")[1:])
     names = {}
-    exec(recipe, names)
+    monkeypatch.chdir(FILES)
+    exec(one, names)
+    assert torch.equal(names["held_out_x"], read_idx(FILES / "t10k-images-idx3-ubyte.gz"))
+    exec(each, names)
     for path in FILES.glob("*.gz"):
         assert torch.equal(names["read_idx"](path), read_idx(path))
+
+
+def test_the_one_file_is_made_again_from_the_four(tmp_path):
+    maker = script("make_mnist_5k_pt.py")
+    tensors = [maker.read_idx(FILES / name) for name in maker.FILES]
+    (tmp_path / "again.pt").write_bytes(maker.packed(tensors))
+    assert maker.packed(tensors) == maker.packed(tensors), "a date or an id stands in it"
+    assert (tmp_path / "again.pt").stat().st_size < 1e6
+    for file in (ONE_FILE, tmp_path / "again.pt"):
+        loaded = torch.load(file, weights_only=True)
+        assert [each.dtype for each in loaded] == [torch.uint8] * 4
+        assert [each.shape[0] for each in loaded] == [4000, 4000, 1000, 1000]
+        assert all(map(torch.equal, loaded, tensors))
 
 
 def test_maker_splits_evenly_and_repeatably(maker):
