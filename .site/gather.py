@@ -12,6 +12,7 @@ from explorable_page import write_explorables
 from fault_page import write_faults
 from pictures import Pictures
 from places import Links, page_of
+from recipe_pages import write_recipes
 from template_pages import write_templates
 
 TEXTS = (
@@ -40,6 +41,7 @@ def gather(root: Path, pages: Path) -> None:
             _write(pages / page_of(file), _source(root, file, links, pictures))
         copied |= todo
     write_templates(root, pages)
+    write_recipes(pages)
     write_exercises(root, pages)
     write_explorables(root, pages)
     write_faults(pages)
@@ -77,7 +79,8 @@ def _contents(pages: Path, copied: set[str]) -> str:
     there = sorted(page_of(file) for file in copied)
     chinese = [page for page in there if page.startswith(("zh_CN", "notebooks/zh_CN"))]
     lessons = [page for page in there if page.endswith(".ipynb") and page not in chinese]
-    look_up = ["templates/index.md", "api/index.rst", "notebooks/TROUBLESHOOTING.md", "faults.md"]
+    look_up = ["templates/index.md", "recipes/index.md", "api/index.rst"]
+    look_up += ["notebooks/TROUBLESHOOTING.md", "faults.md"]
     others = [page for page in there if page not in {"index.md", *chinese, *lessons, *look_up}]
     parts = {
         "The course": [*lessons, "exercises.md", "explorables.md"],

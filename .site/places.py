@@ -10,6 +10,7 @@ from urllib.parse import unquote
 NAMED = {"README.md": "index", "README.zh-CN.md": "zh_CN"}
 FOLDERS = {
     "ddp_helpers/templates": "templates/index.md",
+    "ddp_helpers/recipes": "recipes/index.md",
     "ddp_helpers/faults": "faults.md",
     "ddp_helpers/exercises": "exercises.md",
     "ddp_helpers/widgets": "explorables.md",
@@ -39,6 +40,8 @@ def page_of(file: str) -> str:
         return "faults.md"
     if path.parent == Path("ddp_helpers/templates"):
         return f"templates/{path.stem}.md"
+    if path.parent == Path("ddp_helpers/recipes"):
+        return f"recipes/{path.stem}.md"
     return f"files/{file}.md"
 
 

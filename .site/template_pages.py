@@ -8,19 +8,18 @@ import re
 from difflib import SequenceMatcher
 from pathlib import Path
 
-from ddp_helpers.templates import template_files
+from ddp_helpers.templates import TAKE_IF, template_files
 from ddp_helpers.widgets.ladder import RUNGS
 
 FENCE = "`" * 6
-ORDER = ("single_process", *(after for _, after in RUNGS))
 
 
 def write_templates(root: Path, pages: Path) -> None:
-    """Write templates/index.md and a page for each file that `new` can copy, the ladder first."""
+    """Write templates/index.md and a page for each file that `new` can copy, those for work first."""
     folder = pages / "templates"
     folder.mkdir(parents=True, exist_ok=True)
     files = template_files()
-    names = [*ORDER, *(name for name in files if name not in ORDER)]
+    names = [name for name in TAKE_IF if name in files]
     for name in names:
         text = _page(name, files[name], os.path.relpath(files[name], folder))
         (folder / f"{name}.md").write_text(text, encoding="utf-8")
@@ -42,7 +41,7 @@ def docstring(path: Path) -> str:
 
 def _page(name: str, path: Path, relative: str) -> str:
     words = docstring(path)
-    links = sorted(set(re.findall(r"\b(\w+)\.py\b", words)) & set(ORDER) - {name}, key=len)
+    links = sorted(set(re.findall(r"\b(\w+)\.py\b", words)) & set(TAKE_IF) - {name}, key=len)
     for other in reversed(links):
         words = re.sub(
             rf"^((?!    ).*)\b{other}\.py\b", rf"\1[{other}.py]({other}.md)", words, flags=re.M
@@ -108,15 +107,12 @@ def _unmarked(line: str) -> str:
 
 
 def _index(names: list[str], files: dict[str, Path]) -> str:
-    rows = ["| template | what it is | follows |", "| --- | --- | --- |"]
-    for name in names:
-        before = next((f"[{old}.py]({old}.md)" for old, new in RUNGS if new == name), "")
-        first = docstring(files[name]).split("\n\n")[0].replace("\n", " ")
-        rows.append(f"| [{files[name].name}]({name}.md) | {first} | {before} |")
+    rows = ["| template | take it if |", "| --- | --- |"]
+    rows += [f"| [{files[name].name}]({name}.md) | {TAKE_IF[name]} |" for name in names]
     table = "\n".join(rows)
     contents = "\n".join(names)
     return (
-        "# Templates\n\nOne file each, to copy and own. The first are a ladder: each is a small "
-        "marked step from the one it follows, and its page shows that step.\n\n"
+        "# Templates\n\nOne file each, to copy and own. The first are for work; the lesson's are a "
+        "ladder: each is a small marked step from the one before, and its page shows that step.\n\n"
         f"{table}\n\n```{{toctree}}\n:hidden:\n:titlesonly:\n\n{contents}\n```\n"
     )

@@ -3,6 +3,8 @@
 import ast
 import json
 import os
+import pty
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,8 @@ import pytest
 import torch
 
 from ddp_helpers.data import data_root
+from ddp_helpers.recipes import recipes
+from ddp_helpers.templates import TAKE_IF, template_files
 
 pytestmark = pytest.mark.usefixtures("no_process_left")
 
@@ -113,6 +117,57 @@ def test_new_copies_a_template_once(tmp_path):
     assert done.returncode == 2
     assert "exists already" in done.stderr
     assert (tmp_path / "mine.py").read_text() == "changed"
+
+
+def test_new_lists_each_template_and_recipe_with_when_to_take_it(tmp_path):
+    done = command("new", "--list", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for name in (*template_files(), *recipes()):
+        assert re.search(rf"^  {name} +\S+ \S+", done.stdout, re.MULTILINE), name
+    assert {*TAKE_IF} == {*template_files()}
+    done = command("new", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "which file? `new train.py` writes one" in done.stderr
+
+
+def test_new_without_a_terminal_takes_the_starter_and_leaves_no_marks(tmp_path):
+    done = command("new", "mine.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "mine.py is yours: starter.py" in done.stdout
+    assert "class Batches" in (tmp_path / "mine.py").read_text()
+    for name, file in template_files().items():
+        copied = f"{name}{file.suffix}"
+        assert command("new", copied, "--template", name, cwd=tmp_path).returncode == 0
+        text = (tmp_path / copied).read_text()
+        assert "NEW" not in text, copied
+        if file.suffix == ".py":
+            before = ast.unparse(ast.parse(file.read_text()).body[1:][-1])
+            assert ast.unparse(ast.parse(text).body[1:][-1]) == before
+
+
+def test_new_asks_whoever_sits_at_a_terminal(tmp_path):
+    controller, terminal = pty.openpty()
+    words = [sys.executable, "-m", "ddp_helpers", "new", "mine.py"]
+    process = subprocess.Popen(words, stdin=terminal, stdout=terminal, cwd=tmp_path)
+    os.close(terminal)
+    for answer in (b"99\n", b"ddp_spawn\n"):
+        os.write(controller, answer)
+    assert process.wait(60) == 0
+    told = os.read(controller, 10_000).decode()
+    os.close(controller)
+    assert "99 found, expected a name or a number from 1 to" in told
+    assert "mp.spawn" in (tmp_path / "mine.py").read_text()
+
+
+def test_new_puts_recipes_in_that_go_together(tmp_path):
+    done = command("new", "mine.py", "--recipe", "ema", "balanced", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "mine.py").read_text()
+    assert "AveragedModel" in text
+    assert "multinomial" in text
+    done = command("new", "no.py", "--template", "ddp_spawn", "--recipe", "ema", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--recipe is for starter.py, --template is ddp_spawn" in done.stderr
 
 
 def test_diagnose_finds_the_error_in_torchruns_log_dir(tmp_path):

@@ -12,6 +12,7 @@ from conftest import ROOT, watched
 
 from ddp_helpers.exercises import names
 from ddp_helpers.exercises.core import load, source_of
+from ddp_helpers.recipes import recipes
 from ddp_helpers.templates import template_files
 from ddp_helpers.widgets import NAMES as EXPLORABLES
 from ddp_helpers.widgets.ladder import RUNGS
@@ -35,6 +36,7 @@ def test_every_lesson_template_and_module_has_a_page(seen):
     wanted |= {html(path) for path in LESSONS}
     wanted |= {html(ROOT / name) for name in IF_THERE if (ROOT / name).exists()}
     wanted |= {f"templates/{name}.html" for name in template_files()}
+    wanted |= {f"recipes/{name}.html" for name in recipes()}
     wanted |= {"faults.html"} | {f"api/{name}.html" for name in MODULES}
     assert len(LESSONS) >= 7
     assert sorted(wanted - seen.keys()) == []
