@@ -15,7 +15,7 @@ FENCE = "`" * 6
 
 
 def write_templates(root: Path, pages: Path) -> None:
-    """Write templates/index.md and a page for each file that `new` can copy, those for work first."""
+    """Write templates/index.md and a page for each file that `new` can copy; work comes first."""
     folder = pages / "templates"
     folder.mkdir(parents=True, exist_ok=True)
     files = template_files()

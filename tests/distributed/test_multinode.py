@@ -1,24 +1,22 @@
 """Two machines train together: over a real cable, with torchrun and torchrun_multinode.sh."""
 
 import os
-import runpy
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from starters import TEMPLATES, of_300_digits, run_script
 
 from ddp_helpers import launch
 from ddp_helpers.cluster.host import Host
 from ddp_helpers.cluster.two_hosts import TwoHosts, why_no_namespaces
 
-TEMPLATES = Path(__file__).parents[2] / "ddp_helpers" / "templates"
-DATA = TEMPLATES.parents[1] / "data" / "mnist_5k"
 STARTER = TEMPLATES / "torchrun_multinode.sh"
 PATH = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
 Pair = tuple[Host, Host]
-SLOW = "            stopping = "
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("no_process_left")]
 
 
@@ -33,16 +31,13 @@ def nodes(tmp_path: Path, reason: str) -> Iterator[Pair]:
         pytest.skip(reason)
     with TwoHosts(tmp_path, "namespaces") as pair:
         for node in pair:
-            text = (TEMPLATES / "ddp_full.py").read_text()
-            (node.folder / "train.py").write_text(text)
-            slow = text.replace(SLOW, f"            time.sleep(0.3)\n{SLOW}")
-            assert slow != text
-            (node.folder / "slow.py").write_text(slow)
+            of_300_digits(node.folder / "train.py")
+            of_300_digits(node.folder / "slow.py", seconds_per_step=0.3)
         yield pair.hosts
 
 
 def start(node: Host, script: str, *flags: object, head: str = "10.99.0.1", **variables: str):
-    flags = ("--data", DATA, "--limit", 300, *flags)
+    flags = ("--run-folder", node.folder.parent / "run", "--log-every", 1, *flags)  # all see it
     return node.start(
         *("bash", STARTER, f"{head}:29500", 2, 2, script, *flags), PATH=PATH, **variables
     )
@@ -52,18 +47,9 @@ def test_two_nodes_train_to_the_end(nodes: Pair) -> None:
     runs = [start(node, "train.py", "--epochs", 1) for node in reversed(nodes)]
     second, first = [run.end() for run in runs]
     assert (first.code, second.code) == (0, 0), first.err + second.err
-    assert first.out.splitlines()[-1].endswith("ranks 4")
-    assert "of 300)" in first.out
+    assert re.search(r"best accuracy 0\.\d+ in epoch 1", first.out)
     assert "epoch" not in second.out
-    assert list(nodes[0].folder.glob("checkpoint-*.pt"))
-    assert not list(nodes[1].folder.glob("checkpoint-*.pt"))
-
-
-def run_script(words: list[str], folder: str) -> None:
-    """On a rank: a script as a program."""
-    os.chdir(folder)
-    sys.argv = words
-    runpy.run_path(words[0], run_name="__main__")
+    assert (nodes[0].folder.parent / "run" / "best.pt").exists()
 
 
 def test_a_node_killed_in_mid_run_comes_back_to_the_same_weights(
@@ -71,25 +57,25 @@ def test_a_node_killed_in_mid_run_comes_back_to_the_same_weights(
 ) -> None:
     flags = ("--epochs", 2, "--batch-size-per-rank", 8, "--save-every", 3)
     runs = [start(node, "slow.py", *flags) for node in nodes]
-    runs[0].wait_for("epoch 1 ")
+    runs[0].wait_for("epoch 1  step 4")
     nodes[1].pull_the_plug()
     survivor = runs[0].end(60)
     assert survivor.code not in (0, None)
-    saved = sorted(nodes[0].folder.glob("checkpoint-*.pt"))[-1].name
+    saved = torch.load(nodes[0].folder.parent / "run" / "newest.pt")["at"]["step"]
     assert not nodes[0].processes(), "ranks of the other node outlived it"
 
     first, second = [run.end() for run in [start(node, "train.py", *flags) for node in nodes]]
     assert (first.code, second.code) == (0, 0), first.err + second.err
-    assert f"goes on from {saved}" in first.out
-    ours = torch.load(sorted(nodes[0].folder.glob("checkpoint-*.pt"))[-1])
+    assert f"after step {saved}" in first.out
+    ours = torch.load(nodes[0].folder.parent / "run" / "newest.pt")
 
     undisturbed = tmp_path / "undisturbed"
     undisturbed.mkdir()
-    words = [str(nodes[0].folder / "train.py"), "--data", DATA, "--limit", 300, *flags]
+    words = [str(nodes[0].folder / "train.py"), *flags]
     again = launch(run_script, 4, args=([*map(str, words)], str(undisturbed)), echo=False)
-    assert "goes on from" not in again[0].output
-    theirs = torch.load(sorted(undisturbed.glob("checkpoint-*.pt"))[-1])
-    assert ours["step"] == theirs["step"]
+    assert "goes on" not in again[0].output
+    theirs = torch.load(undisturbed / "run" / "newest.pt")
+    assert ours["at"]["step"] == theirs["at"]["step"]
     assert all(torch.equal(ours["model"][name], theirs["model"][name]) for name in ours["model"])
 
 
