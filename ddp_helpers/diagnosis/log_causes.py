@@ -17,7 +17,7 @@ from ddp_helpers.diagnosis.known_lines import (
 )
 from ddp_helpers.diagnosis.log_files import read_text
 from ddp_helpers.diagnosis.log_marks import Line
-from ddp_helpers.diagnosis.log_text import read_errors
+from ddp_helpers.diagnosis.log_text import read_cut_off, read_errors, without_ignored
 from ddp_helpers.diagnosis.raised import NOT_THEIRS, LoggedError
 from ddp_helpers.diagnosis.rule_files import consequences, known_errors
 from ddp_helpers.diagnosis.rules import Diagnosis, recognise
@@ -75,6 +75,7 @@ def diagnose_lines(
     lines: Sequence[Line], exit_code: int | None = None, last: str = ""
 ) -> list[Diagnosis]:
     """The same for a log of which only the lines that matter were read."""
+    lines = without_ignored(lines)
     told = recognise_lines(lines)
     root = find_root_cause(lines)
     chains = _in_order(read_chains(lines), root, lines)
@@ -131,12 +132,19 @@ def _inner(error: LoggedError) -> Iterator[LoggedError]:
         yield error
 
 
+def _outer(error: LoggedError) -> Iterator[LoggedError]:
+    while error.led_to:
+        error = error.led_to
+        yield error
+
+
 def _in_order(chains: list[Chain], root: RootCause | None, lines: Sequence[Line]) -> list[Chain]:
     """Those of torchrun's first rank first, and last those that their rank survived."""
     named = {chain.errors[0].rank for chain in chains}
     alone = len(named) == 1 and not any(RANKS.search(line.text) for line in lines)
     # a rank goes on after an error that it caught, and ends with its last traceback
-    last = {c.errors[0].rank: at for at, c in enumerate(chains) if c.errors[-1].places}
+    ends = [(at, c.errors[-1]) for at, c in enumerate(chains) if c.errors[-1].places]
+    last = {error.rank: at for at, error in ends if not error.beside}
 
     def key(at: int) -> tuple[bool, bool]:
         rank = chains[at].errors[0].rank
@@ -183,8 +191,10 @@ def _seen(error: LoggedError) -> tuple[str, ...]:
 
 
 def _at(error: LoggedError) -> tuple[str, ...]:
-    place = next((p for p in reversed(error.places) if not NOT_THEIRS.search(p.file)), None)
-    place = place or error.innermost
+    """The line of the reader's code, perhaps of the error that it led to; else the innermost."""
+    chain = [error, *_outer(error), *_inner(error)]
+    places = [place for each in chain for place in reversed(each.places)]
+    place = next((p for p in places if not NOT_THEIRS.search(p.file)), None) or error.innermost
     if place is None:
         return ()
     source = f": {place.source}" if place.source else ""
@@ -198,6 +208,11 @@ def _unknown_error(error: LoggedError) -> Diagnosis:
 
 def _at_least(lines: Sequence[Line], exit_code: int | None, last: str) -> list[Diagnosis]:
     """Of a run that failed without a word that is known: what it is that says so."""
+    if cut := read_cut_off(lines):
+        head, place = cut
+        shown = f"a traceback without its end, at {place}"[:LONGEST]
+        seen = (f"{head.where}: {head.text.strip()[:LONGEST]}", f"  at {place}: {place.source}")
+        return [Diagnosis("not-recognised", f"not recognised; {shown}", READ, seen)]
     sign = next((line for line in lines if SIGN.search(line.text)), None)
     if sign is not None:
         shown = f"first sign: {sign.text.strip()[:LONGEST]}"

@@ -29,7 +29,8 @@ OTHERS = tuple(
         "slurmstepd|srun: |oom_kill|oom-kill|error: |c10d]|gai error|what to do: |enough slots|"
         "temporarily unavailable|pthread_create|pids controller|Grad strides|find_unused|lost.|"
         "device used by this process|symbol lookup|encountered in worker|"
-        "unexpected system error|by signal |sanitizer"
+        "unexpected system error|by signal |sanitizer|❱ |with code |out of memory|can't open file|"
+        "No module named|PBS: job killed|TERM_|low on resource|over memory limit|##[error]"
     ).split("|")
 )
 BEFORE, AFTER = 2, 30  # lines around one: whose it is, and the rest of a message

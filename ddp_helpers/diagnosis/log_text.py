@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 
@@ -26,7 +27,11 @@ HEADER = re.compile(
 ANY_HEADER = re.compile(
     r"(?:[A-Za-z_][\w.]*\.)?((?<=\.)[a-z_]\w*|[A-Z]\w*(?<!Warning))(?:\([\w.]+\))?(?:: (.*)|:?)$"
 )
-TRACEBACK = re.compile(r".{0,80}?\bTraceback \(most recent call last\)")
+WARNING_HEADER = re.compile(r"(?:[A-Za-z_][\w.]*\.)?(\w+Warning)(?:: (.*)|:?)$")
+# in a box, as rich draws it, are as many dashes as the terminal was wide
+TRACEBACK = re.compile(r"(?:[ ╭─]*|.{0,80}?)\bTraceback \(most recent call last\)")
+BOX_FRAME = re.compile(r"\s*│ (\S.*?):(\d+) in(?: (\S+))? *│ *$")
+BOX_SOURCE = re.compile(r"\s*│ ❱ +\d+ [ │]*(.*?) *│ *$")
 FRAME = re.compile(r'(\s*)(?:File "(.+?)"|(cell In ?\[\d+\])), line (\d+)(?:, in (.+))?')
 NOTEBOOK_FRAME = re.compile(r"(?:File (\S+?):(\d+), in |Cell In ?\[\d+\], line (\d+))")
 # in a paste whose other lines have no margin: with a message, or with its module
@@ -40,12 +45,23 @@ WATCHDOG_ENDED = re.compile(r"watchdog thread terminated with exception: (.+)")
 CHAIN = re.compile(r"During handling of the above|The above exception was the direct cause")
 CHILD = re.compile(r"-- Process (\d+) terminated with the following error")
 SUMMARY = re.compile(r"\s*rank\s+: (\d+) \(local_rank: ")  # of torchrun, before a traceback
+# what Python could only print, since nobody was there to catch it: no process ends of it
+IGNORED = re.compile(
+    r"Exception ignored (?:in|on|while)\b|--- Logging error ---$|Error in sys\.excepthook:$|"
+    r"Exception in thread QueueFeederThread:$"
+)
+IGNORED_ENDS = {"--- Logging error ---": re.compile(r"Arguments: ")}
+FLUSH_LEFT = re.compile(r"(?!Traceback \(most recent)\S")  # the others end with their exception
+LONGEST_IGNORED = 60  # lines
+IN_GROUP = re.compile(r"\s*\+(?:-\+)?-{4,}(?: (\d+|\.\.\.) -{4,})?$")  # between its members
+TWICE = re.compile(r"((?:\w+\.)*\w+(?:Error|Exception))\1: : (.*)$")  # two ranks, one line
 CAUGHT = re.compile(r"Caught \w+ in (.+?)\.?$")
 NOT_PART = re.compile(
     r"\s*(?:Original )?Traceback \(most recent|Exception raised from|frame #\d|During handling of|"
     r"The above exception was|-- Process \d|\s*File \"|=====|-----|\*\*\*\*\*|terminate called|"
     r"\[?[EWIF]\d{3,4} \d\d:|srun: |slurmstepd: |.*\bNCCL (?:INFO|WARN|VERSION)\b|"
-    r"(?:ERROR|INFO|WARNING):[\w.]+:|Fatal Python error|Killed$|Aborted|Segmentation fault"
+    r"(?:ERROR|INFO|WARNING):[\w.]+:|##\[error\]|\s*\+-{4,}|Fatal Python error|Killed$|Aborted|"
+    r"Segmentation fault"
 )
 # raised by launchers around a rank's own error, which stands in the log itself
 WRAPPERS = ("ProcessRaisedException", "ProcessExitedException", "ChildFailedError")
@@ -69,13 +85,51 @@ def find_errors(text: str) -> list[str]:
 
 def read_errors(lines: Sequence[Line]) -> list[LoggedError]:
     """The errors in a log, in order of appearance; no launcher's wrappers."""
-    # ranks print at the same time: a message goes on in the next line of the same rank
+    found = [error for each in _by_source(lines) for error in _Reader(each).errors()]
+    order = {id(line): at for at, line in enumerate(lines)}  # of several files, one after another
+    return sorted(found, key=lambda error: order[id(error.line)])
+
+
+def read_cut_off(lines: Sequence[Line]) -> tuple[Line, Place] | None:
+    """The first traceback that ends before its exception: its first line, and where it stood."""
+    for each in _by_source(lines):
+        reader = _Reader(each)
+        list(reader.errors())
+        if reader.open and reader.places and reader.head:
+            return reader.head, reader.places[-1]
+    return None
+
+
+def without_ignored(lines: Sequence[Line]) -> list[Line]:
+    """Without the errors that Python printed and went on: in a `__del__`, in a logger."""
+    if not any(IGNORED.match(line.text) for line in lines):
+        return list(lines)
+    dropped = {id(line) for each in _by_source(lines) for line in _ignored(each)}
+    return [line for line in lines if id(line) not in dropped]
+
+
+def _ignored(lines: Sequence[Line]) -> Iterator[Line]:
+    at = 0
+    while at < len(lines):
+        head = IGNORED.match(lines[at].text)
+        at += 1
+        if not head:
+            continue
+        yield lines[at - 1]
+        within = lines[at : at + LONGEST_IGNORED]
+        end = IGNORED_ENDS.get(head[0], FLUSH_LEFT)
+        found = (n for n, each in enumerate(within) if end.match(each.text))
+        last = next(found, 0 if end is FLUSH_LEFT else -1)
+        yield from within[: last + 1]
+        at += last + 1
+
+
+def _by_source(lines: Sequence[Line]) -> list[list[Line]]:
+    """The lines of each rank: they print at the same time, and a message goes on in its next."""
     by_source: dict[str, list[Line]] = {}
     for line in lines:
         by_source.setdefault(line.source, []).append(line)
-    found = [error for each in by_source.values() for error in _Reader(each).errors()]
-    order = {id(line): at for at, line in enumerate(lines)}  # of several files, one after another
-    return sorted(found, key=lambda error: order[id(error.line)])
+    return list(by_source.values())
 
 
 @lru_cache(maxsize=512)  # a report asks again and again
@@ -106,6 +160,11 @@ def _whole(error: RankError, printed: LoggedError | None) -> LoggedError:
     return LoggedError(error.type_name, message, places=places, torch_told=told)
 
 
+def _once(twice: re.Match[str]) -> str:
+    half = twice[2][: len(twice[2]) // 2]
+    return f"{twice[1]}: {half}" if twice[2] == half * 2 else twice[0]
+
+
 class _Reader:
     """Reads the lines of one source, one after the other."""
 
@@ -117,6 +176,8 @@ class _Reader:
         self.rank = ""
         self.worker = ""
         self.chained = False
+        self.head: Line | None = None  # of the traceback that is being read
+        self.member = 0  # of a group of exceptions
 
     def errors(self) -> Iterator[LoggedError]:
         """What was raised, thrown or warned of."""
@@ -130,6 +191,7 @@ class _Reader:
             if self.chained and previous:
                 error.inner, previous.led_to = previous, error
             self.chained, self.places, self.base = False, [], -1
+            error.beside = self.member > 1
             if error.kind in (*WRAPPERS, *WRAPPING) or self._is_of_a_child(at, error):
                 continue
             caught = CAUGHT.match(error.message.split("\n")[0])
@@ -152,6 +214,11 @@ class _Reader:
         """True for the lines of a traceback, and those between two."""
         if "raceback (most recent" in text and TRACEBACK.match(text):
             self.places, self.base, self.open = [], len(text) - len(text.lstrip()), True
+            self.head = self.lines[at]
+        elif "│" in text and self._is_in_a_box(text):
+            pass
+        elif member := IN_GROUP.match(text):
+            self.member = int(member[1]) if (member[1] or "").isdigit() else 0
         elif frame := FRAME.match(text):
             source = self.lines[at + 1].text.strip() if at + 1 < len(self.lines) else ""
             file = frame[2] or frame[3]
@@ -168,6 +235,14 @@ class _Reader:
             return False
         return True
 
+    def _is_in_a_box(self, text: str) -> bool:
+        """True for a line of a traceback as rich draws it; what it tells of the place is kept."""
+        if frame := BOX_FRAME.match(text):
+            self.places.append(Place(frame[1], int(frame[2]), frame[3] or "", ""))
+        elif (code := BOX_SOURCE.match(text)) and self.places:
+            self.places[-1] = replace(self.places[-1], source=code[1])
+        return self.open
+
     def _error(self, at: int, line: Line) -> LoggedError | None:
         text = line.text
         if abort := ABORT.search(text):
@@ -178,7 +253,7 @@ class _Reader:
             return self._record(line, "ncclWarning", f"[WARN] {warning[1]}", thrown_by="NCCL")
         if "watchdog thread" in text and (ended := WATCHDOG_ENDED.search(text)):
             return self._record(line, "DistBackendError", ended[1], thrown_by="c10d")
-        header = self._header(text)
+        header = self._header(TWICE.sub(_once, text))
         if header is None:
             return None
         kind, first = header
@@ -204,13 +279,20 @@ class _Reader:
         if hit and margin and not self.places and not INDENTED.match(plain):
             return None
         if not hit and self.open and margin <= max(self.base, 0):
-            hit = ANY_HEADER.match(plain)
+            hit = ANY_HEADER.match(plain) or self._warning(plain)
         if hit:
             return hit
         bare = without_logger(plain)
         logged = plain[: len(plain) - len(bare)]
         quiet = re.search(r"\b(?:DEBUG|INFO|WARN)", logged) and not self.places
         return HEADER.match(bare) if logged and not quiet else None
+
+    def _warning(self, plain: str) -> re.Match[str] | None:
+        """A warning that was turned into an error: its traceback ends where it was given."""
+        raised = self.places and re.match(
+            r"(?:_?warnings\.)?warn\b|raise\b", self.places[-1].source
+        )
+        return WARNING_HEADER.match(plain) if raised else None
 
     def _record(self, line: Line, kind: str, message: str, thrown_by: str = "") -> LoggedError:
         return LoggedError(
@@ -219,9 +301,12 @@ class _Reader:
 
     def _join(self, at: int, first: str) -> str:
         """A message with its further lines, up to the next error or traceback."""
-        lines = [first]
+        lines = [first.rstrip()]
         following = [line.text for line in self.lines[at + 1 : at + 1 + LONGEST_MESSAGE]]
         for line, after in zip(following, [*following[1:], ""], strict=False):
+            if len(lines) == 1 and first.endswith(" raised:") and HEADER.match(line):
+                lines.append(line)  # torch.compile's own error tells only whose it is
+                continue
             if NOT_PART.match(line) or HEADER.match(line):
                 break
             if not line.strip() and not after.startswith((" ", "\t", "(")):
