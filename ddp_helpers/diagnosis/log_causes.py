@@ -27,7 +27,14 @@ SIGN = re.compile(
     r"\bFAILED\b|exit ?(?:code|status)\s*:? ?-?[1-9]|by signal \d|^(?:Hangup|Terminated)$|"
     r"^\[?[EF]\d{3,4} |\[[EF] ?\d{0,4} |"
     r"\bSIG[A-Z]{3,}[12]?\b|\bKilled\b|\bOOM|Segmentation fault|Bus error|core dumped|"
-    r"Exception in thread|raceback \(most recent|Fatal Python error"
+    r"exited with code [1-9]|exits with return code = -?[1-9]|\bExitCode [1-9]|##\[error\]|"
+    r"can't open file '|^\S*python[\d.]*: No module named|Exception in thread|"
+    r"raceback \(most recent|Fatal Python error"
+)
+# what a command said before its launcher told that it had failed
+LAST_WORDS = re.compile(
+    r"^\S+\.py: error: |can't open file '|^\S*python[\d.]*: No module named |"
+    r"^\S+: (?:\S+: )?command not found"
 )
 RANKS = re.compile(
     r"torchrun|torch[./]distributed|DistributedDataParallel|nn/parallel/distributed|ProcessGroup|"
@@ -215,6 +222,7 @@ def _at_least(lines: Sequence[Line], exit_code: int | None, last: str) -> list[D
         return [Diagnosis("not-recognised", f"not recognised; {shown}", READ, seen)]
     sign = next((line for line in lines if SIGN.search(line.text)), None)
     if sign is not None:
+        sign = next((line for line in lines if LAST_WORDS.search(line.text)), sign)
         shown = f"first sign: {sign.text.strip()[:LONGEST]}"
         return [Diagnosis("not-recognised", f"not recognised; {shown}", READ, (quote(sign),))]
     if exit_code:

@@ -40,6 +40,7 @@ PREFIXES = tuple(
         r"(?:> ?)+",  # a quote
         r"(?:ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d \[?[\w./-]+\.py:\d+\] ?",  # vLLM
         r"E\d{4} [\d:.]+ +\d+ \S*error_handler\.py:\d+\] ?",  # torchrun, of a recorded error
+        r'ErrorMessage "(?=\w+(?:Error|Exception): )',  # SageMaker
         r" {2,}\| {1,2}",  # a group of exceptions
         r"[^\[\]\n]{0,200}?\d+%\|[^|]*\| *[\d.?kMG]+/[\d.?kMG]+ \[[^\]]*\]",  # tqdm's bar
         r"\d+it \[[^\]]*it/s[^\]]*\]",
@@ -81,6 +82,7 @@ JSON_TEXTS = (
 )
 JSON_RANKS = ("rank", "RANK", "global_rank", "Rank")
 JSON_LEVELS = ("level", "levelname", "severity", "log.level", "levelName")
+SERIOUS = re.compile(r"(?i)err|crit|fatal")
 QUIET = re.compile(r"(?i)trace|debug|info|warn|notice")
 
 
@@ -134,10 +136,11 @@ def _from_json(raw: str) -> list[str]:
     rank = next((str(told[key]) for key in JSON_RANKS if str(told.get(key)).isdigit()), "")
     level = next((str(told[key]) for key in JSON_LEVELS if key in told), "")
     # what a logger only remarks is no error, whatever it begins with
-    quiet = "INFO " if QUIET.match(level) and "\n" not in texts[0].rstrip() else ""
+    word = "INFO " if QUIET.match(level) else "ERROR " if SERIOUS.match(level) else ""
+    word = "" if "\n" in texts[0].rstrip() else word
     mark = raw[:at] + (f"[rank{rank}]: " if rank else "")
     lines = [line for text in texts for line in text.rstrip("\n").split("\n")]
-    return [f"{mark}{quiet if line is lines[0] else ''}{line}" for line in lines]
+    return [f"{mark}{word if line is lines[0] else ''}{line}" for line in lines]
 
 
 def _texts(told: dict[str, object]) -> Iterator[str]:

@@ -25,6 +25,7 @@ HEADER = re.compile(
 )
 # below a traceback any name is one: custom exceptions are called what their authors like
 ANY_HEADER = re.compile(
+    r"(?![A-Z]+_[A-Z_]+:)"  # LSF's TERM_RUNLIMIT
     r"(?:[A-Za-z_][\w.]*\.)?((?<=\.)[a-z_]\w*|[A-Z]\w*(?<!Warning))(?:\([\w.]+\))?(?:: (.*)|:?)$"
 )
 WARNING_HEADER = re.compile(r"(?:[A-Za-z_][\w.]*\.)?(\w+Warning)(?:: (.*)|:?)$")

@@ -197,8 +197,8 @@ def test_what_ended_the_watchdog_is_an_error():
     )
     kinds = [found.kind for found in diagnose_text(f"{log}uncorrectable ECC error encountered\n")]
     assert kinds == ["gpu-hardware"]
-    (found,) = diagnose_text(f"{log}an illegal memory access was encountered\n")
-    assert "first error: DistBackendError: CUDA error: an illegal memory access" in found.cause
+    (found,) = diagnose_text(f"{log}something new\n")
+    assert "first error: DistBackendError: CUDA error: something new" in found.cause
 
 
 def test_a_file_of_windows_is_known_as_torchs():

@@ -137,6 +137,9 @@ def test_what_failed_without_a_word_is_never_called_well():
         "caught SIGUSR2",
         "step 7 Killed by somebody",
         "Traceback (most recent call last):",
+        "trainer-1 exited with code 3",
+        "##[error]Process completed with exit code 1.",
+        "python: No module named axolotl.cli",
     ):
         (found,) = diagnose_text(f"epoch 1\n{sign}\nepoch 2\n")
         assert found.kind == "not-recognised"
@@ -210,6 +213,55 @@ def test_of_torchruns_ranks_the_first_counts_and_those_that_it_ended_do_not():
 def test_an_error_that_its_rank_survived_comes_last():
     log = of_rank(1, trace(MAIN) + "KeyError: 'tried'") + OWN
     assert "bad label 11" in diagnose_text(log)[0].cause
+
+
+# ---- the last words of commands, containers and watchdogs
+
+FAILED = "E0211 torch/distributed/elastic/multiprocessing/api.py:869] failed (exitcode: 2) "
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train.py: error: unrecognized arguments: --epoch 3",
+        "/env/bin/python: can't open file '/home/u/trian.py': [Errno 2] No such file or directory",
+        "/env/bin/python3.11: No module named axolotl.cli",
+        "bash: torchrun: command not found",
+    ],
+)
+def test_the_last_words_of_a_command_say_more_than_its_launcher(words):
+    (found,) = diagnose_text(
+        f"{words}\n{words}\n{FAILED}local_rank: 1 (pid: 8) of binary: python\n"
+    )
+    assert found.cause == f"not recognised; first sign: {words}"
+
+
+@pytest.mark.parametrize(
+    ("log", "kind"),
+    [
+        ("trainer-1  | step 3\ntrainer-1 exited with code 137\n", "killed"),
+        ("trainer-1  | step 3\ntrainer-1 exited with code 143\n", "ended-from-outside"),
+        ("[rank: 0] Received SIGTERM: 15\n", "ended-from-outside"),
+        ('ExitCode 1\nErrorMessage "RuntimeError: bad shape (3, 4)"\n', "not-recognised"),
+    ],
+)
+def test_what_containers_and_platforms_say_at_the_end_is_read(log, kind):
+    assert kinds(log) == [kind]
+
+
+def test_the_watchdog_says_more_than_those_who_heard_of_it():
+    heard = (
+        "[rank0]:[E723 01:58:45.541902539 ProcessGroupNCCL.cpp:1743] [PG ID 0 PG GUID 0 Rank 0] "
+        "Received a dump signal due to a collective timeout from rank 2 and we will try our best\n"
+    )
+    own = (
+        "[rank2]:[E723 01:58:45.510486595 ProcessGroupNCCL.cpp:632] [Rank 2] Watchdog caught "
+        "collective operation timeout: WorkNCCL(SeqNum=45390, OpType=ALLREDUCE, NumelIn=5, "
+        "NumelOut=5, Timeout(ms)=600000) ran for 600061 milliseconds before timing out.\n"
+    )
+    for log in (own + heard, heard + own):
+        (found,) = diagnose_text(log)
+        assert "rank 2 in ALLREDUCE number 45390" in found.cause
 
 
 # ---- chains
