@@ -55,7 +55,8 @@ IGNORED_ENDS = {"--- Logging error ---": re.compile(r"Arguments: ")}
 FLUSH_LEFT = re.compile(r"(?!Traceback \(most recent)\S")  # the others end with their exception
 LONGEST_IGNORED = 60  # lines
 IN_GROUP = re.compile(r"\s*\+(?:-\+)?-{4,}(?: (\d+|\.\.\.) -{4,})?$")  # between its members
-TWICE = re.compile(r"((?:\w+\.)*\w+(?:Error|Exception))\1: : (.*)$")  # two ranks, one line
+TWICE = re.compile(r"([\w.]+(?:Error|Exception))\1: : (.*)$")  # two ranks, one line
+IN_THREAD = re.compile(r"Exception in (thread .+?):$")
 CAUGHT = re.compile(r"Caught \w+ in (.+?)\.?$")
 NOT_PART = re.compile(
     r"\s*(?:Original )?Traceback \(most recent|Exception raised from|frame #\d|During handling of|"
@@ -230,6 +231,8 @@ class _Reader:
             self.places.append(Place(file, int(line), "", ""))
         elif CHAIN.match(text.strip()):
             self.chained = True
+        elif thread := IN_THREAD.match(text):
+            self.worker = thread[1]
         elif child := CHILD.match(text) or SUMMARY.match(text):
             self.rank = child[1]
         else:
@@ -254,7 +257,9 @@ class _Reader:
             return self._record(line, "ncclWarning", f"[WARN] {warning[1]}", thrown_by="NCCL")
         if "watchdog thread" in text and (ended := WATCHDOG_ENDED.search(text)):
             return self._record(line, "DistBackendError", ended[1], thrown_by="c10d")
-        header = self._header(TWICE.sub(_once, text))
+        if ": : " in text and (twice := TWICE.match(text)):
+            text = _once(twice)
+        header = self._header(text)
         if header is None:
             return None
         kind, first = header

@@ -73,7 +73,7 @@ class LoggedError:
     of_ranks: bool = False
     """True if the run is known to have several ranks."""
     worker: str = ""
-    """`DataLoader worker process 0`, if it was raised there."""
+    """`DataLoader worker process 0`, or `thread Thread-3 (read)`, if it was raised there."""
     beside: bool = False
     """True for a member of a group of exceptions that is not its first: none came after another."""
     inner: LoggedError | None = field(default=None, repr=False)
