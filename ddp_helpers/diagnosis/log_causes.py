@@ -20,7 +20,7 @@ from ddp_helpers.diagnosis.log_marks import Line
 from ddp_helpers.diagnosis.log_text import read_cut_off, read_errors, without_ignored
 from ddp_helpers.diagnosis.raised import NOT_THEIRS, LoggedError
 from ddp_helpers.diagnosis.rule_files import consequences, known_errors
-from ddp_helpers.diagnosis.rules import Diagnosis, recognise
+from ddp_helpers.diagnosis.rules import Diagnosis, is_of_cleaning_up, recognise
 
 # the end of a run that went wrong, even if nothing else is known of it
 SIGN = re.compile(
@@ -59,7 +59,8 @@ class Chain:
     def meaning(self) -> tuple[Diagnosis, LoggedError] | None:
         """What the first of them that is known means."""
         for error in self.errors:
-            if known := _known(error):
+            known = _known(error)
+            if known and not is_of_cleaning_up(known, error):
                 return known, error
         return None
 
@@ -90,10 +91,27 @@ def diagnose_lines(
     return _choose(told, root, exit_code) or _at_least(lines, exit_code, last)
 
 
+# what a scheduler does to the other ranks, and says in the same log, follows from the first
+SCHEDULERS = ("time-limit", "preempted", "node-failed", "cancelled", "task-failed", "evicted")
+
+
+def _without_what_follows(told: Sequence[Diagnosis]) -> list[Diagnosis]:
+    kinds = {each.kind for each in told if each.comes in ("first", "", "after", "last")}
+    dropped = set()
+    if "task-failed" in kinds:
+        dropped |= {"cancelled", "ended-from-outside"}
+        if kinds - dropped - {"task-failed"}:
+            dropped.add("task-failed")  # the task's own words are in this log
+    if kinds.intersection(SCHEDULERS):
+        dropped.add("ended-from-outside")
+    return [each for each in told if each.kind not in dropped]
+
+
 def _choose(
     told: Sequence[Diagnosis], root: RootCause | None, exit_code: int | None
 ) -> list[Diagnosis]:
     """The causes in order: what follows from another is told after it, or not at all."""
+    told = _without_what_follows(told)
 
     def those(comes: str) -> list[Diagnosis]:
         return [each for each in told if each.comes == comes]

@@ -5,10 +5,10 @@
 import pytest
 
 from ddp_helpers.cli.explain import explain
-from ddp_helpers.diagnosis import diagnose_text, is_consequence
+from ddp_helpers.diagnosis import diagnose, diagnose_text, is_consequence
 from ddp_helpers.diagnosis.log_causes import read_chains
 from ddp_helpers.diagnosis.log_files import read_text
-from ddp_helpers.evidence.records import Frame, RankError
+from ddp_helpers.evidence.records import Frame, RankError, RankResult
 
 SITE = "/env/lib/python3.11/site-packages"
 PANDAS = f"{SITE}/pandas/core/indexes/base.py"
@@ -249,6 +249,25 @@ def test_what_containers_and_platforms_say_at_the_end_is_read(log, kind):
     assert kinds(log) == [kind]
 
 
+EXITED = "srun: error: node17: task 2: Exited with exit code 1\nsrun: Terminating StepId=771.0\n"
+CANCELLED = "slurmstepd: error: *** STEP 771.0 ON node17 CANCELLED AT 2025-02-03T04:00:12 ***\n"
+TERMINATED = "srun: error: node17: tasks 0-1,3: Terminated\n"
+
+
+@pytest.mark.parametrize(
+    ("log", "expected"),
+    [
+        (EXITED + CANCELLED + TERMINATED, ["task-failed"]),
+        (CANCELLED + TERMINATED, ["cancelled"]),
+        (TERMINATED, ["ended-from-outside"]),
+        (trace(MAIN) + "KeyError: 'x'\n" + EXITED + CANCELLED + TERMINATED, ["not-recognised"]),
+        (CANCELLED.replace(" ***", " DUE TO TIME LIMIT ***") + TERMINATED, ["time-limit"]),
+    ],
+)
+def test_what_a_scheduler_did_to_the_others_is_not_told(log, expected):
+    assert kinds(log) == expected
+
+
 def test_the_watchdog_says_more_than_those_who_heard_of_it():
     heard = (
         "[rank0]:[E723 01:58:45.541902539 ProcessGroupNCCL.cpp:1743] [PG ID 0 PG GUID 0 Rank 0] "
@@ -329,6 +348,18 @@ def test_notes_and_keys_are_told_whole_and_short():
     assert seen[1].endswith('"layer0.weight", "layer1.weight", "layer2.weight" and 47 more')
     noted = trace(MAIN) + "ValueError: bad\nrow 7 of a.csv\n"
     assert "row 7 of a.csv" in "\n".join(diagnose_text(noted)[0].seen)
+
+
+NO_GROUP = "ValueError: Default process group has not been initialized, please make sure to call init_process_group.\n"
+
+
+def test_an_error_while_cleaning_up_is_not_the_cause():
+    log = trace(MAIN) + "KeyError: 'label'\n" + DURING + trace(MAIN) + NO_GROUP
+    (found,) = diagnose_text(log)
+    assert found.cause == "not recognised; first error: KeyError: 'label'"
+    assert kinds(trace(MAIN) + NO_GROUP) == ["no-process-group"]
+    of_rank_1 = RankError("ValueError", NO_GROUP.partition(": ")[2].strip(), log, ())
+    assert diagnose([RankResult(1, error=of_rank_1)]) == []
 
 
 # ---- errors of a rank of launch()
