@@ -28,6 +28,7 @@ SIGN = re.compile(
     r"^\[?[EF]\d{3,4} |\[[EF] ?\d{0,4} |"
     r"\bSIG[A-Z]{3,}[12]?\b|\bKilled\b|\bOOM|Segmentation fault|Bus error|core dumped|"
     r"exited with code [1-9]|exits with return code = -?[1-9]|\bExitCode [1-9]|##\[error\]|"
+    r"MPI_ABORT was invoked|"
     r"can't open file '|^\S*python[\d.]*: No module named|Exception in thread|"
     r"raceback \(most recent|Fatal Python error"
 )

@@ -35,6 +35,7 @@ PREFIXES = tuple(
         r"[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d [\w.-]+ [\w./-]+(?:\[\d+\])?: ",  # the journal
         r"\[ *\d+\.\d{6}\] ",  # the kernel's
         r"(?P<s>\((?:[\w.:<>-]+(?:\([^()]*\))? )?pid=\d+(?:, [^()]*)?\)) ?",  # Ray
+        r"(?P<s>\[pod/[^\]\s]+\]) ?",  # kubectl logs --prefix
         r"(?P<s>\(raylet(?:, [^()]*)?\)) ?",
         r"(?P<s>[A-Za-z][\w.-]*?[-_]?\d*) +\| (?!-)",  # docker compose
         r"(?:> ?)+",  # a quote
@@ -80,6 +81,8 @@ JSON_TEXTS = (
     *("exc_info", "exception", "exc_text", "traceback", "stack", "stack_trace", "stacktrace"),
     *("error", "error.stack_trace", "jsonPayload"),
 )
+ESCAPED_TRACEBACK = f"{TRACEBACK_BEGINS}:\\n"  # as torchrun's @record prints it, or a repr
+END_OF_TEXT = re.compile(r"(?:\\n)?[\"'][,)}\]]*$")
 JSON_RANKS = ("rank", "RANK", "global_rank", "Rank")
 JSON_LEVELS = ("level", "levelname", "severity", "log.level", "levelName")
 SERIOUS = re.compile(r"(?i)err|crit|fatal")
@@ -107,9 +110,14 @@ class Line:
 
 
 def _unpacked(raw: str) -> list[str]:
-    """The line without colours; the lines in it, if a logger packed them into JSON."""
-    packed = raw.endswith("}") and '{"' in raw[:LONGEST_MARK]
-    return [COLOUR.sub("", text) for text in (_from_json(raw) if packed else [raw])]
+    """The line without colours; the lines in it, if a logger packed them into one."""
+    if raw.endswith("}") and '{"' in raw[:LONGEST_MARK]:
+        texts = _from_json(raw)
+    elif ESCAPED_TRACEBACK in raw:
+        texts = END_OF_TEXT.sub("", raw).replace('\\"', '"').split("\\n")
+    else:
+        texts = [raw]
+    return [COLOUR.sub("", text) for text in texts]
 
 
 def _parted(text: str) -> Iterator[str]:
@@ -150,8 +158,22 @@ def _texts(told: dict[str, object]) -> Iterator[str]:
             yield value
         elif isinstance(value, dict):
             yield from _texts(value)
-        elif isinstance(value, list) and all(isinstance(each, str) for each in value):
-            yield "".join(value)
+        elif isinstance(value, list):
+            yield "".join(each if isinstance(each, str) else _traceback(each) for each in value)
+
+
+def _traceback(told: object) -> str:
+    """The text of a traceback that structlog told as a dict."""
+    if not isinstance(told, dict) or "exc_type" not in told:
+        return ""
+    frames = [each for each in told.get("frames", ()) if isinstance(each, dict)]
+    lines = [
+        f'  File "{each.get("filename")}", line {each.get("lineno", 0)}, in {each.get("name")}\n'
+        f"    {each.get('line') or '...'}\n"
+        for each in frames
+    ]
+    head = f"{TRACEBACK_BEGINS}:\n" if lines else ""
+    return f"{head}{''.join(lines)}{told['exc_type']}: {told.get('exc_value', '')}\n"
 
 
 def take_off(text: str) -> tuple[str, str, str]:

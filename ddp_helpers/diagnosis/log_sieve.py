@@ -19,7 +19,7 @@ CAPITALS = re.compile(
     rb"Guessing|NCCL(?: [^ \n]+)? WARN|E\d{3,4} \d\d:|F\d{3,4} \d\d:|E [A-Z]\w+\.cpp|DUE TO|"
     rb"CANCELLED|MEMBER: |MiB \||NVRM|NVML|Xid|This DataLoader will create|PREEMPT|NODE FAIL|"
     rb"Node failure|Evicted|No module named|Errno \d|PBS: job killed|TERM_(?:RUN|MEM)LIMIT|"
-    rb"Job has gone over|CUDA out of memory|HIP out of memory)"
+    rb"Job has gone over|MPI_ABORT|CUDA out of memory|HIP out of memory)"
     rb"[^\n]*"  # one of a line is enough
 )
 # those that have none: a plain search for each is faster than all of them in one pattern

@@ -160,6 +160,39 @@ def test_a_traceback_in_a_line_of_json_is_read(record, mark):
     )
 
 
+def test_a_traceback_that_structlog_told_as_a_dict_is_read():
+    frame = {"filename": "/x/train.py", "lineno": 3, "name": "main"}
+    told = {"exc_type": "ValueError", "exc_value": "bad", "frames": [frame, "odd"]}
+    log = json.dumps({"event": "failed", "exception": [told, "", 3]})
+    (found,) = diagnose_text(log)
+    assert found.seen == ("line 1: ValueError: bad", "  at /x/train.py, line 3, in main: ...")
+    bare = json.dumps({"event": "failed", "exception": [{"exc_type": "ValueError"}]})
+    assert diagnose_text(bare)[0].cause.endswith("ValueError")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '      "py_callstack": "{}",',  # torchrun's @record
+        "2025-03-01 ERROR train failed: {}",
+        "{{'error': '{}\\n'}}",
+    ],
+)
+def test_a_traceback_with_its_newlines_spelled_out_is_read(line):
+    escaped = TOLD.replace("\n", "\\n").replace('"', '\\"')
+    (found,) = diagnose_text(f"step 3\n{line.format(escaped)}\n")
+    assert found.seen == (
+        "line 2: ValueError: bad",
+        "  at /x/train.py, line 3, in main: run()",
+    )
+
+
+def test_pods_are_told_apart_without_a_traceback():
+    log = "[pod/w-0/pt] RuntimeError: bad\n[pod/w-1/pt] more\n[pod/w-0/pt] than that\n"
+    assert diagnose_text(log)[0].seen == ("line 1: RuntimeError: bad", "  than that")
+    assert diagnose_text("[pod/w-0/pt] Killed\n")[0].kind == "killed"
+
+
 def test_json_that_tells_nothing_is_left_as_it_is():
     for line in ('{"loss": 0.3, "Error": 1}', '{"level": "error"}', '{"a": }', '{"msg": 3}'):
         assert [each.text for each in read([(1, line)])] == [line]

@@ -138,6 +138,7 @@ def test_what_failed_without_a_word_is_never_called_well():
         "step 7 Killed by somebody",
         "Traceback (most recent call last):",
         "trainer-1 exited with code 3",
+        "MPI_ABORT was invoked on rank 1 in communicator MPI_COMM_WORLD",
         "##[error]Process completed with exit code 1.",
         "python: No module named axolotl.cli",
     ):
