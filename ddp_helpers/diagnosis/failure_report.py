@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from ddp_helpers.diagnosis.causes import diagnose, is_consequence
 from ddp_helpers.diagnosis.hang_causes import child_waited_for
 from ddp_helpers.diagnosis.log_files import read_text
-from ddp_helpers.diagnosis.log_text import WRAPPING, chain_of_rank, read_errors, without_ignored
+from ddp_helpers.diagnosis.log_ignored import without_ignored
+from ddp_helpers.diagnosis.log_text import WRAPPING, chain_of_rank, read_errors
 from ddp_helpers.diagnosis.raised import NOT_THEIRS, LoggedError
 from ddp_helpers.diagnosis.rule_files import consequences
 from ddp_helpers.diagnosis.rules import recognise

@@ -16,8 +16,9 @@ from ddp_helpers.diagnosis.known_lines import (
     recognise_lines,
 )
 from ddp_helpers.diagnosis.log_files import read_text
+from ddp_helpers.diagnosis.log_ignored import without_ignored
 from ddp_helpers.diagnosis.log_marks import Line
-from ddp_helpers.diagnosis.log_text import read_cut_off, read_errors, without_ignored
+from ddp_helpers.diagnosis.log_text import read_cut_off, read_errors
 from ddp_helpers.diagnosis.raised import NOT_THEIRS, LoggedError
 from ddp_helpers.diagnosis.rule_files import consequences, known_errors
 from ddp_helpers.diagnosis.rules import Diagnosis, is_of_cleaning_up, recognise

@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 
+from ddp_helpers.diagnosis.log_ignored import by_source
 from ddp_helpers.diagnosis.log_marks import Line, read, without_logger
 from ddp_helpers.diagnosis.raised import IN_CPP, LoggedError, Place
 from ddp_helpers.evidence.records import RankError
@@ -46,14 +47,6 @@ WATCHDOG_ENDED = re.compile(r"watchdog thread terminated with exception: (.+)")
 CHAIN = re.compile(r"During handling of the above|The above exception was the direct cause")
 CHILD = re.compile(r"-- Process (\d+) terminated with the following error")
 SUMMARY = re.compile(r"\s*rank\s+: (\d+) \(local_rank: ")  # of torchrun, before a traceback
-# what Python could only print, since nobody was there to catch it: no process ends of it
-IGNORED = re.compile(
-    r"Exception ignored (?:in|on|while)\b|--- Logging error ---$|Error in sys\.excepthook:$|"
-    r"Exception in thread QueueFeederThread:$"
-)
-IGNORED_ENDS = {"--- Logging error ---": re.compile(r"Arguments: ")}
-FLUSH_LEFT = re.compile(r"(?!Traceback \(most recent)\S")  # the others end with their exception
-LONGEST_IGNORED = 60  # lines
 IN_GROUP = re.compile(r"\s*\+(?:-\+)?-{4,}(?: (\d+|\.\.\.) -{4,})?$")  # between its members
 TWICE = re.compile(r"([\w.]+(?:Error|Exception))\1: : (.*)$")  # two ranks, one line
 IN_THREAD = re.compile(r"Exception in (thread .+?):$")
@@ -87,51 +80,19 @@ def find_errors(text: str) -> list[str]:
 
 def read_errors(lines: Sequence[Line]) -> list[LoggedError]:
     """The errors in a log, in order of appearance; no launcher's wrappers."""
-    found = [error for each in _by_source(lines) for error in _Reader(each).errors()]
+    found = [error for each in by_source(lines) for error in _Reader(each).errors()]
     order = {id(line): at for at, line in enumerate(lines)}  # of several files, one after another
     return sorted(found, key=lambda error: order[id(error.line)])
 
 
 def read_cut_off(lines: Sequence[Line]) -> tuple[Line, Place] | None:
     """The first traceback that ends before its exception: its first line, and where it stood."""
-    for each in _by_source(lines):
+    for each in by_source(lines):
         reader = _Reader(each)
         list(reader.errors())
         if reader.open and reader.places and reader.head:
             return reader.head, reader.places[-1]
     return None
-
-
-def without_ignored(lines: Sequence[Line]) -> list[Line]:
-    """Without the errors that Python printed and went on: in a `__del__`, in a logger."""
-    if not any(IGNORED.match(line.text) for line in lines):
-        return list(lines)
-    dropped = {id(line) for each in _by_source(lines) for line in _ignored(each)}
-    return [line for line in lines if id(line) not in dropped]
-
-
-def _ignored(lines: Sequence[Line]) -> Iterator[Line]:
-    at = 0
-    while at < len(lines):
-        head = IGNORED.match(lines[at].text)
-        at += 1
-        if not head:
-            continue
-        yield lines[at - 1]
-        within = lines[at : at + LONGEST_IGNORED]
-        end = IGNORED_ENDS.get(head[0], FLUSH_LEFT)
-        found = (n for n, each in enumerate(within) if end.match(each.text))
-        last = next(found, 0 if end is FLUSH_LEFT else -1)
-        yield from within[: last + 1]
-        at += last + 1
-
-
-def _by_source(lines: Sequence[Line]) -> list[list[Line]]:
-    """The lines of each rank: they print at the same time, and a message goes on in its next."""
-    by_source: dict[str, list[Line]] = {}
-    for line in lines:
-        by_source.setdefault(line.source, []).append(line)
-    return list(by_source.values())
 
 
 @lru_cache(maxsize=512)  # a report asks again and again

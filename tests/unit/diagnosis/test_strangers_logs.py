@@ -187,6 +187,11 @@ def test_a_traceback_with_its_newlines_spelled_out_is_read(line):
     )
 
 
+def test_a_quote_that_ends_a_message_stays():
+    log = TOLD.replace("ValueError: bad", "KeyError: 'x'").replace("\n", "\\n")
+    assert diagnose_text(f"failed: {log}\n")[0].seen[0] == "line 1: KeyError: 'x'"
+
+
 def test_pods_are_told_apart_without_a_traceback():
     log = "[pod/w-0/pt] RuntimeError: bad\n[pod/w-1/pt] more\n[pod/w-0/pt] than that\n"
     assert diagnose_text(log)[0].seen == ("line 1: RuntimeError: bad", "  than that")

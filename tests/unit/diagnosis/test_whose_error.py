@@ -225,7 +225,7 @@ FAILED = "E0211 torch/distributed/elastic/multiprocessing/api.py:869] failed (ex
     "words",
     [
         "train.py: error: unrecognized arguments: --epoch 3",
-        "/env/bin/python: can't open file '/home/u/trian.py': [Errno 2] No such file or directory",
+        "/env/bin/python: can't open file '/home/u/trian.py': [Errno 2] No such file or directory",  # codespell:ignore trian
         "/env/bin/python3.11: No module named axolotl.cli",
         "bash: torchrun: command not found",
     ],
