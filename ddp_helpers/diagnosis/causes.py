@@ -17,7 +17,7 @@ from ddp_helpers.diagnosis.log_files import read_text
 from ddp_helpers.diagnosis.log_text import chain_of_rank, read_errors
 from ddp_helpers.diagnosis.raised import LoggedError
 from ddp_helpers.diagnosis.rule_files import consequences, known_errors
-from ddp_helpers.diagnosis.rules import Diagnosis, recognise
+from ddp_helpers.diagnosis.rules import Diagnosis, is_of_cleaning_up, recognise
 from ddp_helpers.evidence.records import RankError, RankResult, name_ranks
 from ddp_helpers.evidence.waits import waiting_in
 
@@ -58,7 +58,8 @@ def diagnose(ranks: Sequence[RankResult], *, hang: bool = False) -> list[Diagnos
 
 
 def _cause_of(error: RankError) -> Diagnosis | None:
-    return next(filter(None, map(_meaning, chain_of_rank(error))), None)
+    known = ((_meaning(each), each) for each in chain_of_rank(error))
+    return next((told for told, each in known if told and not is_of_cleaning_up(told, each)), None)
 
 
 def _meaning(error: LoggedError) -> Diagnosis | None:

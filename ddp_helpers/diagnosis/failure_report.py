@@ -8,8 +8,12 @@ from collections.abc import Sequence
 
 from ddp_helpers.diagnosis.causes import diagnose, is_consequence
 from ddp_helpers.diagnosis.hang_causes import child_waited_for
-from ddp_helpers.diagnosis.log_text import WRAPPING, chain_of_rank
-from ddp_helpers.diagnosis.raised import NOT_THEIRS
+from ddp_helpers.diagnosis.log_files import read_text
+from ddp_helpers.diagnosis.log_ignored import without_ignored
+from ddp_helpers.diagnosis.log_text import WRAPPING, chain_of_rank, read_errors
+from ddp_helpers.diagnosis.raised import NOT_THEIRS, LoggedError
+from ddp_helpers.diagnosis.rule_files import consequences
+from ddp_helpers.diagnosis.rules import recognise
 from ddp_helpers.diagnosis.slips import find_slips
 from ddp_helpers.evidence.records import (
     LaunchResult,
@@ -102,6 +106,7 @@ def _cause_lines(causes: Sequence[RankResult], ranks: Sequence[RankResult]) -> l
     if first.error:
         lines += _rest_of(first.error) if not _lost_the_connection(first) else []
         lines += _place(first.error)
+    lines += [f"also, {line}" for line in _thread_lines(causes)]
     for rank in causes:
         if rank.rank not in alike and len(lines) < FIRST_LINES + MOST_RANKS:
             lines.append(f"also, rank {rank.rank} {_how(rank)}")
@@ -194,7 +199,28 @@ def _hang_lines(ranks: Sequence[RankResult], timeout: float | None) -> list[str]
         if timeout
         else "a rank waited for others that had already ended"
     )
-    return [first, *_standing_lines(ranks)]
+    return [first, *_thread_lines(ranks), *_standing_lines(ranks)]
+
+
+def _thread_lines(ranks: Sequence[RankResult]) -> list[str]:
+    """The threads that died: a rank goes on without them, and then waits for what never comes."""
+    lines = []
+    for rank in ranks:
+        if rank.ok or "Exception in thread" not in rank.output:
+            continue
+        printed = read_errors(without_ignored(read_text(rank.output)))
+        found = [each for each in printed if _is_of_a_thread(each)][:1]
+        for error in found:
+            theirs = [place for place in error.places if not NOT_THEIRS.search(place.file)]
+            where = f", at {theirs[-1]}" if theirs else ""
+            lines.append(f"rank {rank.rank} had lost a thread: {error.whole()[0]}{where}")
+    return lines[:MOST_RANKS]
+
+
+def _is_of_a_thread(error: LoggedError) -> bool:
+    """True but for the loader's own thread, which breaks when the rank ends before it."""
+    own = error.worker.startswith("thread ") and "_pin_memory_loop" not in error.worker
+    return own and recognise(error, consequences()) is None
 
 
 def _standing_lines(ranks: Sequence[RankResult]) -> list[str]:

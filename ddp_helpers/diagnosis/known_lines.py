@@ -43,8 +43,9 @@ class RootCause:
 
 def recognise_lines(lines: Sequence[Line]) -> list[Diagnosis]:
     """The causes that single lines of a log tell, and those that several tell together."""
-    told = [*_by_rules(_without_other_failures(lines))]
-    for look in (_findings, _watchdog, _missing_members, _all_on_gpu_0):
+    told = _watchdog(lines)  # says more than the rule for what other ranks print of the same
+    told += _by_rules(_without_other_failures(lines))
+    for look in (_findings, _missing_members, _all_on_gpu_0):
         told += look(lines)
     return told
 

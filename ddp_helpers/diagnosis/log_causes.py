@@ -16,18 +16,27 @@ from ddp_helpers.diagnosis.known_lines import (
     recognise_lines,
 )
 from ddp_helpers.diagnosis.log_files import read_text
+from ddp_helpers.diagnosis.log_ignored import without_ignored
 from ddp_helpers.diagnosis.log_marks import Line
-from ddp_helpers.diagnosis.log_text import read_errors
+from ddp_helpers.diagnosis.log_text import read_cut_off, read_errors
 from ddp_helpers.diagnosis.raised import NOT_THEIRS, LoggedError
 from ddp_helpers.diagnosis.rule_files import consequences, known_errors
-from ddp_helpers.diagnosis.rules import Diagnosis, recognise
+from ddp_helpers.diagnosis.rules import Diagnosis, is_of_cleaning_up, recognise
 
 # the end of a run that went wrong, even if nothing else is known of it
 SIGN = re.compile(
     r"\bFAILED\b|exit ?(?:code|status)\s*:? ?-?[1-9]|by signal \d|^(?:Hangup|Terminated)$|"
     r"^\[?[EF]\d{3,4} |\[[EF] ?\d{0,4} |"
     r"\bSIG[A-Z]{3,}[12]?\b|\bKilled\b|\bOOM|Segmentation fault|Bus error|core dumped|"
-    r"Exception in thread|raceback \(most recent|Fatal Python error"
+    r"exited with code [1-9]|exits with return code = -?[1-9]|\bExitCode [1-9]|##\[error\]|"
+    r"MPI_ABORT was invoked|"
+    r"can't open file '|^\S*python[\d.]*: No module named|Exception in thread|"
+    r"raceback \(most recent|Fatal Python error"
+)
+# what a command said before its launcher told that it had failed
+LAST_WORDS = re.compile(
+    r"^\S+\.py: error: |can't open file '|^\S*python[\d.]*: No module named |"
+    r"^\S+: (?:\S+: )?command not found"
 )
 RANKS = re.compile(
     r"torchrun|torch[./]distributed|DistributedDataParallel|nn/parallel/distributed|ProcessGroup|"
@@ -52,7 +61,8 @@ class Chain:
     def meaning(self) -> tuple[Diagnosis, LoggedError] | None:
         """What the first of them that is known means."""
         for error in self.errors:
-            if known := _known(error):
+            known = _known(error)
+            if known and not is_of_cleaning_up(known, error):
                 return known, error
         return None
 
@@ -75,6 +85,7 @@ def diagnose_lines(
     lines: Sequence[Line], exit_code: int | None = None, last: str = ""
 ) -> list[Diagnosis]:
     """The same for a log of which only the lines that matter were read."""
+    lines = without_ignored(lines)
     told = recognise_lines(lines)
     root = find_root_cause(lines)
     chains = _in_order(read_chains(lines), root, lines)
@@ -82,10 +93,27 @@ def diagnose_lines(
     return _choose(told, root, exit_code) or _at_least(lines, exit_code, last)
 
 
+# what a scheduler does to the other ranks, and says in the same log, follows from the first
+SCHEDULERS = ("time-limit", "preempted", "node-failed", "cancelled", "task-failed", "evicted")
+
+
+def _without_what_follows(told: Sequence[Diagnosis]) -> list[Diagnosis]:
+    kinds = {each.kind for each in told if each.comes in ("first", "", "after", "last")}
+    dropped = set()
+    if "task-failed" in kinds:
+        dropped |= {"cancelled", "ended-from-outside"}
+        if kinds - dropped - {"task-failed"}:
+            dropped.add("task-failed")  # the task's own words are in this log
+    if kinds.intersection(SCHEDULERS):
+        dropped.add("ended-from-outside")
+    return [each for each in told if each.kind not in dropped]
+
+
 def _choose(
     told: Sequence[Diagnosis], root: RootCause | None, exit_code: int | None
 ) -> list[Diagnosis]:
     """The causes in order: what follows from another is told after it, or not at all."""
+    told = _without_what_follows(told)
 
     def those(comes: str) -> list[Diagnosis]:
         return [each for each in told if each.comes == comes]
@@ -131,12 +159,19 @@ def _inner(error: LoggedError) -> Iterator[LoggedError]:
         yield error
 
 
+def _outer(error: LoggedError) -> Iterator[LoggedError]:
+    while error.led_to:
+        error = error.led_to
+        yield error
+
+
 def _in_order(chains: list[Chain], root: RootCause | None, lines: Sequence[Line]) -> list[Chain]:
     """Those of torchrun's first rank first, and last those that their rank survived."""
     named = {chain.errors[0].rank for chain in chains}
     alone = len(named) == 1 and not any(RANKS.search(line.text) for line in lines)
     # a rank goes on after an error that it caught, and ends with its last traceback
-    last = {c.errors[0].rank: at for at, c in enumerate(chains) if c.errors[-1].places}
+    ends = [(at, c.errors[-1]) for at, c in enumerate(chains) if c.errors[-1].places]
+    last = {error.rank: at for at, error in ends if not error.beside}
 
     def key(at: int) -> tuple[bool, bool]:
         rank = chains[at].errors[0].rank
@@ -183,8 +218,10 @@ def _seen(error: LoggedError) -> tuple[str, ...]:
 
 
 def _at(error: LoggedError) -> tuple[str, ...]:
-    place = next((p for p in reversed(error.places) if not NOT_THEIRS.search(p.file)), None)
-    place = place or error.innermost
+    """The line of the reader's code, perhaps of the error that it led to; else the innermost."""
+    chain = [error, *_outer(error), *_inner(error)]
+    places = [place for each in chain for place in reversed(each.places)]
+    place = next((p for p in places if not NOT_THEIRS.search(p.file)), None) or error.innermost
     if place is None:
         return ()
     source = f": {place.source}" if place.source else ""
@@ -198,8 +235,14 @@ def _unknown_error(error: LoggedError) -> Diagnosis:
 
 def _at_least(lines: Sequence[Line], exit_code: int | None, last: str) -> list[Diagnosis]:
     """Of a run that failed without a word that is known: what it is that says so."""
+    if cut := read_cut_off(lines):
+        head, place = cut
+        shown = f"a traceback without its end, at {place}"[:LONGEST]
+        seen = (f"{head.where}: {head.text.strip()[:LONGEST]}", f"  at {place}: {place.source}")
+        return [Diagnosis("not-recognised", f"not recognised; {shown}", READ, seen)]
     sign = next((line for line in lines if SIGN.search(line.text)), None)
     if sign is not None:
+        sign = next((line for line in lines if LAST_WORDS.search(line.text)), sign)
         shown = f"first sign: {sign.text.strip()[:LONGEST]}"
         return [Diagnosis("not-recognised", f"not recognised; {shown}", READ, (quote(sign),))]
     if exit_code:

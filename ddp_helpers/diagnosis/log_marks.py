@@ -1,22 +1,27 @@
 """What launchers, schedulers, loggers and readers put in front of a line, and the rank it names.
 
 `[rank1]: `, `1: `, `[default1]:`, `[1,0]<stderr>:`, times, Kubernetes, Ray, docker, a quote's `> `,
-a bar of progress: all of it is taken off, one after the other, until the line itself begins.
+a bar of progress: all of it is taken off, one after the other, until the line itself begins. What
+is known of nobody shows itself: the same words in front of a traceback and of its first `File`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-COLOUR = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))|\x08")
+from ddp_helpers.diagnosis.log_packed import TRACEBACK_BEGINS, unpacked
+
 _TIME = r"\d{4}[-/]\d\d[-/]\d\d[T _]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z| ?[+-]\d\d:?\d\d)?"
 # a, b or c is the rank; s names the process, where no rank is told
 PREFIXES = tuple(
     re.compile(pattern)
     for pattern in (
-        r"\[rank:? ?(?P<a>\d+)\]:? ?|\[default(?P<b>\d+)\]: ?|\[(?P<c>\d{1,3})\]:? ?(?![+,<-])",
+        r"\[rank:? ?(?P<a>\d+)\]:? ?|\[default(?P<b>\d+)\]: ?|\[(?P<c>\d{1,3})\]: ?(?![+,<-])",
+        r"\[(?P<a>\d+)\]<(?:stdout|stderr)>: ?",  # horovodrun
+        r"(?P<s>\[\d{1,3}\]) ?(?![+,<-])",  # a rank, a thread, or an item of a list
         r"\[\d{4,}\] ",  # a paste with its lines counted
         r"E {7}|E$",  # pytest
         r"\[(?:[\w.-]+@)?\d+,(?P<a>\d+)\](?:<(?:stdout|stderr|stddiag)>)?: ?",  # mpirun
@@ -30,11 +35,13 @@ PREFIXES = tuple(
         r"[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d [\w.-]+ [\w./-]+(?:\[\d+\])?: ",  # the journal
         r"\[ *\d+\.\d{6}\] ",  # the kernel's
         r"(?P<s>\((?:[\w.:<>-]+(?:\([^()]*\))? )?pid=\d+(?:, [^()]*)?\)) ?",  # Ray
+        r"(?P<s>\[pod/[^\]\s]+\]) ?",  # kubectl logs --prefix
         r"(?P<s>\(raylet(?:, [^()]*)?\)) ?",
         r"(?P<s>[A-Za-z][\w.-]*?[-_]?\d*) +\| (?!-)",  # docker compose
         r"(?:> ?)+",  # a quote
         r"(?:ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d \[?[\w./-]+\.py:\d+\] ?",  # vLLM
         r"E\d{4} [\d:.]+ +\d+ \S*error_handler\.py:\d+\] ?",  # torchrun, of a recorded error
+        r'ErrorMessage "(?=\w+(?:Error|Exception): )',  # SageMaker
         r" {2,}\| {1,2}",  # a group of exceptions
         r"[^\[\]\n]{0,200}?\d+%\|[^|]*\| *[\d.?kMG]+/[\d.?kMG]+ \[[^\]]*\]",  # tqdm's bar
         r"\d+it \[[^\]]*it/s[^\]]*\]",
@@ -61,7 +68,12 @@ _TRACEBACK = re.compile(
     r"(?<=\S)(?<!Original)(?<!Group) ?(?=\bTraceback \(most recent call last\):)"
 )
 RAY_REPEATS = re.compile(r" \[repeated \d+x across cluster\].*$")
-DOCKER_JSON = re.compile(r'\{"log":"')
+BARE_NUMBER = re.compile(r"\[(\d+)\]$")
+LONGEST_MARK = 120  # characters
+WITHIN = 6  # lines: others may write between a traceback's head and its first frame
+MOST_TRIES = 300  # of marks that differ in their digits only: pods, or steps
+RANK_IN_MARK = re.compile(r"rank[-_:= ]?(\d+)")
+DIGITS = re.compile(r"\d+")
 
 
 @dataclass(frozen=True)
@@ -84,27 +96,15 @@ class Line:
         return f"{rank}{f'{self.file}, ' if self.file else ''}line {self.number}"
 
 
-def split_lines(number: int, raw: str) -> Iterator[tuple[int, str]]:
+def _parted(text: str) -> Iterator[str]:
     """The line; two, if one rank wrote into the line of another."""
-    if raw.startswith('{"log":"') and DOCKER_JSON.match(raw):
-        raw = _from_json(raw)
-    raw = COLOUR.sub("", raw)
-    for piece in _RANKS_LINE.split(raw) if "[rank" in raw else [raw]:
+    for piece in _RANKS_LINE.split(text) if "[rank" in text else [text]:
         before = _TRACEBACK.split(piece)[0] if "Traceback (most" in piece else piece
         if before != piece and without_logger(take_off(before)[2]).strip():
-            yield number, before
-            yield number, piece[len(before) :].lstrip()
+            yield before
+            yield piece[len(before) :].lstrip()
         else:
-            yield number, piece
-
-
-def _from_json(raw: str) -> str:
-    import json
-
-    try:
-        return str(json.loads(raw)["log"]).rstrip("\n")
-    except (ValueError, KeyError):
-        return raw
+            yield piece
 
 
 def take_off(text: str) -> tuple[str, str, str]:
@@ -147,15 +147,77 @@ def read(numbered: Iterable[tuple[int, str]], file: str = "", rank: str = "") ->
         file: its name, if there are several.
         rank: the rank that the file belongs to, if that is known.
     """
+    pieces = [
+        (number, *take_off(text))
+        for number, raw in _without_hosts(list(numbered))
+        for text in unpacked(raw)
+    ]
     lines = []
-    for number, raw in _without_hosts(list(numbered)):
-        for _, piece in split_lines(number, raw):
-            told, source, text = take_off(piece)
-            if piece.strip() and not text.strip() and piece is not raw:
+    for number, rank_told, process, whole in _without_own_marks(pieces):
+        for part in _parted(whole):
+            told, source, text = take_off(part)
+            if part.strip() and not text.strip() and part is not whole:
                 continue  # the mark of a launcher, with the mark of torch behind it
-            mine = told or rank
+            mine, source = told or rank_told or rank, source or process
             lines.append(Line(number, text, mine, f"{file}|{source}|{mine}", file))
     return _without_margin(_without_loud_logger(lines))
+
+
+Piece = tuple[int, str, str, str]
+"""A line's number, the rank and the process that it names, and its text."""
+
+
+def _without_own_marks(pieces: list[Piece]) -> list[Piece]:
+    """Without what a tool that nobody knows put in front of each line: kubectl, stern, grep, ...
+
+    A bare `[1]` is the rank if tracebacks, too, stand behind it; else it may count anything.
+    """
+    heads = [at for at, piece in enumerate(pieces) if TRACEBACK_BEGINS in piece[3]]
+    ranks = {pieces[at][2] for at in heads if BARE_NUMBER.match(pieces[at][2])}
+    marks = sorted(_own_marks(pieces, heads), key=len, reverse=True)
+    if not marks and not ranks:
+        return pieces
+    mark = re.compile("|".join(marks) or "(?!)")
+    taken = []
+    for number, told, source, text in pieces:
+        if hit := mark.match(text):
+            rank, process, text = take_off(text[hit.end() :])
+            named = RANK_IN_MARK.search(hit[0])
+            told = rank or told or (named[1] if named else "")
+            # of a time or a number that goes on, the lines are one process's
+            own = hit[0] if re.escape(hit[0]) in marks else DIGITS.sub("0", hit[0])
+            source = process or own.strip() or source
+        if not told and source in ranks:
+            told = source.strip("[]")
+        taken.append((number, told, source, text))
+    return taken
+
+
+def _own_marks(pieces: Sequence[Piece], heads: Sequence[int]) -> set[str]:
+    """What stands in front of these tracebacks, as patterns."""
+    marks: set[str] = set()
+    tries: Counter[str] = Counter()
+    for at in heads:
+        before = pieces[at][3].split(TRACEBACK_BEGINS)[0]
+        alike = DIGITS.sub("0", before)
+        tries[alike] += 1
+        # a log of nothing but errors must not take for ever
+        if before.strip() and len(before) <= LONGEST_MARK and tries[alike] <= MOST_TRIES:
+            marks.add(_own_mark(before, [p[3] for p in pieces[at + 1 : at + 1 + WITHIN]]))
+    return marks - {""}
+
+
+def _own_mark(before: str, following: Sequence[str]) -> str:
+    """The pattern of what stands before this traceback, if it stands before its frame, too."""
+    starts = range(1, len(before) + 1)
+    own = re.escape(before[: next(i for i in starts if not take_off(before[i:])[2])])
+    # with a time or a number that goes on, its digits differ
+    for pattern in (own, DIGITS.sub(r"\\d+", own)):
+        for text in following:
+            hit = re.match(pattern, text)
+            if hit and take_off(text[hit.end() :])[2].startswith('  File "'):
+                return pattern
+    return ""
 
 
 def _without_hosts(numbered: list[tuple[int, str]]) -> list[tuple[int, str]]:

@@ -18,7 +18,8 @@ CAPITALS = re.compile(
     rb"OOM|Out [Oo]f [Mm]em|OutOfMemory|SIG[A-Z]{2}|Segmentation|Bus error|Fatal|Watchdog|"
     rb"Guessing|NCCL(?: [^ \n]+)? WARN|E\d{3,4} \d\d:|F\d{3,4} \d\d:|E [A-Z]\w+\.cpp|DUE TO|"
     rb"CANCELLED|MEMBER: |MiB \||NVRM|NVML|Xid|This DataLoader will create|PREEMPT|NODE FAIL|"
-    rb"Node failure|Evicted)"
+    rb"Node failure|Evicted|No module named|Errno \d|PBS: job killed|TERM_(?:RUN|MEM)LIMIT|"
+    rb"Job has gone over|MPI_ABORT|CUDA out of memory|HIP out of memory)"
     rb"[^\n]*"  # one of a line is enough
 )
 # those that have none: a plain search for each is faster than all of them in one pattern
@@ -29,7 +30,7 @@ OTHERS = tuple(
         "slurmstepd|srun: |oom_kill|oom-kill|error: |c10d]|gai error|what to do: |enough slots|"
         "temporarily unavailable|pthread_create|pids controller|Grad strides|find_unused|lost.|"
         "device used by this process|symbol lookup|encountered in worker|"
-        "unexpected system error|by signal |sanitizer"
+        "unexpected system error|by signal |sanitizer|❱ |with code "
     ).split("|")
 )
 BEFORE, AFTER = 2, 30  # lines around one: whose it is, and the rest of a message

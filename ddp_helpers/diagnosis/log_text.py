@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 
+from ddp_helpers.diagnosis.log_ignored import by_source
 from ddp_helpers.diagnosis.log_marks import Line, read, without_logger
 from ddp_helpers.diagnosis.raised import IN_CPP, LoggedError, Place
 from ddp_helpers.evidence.records import RankError
@@ -24,9 +26,14 @@ HEADER = re.compile(
 )
 # below a traceback any name is one: custom exceptions are called what their authors like
 ANY_HEADER = re.compile(
+    r"(?![A-Z]+_[A-Z_]+:)"  # LSF's TERM_RUNLIMIT
     r"(?:[A-Za-z_][\w.]*\.)?((?<=\.)[a-z_]\w*|[A-Z]\w*(?<!Warning))(?:\([\w.]+\))?(?:: (.*)|:?)$"
 )
-TRACEBACK = re.compile(r".{0,80}?\bTraceback \(most recent call last\)")
+WARNING_HEADER = re.compile(r"(?:[A-Za-z_][\w.]*\.)?(\w+Warning)(?:: (.*)|:?)$")
+# in a box, as rich draws it, are as many dashes as the terminal was wide
+TRACEBACK = re.compile(r"(?:[ ╭─]*|.{0,80}?)\bTraceback \(most recent call last\)")
+BOX_FRAME = re.compile(r"\s*│ (\S.*?):(\d+) in(?: (\S+))? *│ *$")
+BOX_SOURCE = re.compile(r"\s*│ ❱ +\d+ [ │]*(.*?) *│ *$")
 FRAME = re.compile(r'(\s*)(?:File "(.+?)"|(cell In ?\[\d+\])), line (\d+)(?:, in (.+))?')
 NOTEBOOK_FRAME = re.compile(r"(?:File (\S+?):(\d+), in |Cell In ?\[\d+\], line (\d+))")
 # in a paste whose other lines have no margin: with a message, or with its module
@@ -40,12 +47,16 @@ WATCHDOG_ENDED = re.compile(r"watchdog thread terminated with exception: (.+)")
 CHAIN = re.compile(r"During handling of the above|The above exception was the direct cause")
 CHILD = re.compile(r"-- Process (\d+) terminated with the following error")
 SUMMARY = re.compile(r"\s*rank\s+: (\d+) \(local_rank: ")  # of torchrun, before a traceback
+IN_GROUP = re.compile(r"\s*\+(?:-\+)?-{4,}(?: (\d+|\.\.\.) -{4,})?$")  # between its members
+TWICE = re.compile(r"([\w.]+(?:Error|Exception))\1: : (.*)$")  # two ranks, one line
+IN_THREAD = re.compile(r"Exception in (thread .+?):$")
 CAUGHT = re.compile(r"Caught \w+ in (.+?)\.?$")
 NOT_PART = re.compile(
     r"\s*(?:Original )?Traceback \(most recent|Exception raised from|frame #\d|During handling of|"
     r"The above exception was|-- Process \d|\s*File \"|=====|-----|\*\*\*\*\*|terminate called|"
     r"\[?[EWIF]\d{3,4} \d\d:|srun: |slurmstepd: |.*\bNCCL (?:INFO|WARN|VERSION)\b|"
-    r"(?:ERROR|INFO|WARNING):[\w.]+:|Fatal Python error|Killed$|Aborted|Segmentation fault"
+    r"(?:ERROR|INFO|WARNING):[\w.]+:|##\[error\]|\s*\+-{4,}|Fatal Python error|Killed$|Aborted|"
+    r"Segmentation fault"
 )
 # raised by launchers around a rank's own error, which stands in the log itself
 WRAPPERS = ("ProcessRaisedException", "ProcessExitedException", "ChildFailedError")
@@ -69,13 +80,19 @@ def find_errors(text: str) -> list[str]:
 
 def read_errors(lines: Sequence[Line]) -> list[LoggedError]:
     """The errors in a log, in order of appearance; no launcher's wrappers."""
-    # ranks print at the same time: a message goes on in the next line of the same rank
-    by_source: dict[str, list[Line]] = {}
-    for line in lines:
-        by_source.setdefault(line.source, []).append(line)
-    found = [error for each in by_source.values() for error in _Reader(each).errors()]
+    found = [error for each in by_source(lines) for error in _Reader(each).errors()]
     order = {id(line): at for at, line in enumerate(lines)}  # of several files, one after another
     return sorted(found, key=lambda error: order[id(error.line)])
+
+
+def read_cut_off(lines: Sequence[Line]) -> tuple[Line, Place] | None:
+    """The first traceback that ends before its exception: its first line, and where it stood."""
+    for each in by_source(lines):
+        reader = _Reader(each)
+        list(reader.errors())
+        if reader.open and reader.places and reader.head:
+            return reader.head, reader.places[-1]
+    return None
 
 
 @lru_cache(maxsize=512)  # a report asks again and again
@@ -106,6 +123,11 @@ def _whole(error: RankError, printed: LoggedError | None) -> LoggedError:
     return LoggedError(error.type_name, message, places=places, torch_told=told)
 
 
+def _once(twice: re.Match[str]) -> str:
+    half = twice[2][: len(twice[2]) // 2]
+    return f"{twice[1]}: {half}" if twice[2] == half * 2 else twice[0]
+
+
 class _Reader:
     """Reads the lines of one source, one after the other."""
 
@@ -117,6 +139,8 @@ class _Reader:
         self.rank = ""
         self.worker = ""
         self.chained = False
+        self.head: Line | None = None  # of the traceback that is being read
+        self.member = 0  # of a group of exceptions
 
     def errors(self) -> Iterator[LoggedError]:
         """What was raised, thrown or warned of."""
@@ -130,6 +154,7 @@ class _Reader:
             if self.chained and previous:
                 error.inner, previous.led_to = previous, error
             self.chained, self.places, self.base = False, [], -1
+            error.beside = self.member > 1
             if error.kind in (*WRAPPERS, *WRAPPING) or self._is_of_a_child(at, error):
                 continue
             caught = CAUGHT.match(error.message.split("\n")[0])
@@ -152,6 +177,11 @@ class _Reader:
         """True for the lines of a traceback, and those between two."""
         if "raceback (most recent" in text and TRACEBACK.match(text):
             self.places, self.base, self.open = [], len(text) - len(text.lstrip()), True
+            self.head = self.lines[at]
+        elif "│" in text and self._is_in_a_box(text):
+            pass
+        elif member := IN_GROUP.match(text):
+            self.member = int(member[1]) if (member[1] or "").isdigit() else 0
         elif frame := FRAME.match(text):
             source = self.lines[at + 1].text.strip() if at + 1 < len(self.lines) else ""
             file = frame[2] or frame[3]
@@ -162,11 +192,21 @@ class _Reader:
             self.places.append(Place(file, int(line), "", ""))
         elif CHAIN.match(text.strip()):
             self.chained = True
+        elif thread := IN_THREAD.match(text):
+            self.worker = thread[1]
         elif child := CHILD.match(text) or SUMMARY.match(text):
             self.rank = child[1]
         else:
             return False
         return True
+
+    def _is_in_a_box(self, text: str) -> bool:
+        """True for a line of a traceback as rich draws it; what it tells of the place is kept."""
+        if frame := BOX_FRAME.match(text):
+            self.places.append(Place(frame[1], int(frame[2]), frame[3] or "", ""))
+        elif (code := BOX_SOURCE.match(text)) and self.places:
+            self.places[-1] = replace(self.places[-1], source=code[1])
+        return self.open
 
     def _error(self, at: int, line: Line) -> LoggedError | None:
         text = line.text
@@ -178,6 +218,8 @@ class _Reader:
             return self._record(line, "ncclWarning", f"[WARN] {warning[1]}", thrown_by="NCCL")
         if "watchdog thread" in text and (ended := WATCHDOG_ENDED.search(text)):
             return self._record(line, "DistBackendError", ended[1], thrown_by="c10d")
+        if ": : " in text and (twice := TWICE.match(text)):
+            text = _once(twice)
         header = self._header(text)
         if header is None:
             return None
@@ -204,13 +246,20 @@ class _Reader:
         if hit and margin and not self.places and not INDENTED.match(plain):
             return None
         if not hit and self.open and margin <= max(self.base, 0):
-            hit = ANY_HEADER.match(plain)
+            hit = ANY_HEADER.match(plain) or self._warning(plain)
         if hit:
             return hit
         bare = without_logger(plain)
         logged = plain[: len(plain) - len(bare)]
         quiet = re.search(r"\b(?:DEBUG|INFO|WARN)", logged) and not self.places
         return HEADER.match(bare) if logged and not quiet else None
+
+    def _warning(self, plain: str) -> re.Match[str] | None:
+        """A warning that was turned into an error: its traceback ends where it was given."""
+        raised = self.places and re.match(
+            r"(?:_?warnings\.)?warn\b|raise\b", self.places[-1].source
+        )
+        return WARNING_HEADER.match(plain) if raised else None
 
     def _record(self, line: Line, kind: str, message: str, thrown_by: str = "") -> LoggedError:
         return LoggedError(
@@ -219,9 +268,12 @@ class _Reader:
 
     def _join(self, at: int, first: str) -> str:
         """A message with its further lines, up to the next error or traceback."""
-        lines = [first]
+        lines = [first.rstrip()]
         following = [line.text for line in self.lines[at + 1 : at + 1 + LONGEST_MESSAGE]]
         for line, after in zip(following, [*following[1:], ""], strict=False):
+            if len(lines) == 1 and first.endswith(" raised:") and HEADER.match(line):
+                lines.append(line)  # torch.compile's own error tells only whose it is
+                continue
             if NOT_PART.match(line) or HEADER.match(line):
                 break
             if not line.strip() and not after.startswith((" ", "\t", "(")):

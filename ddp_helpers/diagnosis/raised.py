@@ -73,7 +73,9 @@ class LoggedError:
     of_ranks: bool = False
     """True if the run is known to have several ranks."""
     worker: str = ""
-    """`DataLoader worker process 0`, if it was raised there."""
+    """`DataLoader worker process 0`, or `thread Thread-3 (read)`, if it was raised there."""
+    beside: bool = False
+    """True for a member of a group of exceptions that is not its first: none came after another."""
     inner: LoggedError | None = field(default=None, repr=False)
     """The exception before it in a chain."""
     led_to: LoggedError | None = field(default=None, repr=False)
@@ -119,8 +121,9 @@ class LoggedError:
         if self.worker:
             lines[0] += f" (in {self.worker})"
         last = self.led_to
-        if last is not None and last.kind not in ("SystemExit", self.kind):
-            first = (str(last).splitlines() or [""])[0]
+        first = (str(last).splitlines() or [""])[0]
+        again = last is not None and last.kind == self.kind and self.message in last.message
+        if last is not None and last.kind != "SystemExit" and not again:
             lines.append(_cut(f"which led to {first}"))
         return lines
 

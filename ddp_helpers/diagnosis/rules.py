@@ -129,3 +129,11 @@ class KnownLine(Rule):
 def recognise(error: LoggedError | str, rules: Iterable[KnownError]) -> Diagnosis | None:
     """The meaning of an error; the first rule that knows it wins."""
     return next(filter(None, (rule.match(error) for rule in rules)), None)
+
+
+def is_of_cleaning_up(known: Diagnosis, error: LoggedError) -> bool:
+    """True if it says no more than that a rank's `finally` ran without a process group.
+
+    The error before it in the chain is what went wrong.
+    """
+    return known.kind == "no-process-group" and error.inner is not None

@@ -2,10 +2,12 @@
 
 import os
 import pty
+import queue
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from datetime import timedelta
 
@@ -201,6 +203,20 @@ def slow_rank_0():
     dist.barrier()
 
 
+def lose_a_thread():
+    """The rank does not end of it: it waits for what its thread would have given."""
+    rank, given = start(), queue.Queue()
+
+    def read():
+        if rank == 1:
+            raise ValueError("row 17 has no label")
+        given.put(3)
+
+    threading.Thread(target=read, daemon=True).start()
+    given.get()
+    dist.barrier()
+
+
 @pytest.mark.parametrize(
     ("job", "first", "why"),
     [
@@ -221,9 +237,14 @@ def slow_rank_0():
             "^rank 1 failed: RuntimeError: reading s3://bucket/shard-7.tar",
             "",
         ),
+        (
+            lose_a_thread,
+            "^rank 1 had lost a thread: ValueError: row 17 has no label .*, in read$",
+            "",
+        ),
         (slow_rank_0, "^rank 0 was at .*, in hang, and rank 1 gave up waiting for it", ""),
     ],
-    ids=["crash", "hang", "lost in a worker", "lost", "slow"],
+    ids=["crash", "hang", "lost in a worker", "lost", "lost thread", "slow"],
 )
 def test_the_first_lines_name_the_cause_in_a_strangers_run(job, first, why):
     with pytest.raises(LaunchError) as caught:

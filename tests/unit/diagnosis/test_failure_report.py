@@ -137,3 +137,41 @@ def test_names_and_waits():
     ]
     assert waiting_in((LINE, INSIDE)) == "all_reduce"
     assert waiting_in((LINE,)) is None
+
+
+def in_thread(name, error):
+    return (
+        f"Exception in thread {name}:\nTraceback (most recent call last):\n"
+        f'  File "/x/data.py", line 3, in read\n    step()\n{error}\n'
+    )
+
+
+LOST_THREAD = in_thread("Thread-3 (read)", "ValueError: row 17 has no label")
+
+
+def test_a_thread_that_died_is_told_before_where_its_rank_waits():
+    ranks = [RankResult(0), RankResult(1, output=f"step 3\n{LOST_THREAD}")]
+    lines = failure_report(ranks, timeout=10).splitlines()
+    assert lines[1] == (
+        "rank 1 had lost a thread: ValueError: row 17 has no label (in thread Thread-3 (read)), "
+        "at /x/data.py, line 3, in read"
+    )
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        in_thread("Thread-1 (_pin_memory_loop)", "ConnectionResetError: [Errno 104] Connection"),
+        in_thread("QueueFeederThread", "OSError: [Errno 9] Bad file descriptor"),
+        in_thread(
+            "Thread-3 (read)", "torch.distributed.DistBackendError: Connection reset by peer"
+        ),
+        LOST_THREAD.replace("Exception in thread", "[rank7]: Exception in the thread"),
+    ],
+)
+def test_a_thread_that_broke_as_its_rank_ended_is_not_told(output):
+    assert "a thread" not in failure_report(
+        [RankResult(0), RankResult(1, output=output)], timeout=9
+    )
+    ok = RankResult(1, exit_code=0, output=LOST_THREAD)
+    assert "a thread" not in failure_report([RankResult(0), ok], timeout=9)

@@ -16,7 +16,9 @@ from ddp_helpers.evidence.records import RankError, RankResult
         ("[rank 12] ValueError: bad", "12", "ValueError: bad"),
         ("[default3]:ValueError: bad", "3", "ValueError: bad"),
         ("[node-7.x:4]: ValueError: bad", "4", "ValueError: bad"),
-        ("[5] ValueError: bad", "5", "ValueError: bad"),
+        ("[5]: ValueError: bad", "5", "ValueError: bad"),
+        ("[5] ValueError: bad", "", "ValueError: bad"),  # an item of a list, or a thread
+        ("[5]<stderr>:ValueError: bad", "5", "ValueError: bad"),
         ("6: ValueError: bad", "6", "ValueError: bad"),
         ("\x1b[31m[rank1]: Value\x1b[0mError: bad", "1", "ValueError: bad"),
         ("ValueError: 7: bad", "", "ValueError: 7: bad"),

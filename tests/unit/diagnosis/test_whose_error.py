@@ -5,10 +5,10 @@
 import pytest
 
 from ddp_helpers.cli.explain import explain
-from ddp_helpers.diagnosis import diagnose_text, is_consequence
+from ddp_helpers.diagnosis import diagnose, diagnose_text, is_consequence
 from ddp_helpers.diagnosis.log_causes import read_chains
 from ddp_helpers.diagnosis.log_files import read_text
-from ddp_helpers.evidence.records import Frame, RankError
+from ddp_helpers.evidence.records import Frame, RankError, RankResult
 
 SITE = "/env/lib/python3.11/site-packages"
 PANDAS = f"{SITE}/pandas/core/indexes/base.py"
@@ -137,6 +137,10 @@ def test_what_failed_without_a_word_is_never_called_well():
         "caught SIGUSR2",
         "step 7 Killed by somebody",
         "Traceback (most recent call last):",
+        "trainer-1 exited with code 3",
+        "MPI_ABORT was invoked on rank 1 in communicator MPI_COMM_WORLD",
+        "##[error]Process completed with exit code 1.",
+        "python: No module named axolotl.cli",
     ):
         (found,) = diagnose_text(f"epoch 1\n{sign}\nepoch 2\n")
         assert found.kind == "not-recognised"
@@ -212,6 +216,74 @@ def test_an_error_that_its_rank_survived_comes_last():
     assert "bad label 11" in diagnose_text(log)[0].cause
 
 
+# ---- the last words of commands, containers and watchdogs
+
+FAILED = "E0211 torch/distributed/elastic/multiprocessing/api.py:869] failed (exitcode: 2) "
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train.py: error: unrecognized arguments: --epoch 3",
+        "/env/bin/python: can't open file '/home/u/trian.py': [Errno 2] No such file or directory",  # codespell:ignore trian
+        "/env/bin/python3.11: No module named axolotl.cli",
+        "bash: torchrun: command not found",
+    ],
+)
+def test_the_last_words_of_a_command_say_more_than_its_launcher(words):
+    (found,) = diagnose_text(
+        f"{words}\n{words}\n{FAILED}local_rank: 1 (pid: 8) of binary: python\n"
+    )
+    assert found.cause == f"not recognised; first sign: {words}"
+
+
+@pytest.mark.parametrize(
+    ("log", "kind"),
+    [
+        ("trainer-1  | step 3\ntrainer-1 exited with code 137\n", "killed"),
+        ("trainer-1  | step 3\ntrainer-1 exited with code 143\n", "ended-from-outside"),
+        ("[rank: 0] Received SIGTERM: 15\n", "ended-from-outside"),
+        ('ExitCode 1\nErrorMessage "RuntimeError: bad shape (3, 4)"\n', "not-recognised"),
+    ],
+)
+def test_what_containers_and_platforms_say_at_the_end_is_read(log, kind):
+    assert kinds(log) == [kind]
+
+
+EXITED = "srun: error: node17: task 2: Exited with exit code 1\nsrun: Terminating StepId=771.0\n"
+CANCELLED = "slurmstepd: error: *** STEP 771.0 ON node17 CANCELLED AT 2025-02-03T04:00:12 ***\n"
+TERMINATED = "srun: error: node17: tasks 0-1,3: Terminated\n"
+
+
+@pytest.mark.parametrize(
+    ("log", "expected"),
+    [
+        (EXITED + CANCELLED + TERMINATED, ["task-failed"]),
+        (CANCELLED + TERMINATED, ["cancelled"]),
+        (TERMINATED, ["ended-from-outside"]),
+        (trace(MAIN) + "KeyError: 'x'\n" + EXITED + CANCELLED + TERMINATED, ["not-recognised"]),
+        (CANCELLED.replace(" ***", " DUE TO TIME LIMIT ***") + TERMINATED, ["time-limit"]),
+    ],
+)
+def test_what_a_scheduler_did_to_the_others_is_not_told(log, expected):
+    assert kinds(log) == expected
+
+
+def test_the_watchdog_says_more_than_those_who_heard_of_it():
+    heard = (
+        "[rank0]:[E723 01:58:45.541902539 ProcessGroupNCCL.cpp:1743] [PG ID 0 PG GUID 0 Rank 0] "
+        "Received a dump signal due to a collective timeout from rank 2 and we will try our best\n"
+    )
+    own = (
+        "[rank2]:[E723 01:58:45.510486595 ProcessGroupNCCL.cpp:632] [Rank 2] Watchdog caught "
+        "collective operation timeout: WorkNCCL(SeqNum=45390, OpType=ALLREDUCE, NumelIn=5, "
+        "NumelOut=5, Timeout(ms)=600000) ran for 600061 milliseconds before timing out.\n"
+    )
+    for log in (own + heard, heard + own):
+        (found,) = diagnose_text(log)
+        assert "rank 2 in ALLREDUCE number 45390" in found.cause
+
+
 # ---- chains
 
 THEN = "\nThe above exception was the direct cause of the following exception:\n\n"
@@ -277,6 +349,18 @@ def test_notes_and_keys_are_told_whole_and_short():
     assert seen[1].endswith('"layer0.weight", "layer1.weight", "layer2.weight" and 47 more')
     noted = trace(MAIN) + "ValueError: bad\nrow 7 of a.csv\n"
     assert "row 7 of a.csv" in "\n".join(diagnose_text(noted)[0].seen)
+
+
+NO_GROUP = "ValueError: Default process group has not been initialized, please make sure to call init_process_group.\n"
+
+
+def test_an_error_while_cleaning_up_is_not_the_cause():
+    log = trace(MAIN) + "KeyError: 'label'\n" + DURING + trace(MAIN) + NO_GROUP
+    (found,) = diagnose_text(log)
+    assert found.cause == "not recognised; first error: KeyError: 'label'"
+    assert kinds(trace(MAIN) + NO_GROUP) == ["no-process-group"]
+    of_rank_1 = RankError("ValueError", NO_GROUP.partition(": ")[2].strip(), log, ())
+    assert diagnose([RankResult(1, error=of_rank_1)]) == []
 
 
 # ---- errors of a rank of launch()

@@ -102,7 +102,7 @@ def test_a_few_words_are_enough(message, name):
         "TypeError: 'NoneType' object is not subscriptable",
         "ImportError: No module named foo",
         "FileNotFoundError: [Errno 2] No such file or directory: 'train.py'",
-        "torch.AcceleratorError: CUDA error: an illegal memory access was encountered",
+        "torch.AcceleratorError: CUDA error: misaligned address",
         "RuntimeError: mat1 and mat2 shapes cannot be multiplied (32x10 and 20x5)",
     ],
 )
