@@ -41,20 +41,29 @@ class MixedPrecision:
 
     def step(
         self, optimizer: Optimizer, parameters: Iterable[Tensor], max_grad_norm: float | None
-    ) -> bool:
-        """Clip what the ranks have averaged, then step; False if fp16 overflowed and it did not.
+    ) -> Tensor | None:
+        """Clip what the ranks have averaged, then step.
 
         All ranks hold the same gradients by now, so all clip alike and all step or none does.
+
+        Returns:
+            The size of the gradient, of which nothing is asked but whether it is finite: its norm
+            if it is clipped, else its largest element. None if fp16 overflowed and no step was
+            taken; the scaler then tries a smaller scale.
         """
+        parameters = list(parameters)
+        self.scaler.unscale_(optimizer)  # else the size is that of the scaled gradients
         if max_grad_norm is not None:
-            self.scaler.unscale_(optimizer)  # else the norm is that of the scaled gradients
-            torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+            size = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        else:
+            size = _largest(parameters)
+        size = size.full_tensor() if hasattr(size, "full_tensor") else size  # of FSDP's shards
         self.scaler.step(optimizer)
         if not self.scaler.is_enabled():
-            return True
+            return size
         before = self.scaler.get_scale()
         self.scaler.update()
-        return self.scaler.get_scale() >= before
+        return size if self.scaler.get_scale() >= before else None
 
     def state_dict(self) -> dict[str, object]:
         """The scale and when it last changed; empty without a scaler."""
@@ -70,6 +79,13 @@ def as_precision(precision: str | MixedPrecision, device: torch.device | str) ->
     if isinstance(precision, MixedPrecision):
         return precision
     return MixedPrecision(precision, device)
+
+
+def _largest(parameters: Iterable[Tensor]) -> Tensor:
+    """The largest element of all gradients: unlike a norm it can't overflow by itself."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    dense = [part.coalesce().values() if part.is_sparse else part for part in gradients]
+    return torch.nn.utils.get_total_norm([part for part in dense if part.numel()], torch.inf)
 
 
 def _check(precision: str, device: torch.device) -> None:
