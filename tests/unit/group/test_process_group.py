@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddp_helpers import init_distributed_mode, process_group
-from ddp_helpers.group.lifetime import _who, choose_backend
+from ddp_helpers.group.devices import choose_backend
+from ddp_helpers.group.lifetime import _who
 from ddp_helpers.group.rendezvous import check_init_method, default_init_method
 
 NAMES = (
