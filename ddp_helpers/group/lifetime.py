@@ -225,10 +225,14 @@ def _pick(
 
 
 def _slurm_local_size(env: Mapping[str, str]) -> int | None:
-    """SLURM_TASKS_PER_NODE reads `4` or `4(x2)`; of uneven nodes (`4,3`) the largest counts."""
+    """Slurm writes `4` or `4(x2)`; of uneven nodes (`4,3`) the largest counts.
+
+    The step's numbers first: it may be smaller than its job.
+    """
     if "RANK" in env or "SLURM_PROCID" not in env:
         return None
-    counts = re.findall(r"(\d+)(?:\(x\d+\))?", env.get("SLURM_TASKS_PER_NODE", ""))
+    told = env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE", "")
+    counts = re.findall(r"(\d+)(?:\(x\d+\))?", told)
     return max(map(int, counts), default=None)
 
 

@@ -651,7 +651,9 @@ def test_the_device_is_this_ranks_gpu_where_there_is_one(given, monkeypatch):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     assert device_of() == torch.device("cpu")  # a notebook must not touch CUDA
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert device_of() == torch.device("cuda", 1)
+    for gpus, index in ((2, 1), (1, 0)):  # all GPUs; one of its own, as with --gpus-per-task
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        assert device_of() == torch.device("cuda", index)
     assert device_of(device="cuda:3") == torch.device("cuda", 3)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert device_of() == torch.device("cpu")
