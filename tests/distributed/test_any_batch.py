@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import TensorDataset
+from torch_age import of_the_run
 
 from ddp_helpers import launch, process_group
 from ddp_helpers.checkpoints.file import load_checkpoint
@@ -155,6 +156,36 @@ def test_weighted_losses_of_any_batch_are_exact_over_ranks_and_micro_batches():
             assert loss == pytest.approx(sums[0].item() / sums[1].item(), rel=1e-9)
             assert count == pytest.approx(sums[1].item(), rel=1e-9)
         assert torch.equal(values[0][number][0], values[1][number][0])
+
+
+def train_uneven():
+    """Ranks with different numbers of dict batches; who has run out goes on with empty ones."""
+    with process_group() as pg:
+        batches = [batch for number in range(4) for batch in case(number)[0][0] if len(batch[0])]
+        mine = batches[:2] if pg.rank == 0 else batches[2:5]
+        model = make_model(TwoInputs)
+        metrics = train_one_epoch(
+            wrapped(model),
+            [FORMS["dict"](*batch) for batch in mine],
+            torch.optim.Adam(model.parameters(), lr=0.1),
+            device="cpu",
+            epoch=0,
+            loss=lambda model, batch: squares(model, batch, "dict"),
+            uneven_inputs=True,
+        )
+        return weights(model), metrics.samples, sum(batch[2].sum().item() for batch in mine)
+
+
+def test_uneven_numbers_of_any_batches():
+    first, second = launch(train_uneven, RANKS, threads_per_rank=1).values
+    assert torch.equal(first[0], second[0])
+    assert first[1] == second[1] == pytest.approx(first[2] + second[2])
+
+
+def test_the_sanitizer_finds_nothing_in_it():
+    for function in (train_cases, train_criteria, train_uneven):
+        result = launch(function, RANKS, threads_per_rank=1, sanitize=True)
+        assert of_the_run(result.findings) == []
 
 
 # ---- losses of torch.nn, and functions of (outputs, targets)

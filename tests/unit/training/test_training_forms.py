@@ -189,7 +189,9 @@ def test_a_batch_with_nothing_to_move_and_a_model_with_nothing_to_train():
 @pytest.mark.parametrize("zero", [0, torch.tensor(0.0)])
 def test_a_step_that_counts_nothing_is_an_error(zero):
     text = line_of(FloatingPointError, train, lambda model, batch: (model(batch[0]).sum(), zero))
-    assert text.startswith("rank 0, epoch 1, step 1: the count is 0 on all ranks together: expec")
+    assert text.startswith(
+        "rank 0, epoch 1, step 1: the count is 0 on all ranks together: expected"
+    )
     assert "count what its sum is divided by" in text
 
 
