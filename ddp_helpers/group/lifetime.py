@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -42,7 +42,7 @@ class ProcessGroup:
     local_rank: int
     local_world_size: int
     backend: str
-    gpu: int | None = None
+    gpu: int | None = field(default=None, repr=False)
     """The number of its GPU among those that it sees; None under gloo."""
 
     @property

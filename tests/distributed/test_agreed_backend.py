@@ -1,5 +1,6 @@
 """Real ranks that see different GPUs take the same backend, however they meet."""
 
+import re
 import socket
 import subprocess
 import sys
@@ -53,6 +54,29 @@ def test_nccl_that_can_not_be_had_is_one_error_on_all_ranks():
         'backend="nccl" with 2 ranks, but this machine has 1 GPU: use 1 rank, or backend=' in text
     )
     assert "ranks 0 and 1 failed: ValueError" in text
+
+
+def stay_away(seconds):
+    import os
+    import time
+
+    if os.environ["RANK"] == "1":
+        return time.sleep(seconds)
+    with process_group("gloo"):
+        return None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "rank 0 waited in init_process_group.*why: rank 1 finished while rank 0 still waited"),
+        (60, "rank 0 waited in init_process_group.*why: rank 0 waits in init_process_group, and"),
+    ],
+)
+def test_a_report_says_that_a_rank_waits_for_another_to_start(seconds, text):
+    with pytest.raises(LaunchError) as caught:
+        launch(stay_away, 2, args=(seconds,), timeout=8, threads_per_rank=1)
+    assert re.search(text, str(caught.value), re.DOTALL)
 
 
 def test_a_rank_that_never_comes_is_told_within_the_limit(tmp_path):
