@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ddp_helpers.group.lifetime import get_rank, get_world_size
 from ddp_helpers.training.objective import Count
+from ddp_helpers.training.precision import largest
 from ddp_helpers.training.steps import any_rank
 
 # looking makes the CPU wait for the GPU, and all ranks for the slowest
@@ -20,6 +22,7 @@ _WAY_OUT = {
     "loss": "look at this batch, lower the learning rate, or clip with max_grad_norm=1.0",
     "gradient": "lower the learning rate, clip with max_grad_norm=1.0, or look for a sqrt, log or "
     "division at 0, whose gradient has no value",
+    "largest weight": "lower the learning rate",
 }
 
 
@@ -32,7 +35,9 @@ class FiniteWatch:
 
     def __init__(self, epoch: int, device: torch.device | str) -> None:
         self.epoch, self.device = epoch, device
-        self._steps: list[int] = []
+        self._step = 0
+        self._place: torch.device | None = None
+        self._notes: list[tuple[int, str]] = []
         self._values: list[Tensor] = []
 
     def note(self, step: int, loss: Tensor, size: Tensor | None, count: Count | None) -> None:
@@ -43,21 +48,26 @@ class FiniteWatch:
             size: of the gradient; None if the step was left out.
             count: of all ranks, which must not be 0; None where that is no mistake.
         """
-        numbers = 1 if count is None else count, loss.detach(), 0 if size is None else size
-        self._steps.append(step)
-        self._values += [
-            torch.as_tensor(number, dtype=torch.float64, device=loss.device) for number in numbers
-        ]
-        if len(self._steps) == _LOOK_EVERY:
+        self._note(step, "loss", loss.detach())
+        if count is not None:
+            self._note(step, "count", count)
+        if size is not None:
+            self._note(step, "gradient", size)
+        if step % _LOOK_EVERY == 0:
             self.look()
 
-    def look(self) -> None:
+    def look(self, weights: Iterable[Tensor] | None = None) -> None:
         """At all steps since the last time; all ranks must look.
 
+        Args:
+            weights: what is about to be saved.
+
         Raises:
-            FloatingPointError: some rank's loss, or the gradient, was not finite, or nothing was
-                counted. It is raised on every rank, with the same text.
+            FloatingPointError: some rank's loss, the gradient or a weight was not finite, or
+                nothing was counted. It is raised on every rank, with the same text.
         """
+        if weights is not None:
+            self._note(self._step, "largest weight", largest(weights))
         found = self._first()
         if any_rank(found is not None, self.device):
             told = [found]
@@ -70,18 +80,26 @@ class FiniteWatch:
                 "and no checkpoint holds this step"
             )
 
+    def _note(self, step: int, name: str, value: Tensor | float) -> None:
+        self._step = step
+        self._notes.append((step, name))
+        if isinstance(value, Tensor) and self._place is None:
+            self._place = value.device  # they stay there: .item() would wait for the GPU
+        self._values.append(torch.as_tensor(value, dtype=torch.float64, device=self._place))
+
     def _first(self) -> tuple[int, int, int, str] | None:
-        """The first step of this rank with such a number, which of the three, and what to say."""
-        steps, self._steps, values, self._values = self._steps, [], self._values, []
-        if not steps:
-            return None
-        for step, row in zip(steps, torch.stack(values).view(-1, 3).tolist(), strict=True):
-            # in this order: a count of 0 makes a nan of all, a rank's nan loss all ranks' gradient
-            for order, (name, value) in enumerate(zip(_WAY_OUT, row, strict=True)):
-                if math.isfinite(value) and not (name == "count" and value <= 0):
-                    continue
-                expected = "more than 0" if name == "count" else "a finite number"
-                where = " on all ranks together" if name == "count" else ""
-                text = f"the {name} is {value:g}{where}: expected {expected}; {_WAY_OUT[name]}"
-                return step, order, get_rank(), text
-        return None
+        """The first step of this rank with such a number, which of them, and what to say."""
+        notes, self._notes, values, self._values = self._notes, [], self._values, []
+        found = []
+        for (step, name), value in zip(
+            notes, torch.stack(values).tolist() if values else [], strict=True
+        ):
+            is_count = name == "count"
+            if math.isfinite(value) and not (is_count and value <= 0):
+                continue
+            expected = "more than 0" if is_count else "a finite number"
+            where = " on all ranks together" if is_count else ""
+            text = f"the {name} is {value:g}{where}: expected {expected}; {_WAY_OUT[name]}"
+            # a count of 0 makes a nan of all that follows, a nan of one rank all ranks' gradient
+            found.append((step, [*_WAY_OUT].index(name), get_rank(), text))
+        return min(found, default=None)

@@ -129,8 +129,8 @@ def train_one_epoch(
         if progress is not None:
             progress(step + 1, steps, mean)
         if run is not None:
-            run.after_step(before_save=watch.look)
-    watch.look()
+            run.after_step(before_save=lambda: watch.look(model.parameters()))
+    watch.look(model.parameters())
     _wait_for_gpu(device)
     seconds = _slowest(totals.seconds, device)
     mean_loss, samples = totals.over_all_ranks()

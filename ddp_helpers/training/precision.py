@@ -54,10 +54,9 @@ class MixedPrecision:
         parameters = list(parameters)
         self.scaler.unscale_(optimizer)  # else the size is that of the scaled gradients
         if max_grad_norm is not None:
-            size = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+            size = _whole(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
         else:
-            size = _largest(parameters)
-        size = size.full_tensor() if hasattr(size, "full_tensor") else size  # of FSDP's shards
+            size = largest([part.grad for part in parameters if part.grad is not None])
         self.scaler.step(optimizer)
         if not self.scaler.is_enabled():
             return size
@@ -81,11 +80,19 @@ def as_precision(precision: str | MixedPrecision, device: torch.device | str) ->
     return MixedPrecision(precision, device)
 
 
-def _largest(parameters: Iterable[Tensor]) -> Tensor:
-    """The largest element of all gradients: unlike a norm it can't overflow by itself."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    dense = [part.coalesce().values() if part.is_sparse else part for part in gradients]
-    return torch.nn.utils.get_total_norm([part for part in dense if part.numel()], torch.inf)
+def largest(tensors: Iterable[Tensor]) -> Tensor:
+    """The largest element of all, by its absolute value; nan if there is one.
+
+    Unlike a norm it can't overflow where no element has.
+    """
+    dense = [part.coalesce().values() if part.is_sparse else part for part in tensors]
+    parts = [part.detach() for part in dense if part.numel()]
+    return _whole(torch.nn.utils.get_total_norm(parts, torch.inf))
+
+
+def _whole(size: Tensor) -> Tensor:
+    """Of all ranks together, where FSDP gives each a part."""
+    return size.full_tensor() if hasattr(size, "full_tensor") else size
 
 
 def _check(precision: str, device: torch.device) -> None:

@@ -286,6 +286,28 @@ def test_a_test_loss_that_is_not_finite_stops_before_anything_is_saved(tmp_path)
     assert not (tmp_path / "one.pt").exists()
 
 
+@pytest.mark.parametrize("save_every", [1, None])
+def test_weights_that_a_step_has_made_infinite_are_not_saved(tmp_path, save_every):
+    model, folder = make_model(), CheckpointFolder(tmp_path)
+    data = TensorDataset(*numbers(4))
+    text = line_of(
+        FloatingPointError,
+        fit,
+        model,
+        make_resumable_loader(data, 4),
+        make_eval_loader(data, 4),
+        torch.optim.SGD(model.parameters(), lr=3e38),  # times any gradient: inf
+        epochs=1,
+        device="cpu",
+        loss=nn.MSELoss(),
+        checkpoints=folder,
+        save_every=save_every,
+    )
+    assert text.startswith("rank 0, epoch 1, step 1: the largest weight is ")
+    assert "lower the learning rate" in text
+    assert not folder.paths()
+
+
 def test_sparse_and_absent_gradients_are_looked_at_too():
     model = nn.Sequential(nn.Embedding(5, 1, sparse=True))
     model.unused = nn.Linear(1, 1)
