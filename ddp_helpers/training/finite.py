@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddp_helpers.group.lifetime import get_rank, get_world_size
 from ddp_helpers.training.objective import Count
-from ddp_helpers.training.precision import largest
+from ddp_helpers.training.precision import norm
 from ddp_helpers.training.steps import any_rank
 
 # looking makes the CPU wait for the GPU, and all ranks for the slowest
@@ -20,9 +20,9 @@ _LOOK_EVERY = 100
 _WAY_OUT = {
     "count": "let f(model, batch) of fit's loss count what its sum is divided by",
     "loss": "look at this batch, lower the learning rate, or clip with max_grad_norm=1.0",
-    "gradient": "lower the learning rate, clip with max_grad_norm=1.0, or look for a sqrt, log or "
-    "division at 0, whose gradient has no value",
-    "largest weight": "lower the learning rate",
+    "norm of the gradient": "lower the learning rate, clip with max_grad_norm=1.0, or look for a "
+    "sqrt, log or division at 0, whose gradient has no value",
+    "norm of the weights": "lower the learning rate",
 }
 
 
@@ -52,7 +52,7 @@ class FiniteWatch:
         if count is not None:
             self._note(step, "count", count)
         if size is not None:
-            self._note(step, "gradient", size)
+            self._note(step, "norm of the gradient", size)
         if step % _LOOK_EVERY == 0:
             self.look()
 
@@ -67,7 +67,7 @@ class FiniteWatch:
                 nothing was counted. It is raised on every rank, with the same text.
         """
         if weights is not None:
-            self._note(self._step, "largest weight", largest(weights))
+            self._note(self._step, "norm of the weights", norm(weights))
         found = self._first()
         if any_rank(found is not None, self.device):
             told = [found]

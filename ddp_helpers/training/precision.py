@@ -47,16 +47,15 @@ class MixedPrecision:
         All ranks hold the same gradients by now, so all clip alike and all step or none does.
 
         Returns:
-            The size of the gradient, of which nothing is asked but whether it is finite: its norm
-            if it is clipped, else its largest element. None if fp16 overflowed and no step was
-            taken; the scaler then tries a smaller scale.
+            The norm of the gradient, before it was clipped. None if fp16 overflowed and no step
+            was taken; the scaler then tries a smaller scale.
         """
         parameters = list(parameters)
         self.scaler.unscale_(optimizer)  # else the size is that of the scaled gradients
         if max_grad_norm is not None:
             size = _whole(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
         else:
-            size = largest([part.grad for part in parameters if part.grad is not None])
+            size = norm([part.grad for part in parameters if part.grad is not None])
         self.scaler.step(optimizer)
         if not self.scaler.is_enabled():
             return size
@@ -80,14 +79,14 @@ def as_precision(precision: str | MixedPrecision, device: torch.device | str) ->
     return MixedPrecision(precision, device)
 
 
-def largest(tensors: Iterable[Tensor]) -> Tensor:
-    """The largest element of all, by its absolute value; nan if there is one.
-
-    Unlike a norm it can't overflow where no element has.
-    """
+def norm(tensors: Iterable[Tensor]) -> Tensor:
+    """The norm of all of them together; not finite if an element is not."""
     dense = [part.coalesce().values() if part.is_sparse else part for part in tensors]
     parts = [part.detach() for part in dense if part.numel()]
-    return _whole(torch.nn.utils.get_total_norm(parts, torch.inf))
+    # 65504 is the largest number of float16, and a norm may well be larger than all elements; the
+    # largest of them can't overflow by itself, but takes ten times as long
+    half = any(part.dtype == torch.float16 for part in parts)
+    return _whole(torch.nn.utils.get_total_norm(parts, torch.inf if half else 2.0))
 
 
 def _whole(size: Tensor) -> Tensor:

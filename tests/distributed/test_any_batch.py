@@ -367,7 +367,9 @@ def test_what_is_not_finite_stops_all_ranks_before_anything_is_saved(tmp_path):
     order = torch.randperm(16, generator=torch.Generator().manual_seed(1)).tolist()
     step, rank = order.index(7) // 4 + 1, order.index(7) % 2
     causes = [("nan", rank, "loss is nan"), ("inf", rank, "loss is inf")]
-    causes.append(("gradient", 0, "gradient is"))  # the average of all ranks, so all have it
+    causes.append(
+        ("gradient", 0, "norm of the gradient is")
+    )  # the average of all ranks, so all have it
     for how, who, what in causes:
         assert first[how].startswith(f"rank {who}, epoch 2, step {step}: the {what}")
         assert "expected a finite number" in first[how]

@@ -303,7 +303,7 @@ def test_weights_that_a_step_has_made_infinite_are_not_saved(tmp_path, save_ever
         checkpoints=folder,
         save_every=save_every,
     )
-    assert text.startswith("rank 0, epoch 1, step 1: the largest weight is ")
+    assert text.startswith("rank 0, epoch 1, step 1: the norm of the weights is ")
     assert "lower the learning rate" in text
     assert not folder.paths()
 
