@@ -294,7 +294,7 @@ def test_a_rank_that_never_comes_ends_the_wait(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("local_rank", "gpus", "index"), [(1, ("B",), 0), (1, ("A", "B"), 1), (3, ("C", "D"), 1)]
+    ("local_rank", "gpus", "index"), [(1, ("B",), 0), (1, ("A", "B"), 1), (2, ("C", "D"), 0)]
 )
 def test_under_nccl_the_device_is_the_gpu_that_was_told(
     monkeypatch, tmp_path, local_rank, gpus, index
