@@ -380,3 +380,58 @@ def test_what_is_not_finite_stops_all_ranks_before_anything_is_saved(tmp_path):
         assert len(saved) == 5 + step - 1
         saved.append(load_checkpoint(tmp_path / f"{how}.pt")["model"])
         assert all(math.isfinite(part.sum()) for state in saved for part in state.values())
+
+
+# ---- exact resume of what is no pair
+
+
+class Dicts:
+    """A dataset of dicts."""
+
+    def __len__(self):
+        return 22
+
+    def __getitem__(self, index):
+        generator = torch.Generator().manual_seed(index)
+        x = torch.randn(4, generator=generator)
+        return {"x": x, "weight": torch.rand(1, generator=generator)}
+
+
+def weighted(model, batch):
+    weight = batch["weight"]
+    return (weight * model(batch["x"]).abs()).sum(), weight.sum()
+
+
+def train_dicts(folder, stops):
+    """The weights after two epochs, started anew at each number in `stops`."""
+    with process_group() as pg:
+        for epochs in stops:
+            torch.manual_seed(0)
+            model = OneInput()
+            place = {"rank": pg.rank, "world_size": pg.world_size}
+            records = fit(
+                wrapped(model),
+                make_resumable_loader(Dicts(), 6, accumulation_steps=2, **place),
+                make_eval_loader(Dicts(), 4, **place),
+                torch.optim.Adam(model.parameters(), lr=0.05),
+                epochs=epochs,
+                device="cpu",
+                accumulation_steps=2,
+                loss=weighted,
+                metrics=lambda model, batch: {"size": weighted(model, batch)},
+                best="min size",
+                checkpoints=CheckpointFolder(folder),
+                save_every=2,
+            )
+        return weights(model), records[-1].train_loss, records[-1].metrics
+
+
+def test_three_ranks_resume_dicts_and_weights_to_the_same_bits(tmp_path):
+    whole = launch(train_dicts, 3, args=(tmp_path / "whole", [2]), threads_per_rank=1).values
+    parts = launch(train_dicts, 3, args=(tmp_path / "parts", [1, 2]), threads_per_rank=1).values
+    for mine, theirs in zip(whole, parts, strict=True):
+        assert torch.equal(mine[0], theirs[0])
+        assert mine[1:] == theirs[1:]
+        assert mine[2]["size"] > 0
+    names = [CheckpointFolder(tmp_path / run).best()[0].name for run in ("whole", "parts")]
+    assert {name.rpartition("-")[0] for name in names} == {"best-checkpoint-000006"}
