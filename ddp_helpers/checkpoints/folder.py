@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,7 @@ from ddp_helpers.checkpoints.file import CheckpointError, load_checkpoint, write
 # hexadecimal digits of the sha256: 64 bits rule chance out, and the name stays readable
 _DIGEST_LENGTH = 16
 _NAME = re.compile(rf"checkpoint-(\d{{6,}})-([0-9a-f]{{{_DIGEST_LENGTH}}})\.pt(\.damaged)?")
+_BEST = "best-"
 
 
 class CheckpointFolder:
@@ -51,6 +54,49 @@ class CheckpointFolder:
         final = write_on_rank_0(state, path, _name_with_digest)
         self._prune(final)
         return final
+
+    def keep_best(self, path: Path) -> None:
+        """Give one checkpoint a second name, `best-...`, in place of the one that had it before.
+
+        It is outside of what `keep` counts and `load_newest` looks at. All ranks must call it.
+
+        Raises:
+            CheckpointError: it could not be done; on every rank. The one before is untouched.
+        """
+
+        def link() -> None:
+            before, best = self.best(), path.with_name(_BEST + path.name)
+            temporary = path.with_name(f".{best.name}.tmp")
+            temporary.unlink(missing_ok=True)
+            try:
+                os.link(path, temporary)  # the same file, which stays until both names are gone
+            except OSError:  # some file systems have no second names
+                shutil.copyfile(path, temporary)
+            os.replace(temporary, best)
+            for old in before:
+                if old != best:
+                    old.unlink(missing_ok=True)
+
+        _from_rank_0(link)
+
+    def best(self) -> list[Path]:
+        """The checkpoint that `keep_best` has kept, as a list of one, or of none."""
+        found = self.folder.glob(f"{_BEST}*.pt")
+        mine = [path for path in found if _NAME.fullmatch(path.name.removeprefix(_BEST))]
+        return sorted(mine, key=_number)
+
+    def load_best(self) -> tuple[Path, dict[str, Any]]:
+        """The best one, on the CPU, if it is whole. Each rank may call it, or one alone.
+
+        Raises:
+            CheckpointError: there is none, or it is damaged.
+        """
+        if not (found := self.best()):
+            raise CheckpointError(f"no best checkpoint in {self.folder}: train with fit first")
+        path = found[-1]  # of two, a run was killed before it could delete the older one
+        if problem := damage(path):
+            raise CheckpointError(f"{path} {problem}: use one of the newest, or a copy")
+        return path, load_checkpoint(path)
 
     def paths(self) -> list[Path]:
         """The checkpoints, newest first, without those found damaged."""
@@ -141,7 +187,7 @@ def _digest(path: Path) -> str:
 
 
 def _name_of(path: Path) -> re.Match[str]:
-    found = _NAME.fullmatch(path.name)
+    found = _NAME.fullmatch(path.name.removeprefix(_BEST))
     if found is None:
         raise ValueError(f"{path}: expected the name of a checkpoint that CheckpointFolder saved")
     return found

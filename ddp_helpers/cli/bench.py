@@ -11,7 +11,7 @@ from pathlib import Path
 from ddp_helpers.bench.records import Change, Job, Measured
 from ddp_helpers.bench.verdict import judge
 from ddp_helpers.environment.check import usable_cpu_count
-from ddp_helpers.group.lifetime import choose_backend
+from ddp_helpers.group.devices import choose_backend
 from ddp_helpers.ranks.launcher import launch
 from ddp_helpers.timeline.records import (
     COMPUTE,

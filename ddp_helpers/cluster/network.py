@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from ddp_helpers.environment.facts import taken_too
+
 if TYPE_CHECKING:
     from torch.distributed import TCPStore
 
@@ -139,9 +141,10 @@ def named_cards(leads: str, master_addr: str, cards: Sequence[str]) -> list[Chec
     gloo takes names, NCCL beginnings of names (=eth0: the whole name, ^eth0: all others):
     https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html#nccl-socket-ifname
     """
-    advice = f"unset it, or give {leads}, which leads to {master_addr}"
     for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         value = os.environ.get(variable, "")
+        exact = leads if variable.startswith("GLOO") else f"'={leads}'"
+        advice = f"unset it, or give {exact}, which leads to {master_addr}"
         whole = variable.startswith("GLOO") or value.startswith("=")
         for name in "" if value.startswith("^") else filter(None, value.lstrip("=").split(",")):
             here = name in cards if whole else any(card.startswith(name) for card in cards)
@@ -151,6 +154,10 @@ def named_cards(leads: str, master_addr: str, cards: Sequence[str]) -> list[Chec
             if name == "lo":
                 found = f"{variable} is {value}, and lo leads to no other machine"
                 return [Check("card", found, advice)]
+        also = {} if variable.startswith("GLOO") else taken_too(value, cards)
+        for name, more in also.items():
+            found = f"{variable} is {value}, and so takes {', '.join(more)}, too"
+            return [Check("card", found, f"give '={name}', which is this card alone")]
     return []
 
 
@@ -290,9 +297,10 @@ def _check_numbers(nnodes: int, node_rank: int, nproc_per_node: int | str, port:
 
 
 def _variables(card: str) -> str:
-    """For a shell. NCCL takes a bare eth1 for eth10, too; zsh wants the = in quotes."""
-    name = shlex.quote(card)
-    return f'GLOO_SOCKET_IFNAME={name} NCCL_SOCKET_IFNAME="="{name}'
+    """For a shell. NCCL takes eth1 for the beginning of names, and eth10 too; =eth1 is the card."""
+    exact = shlex.quote(f"={card}")
+    exact = exact if exact.startswith("'") else f"'{exact}'"  # zsh reads a bare =eth1 as a program
+    return f"GLOO_SOCKET_IFNAME={shlex.quote(card)} NCCL_SOCKET_IFNAME={exact}"
 
 
 def _cards() -> dict[str, list[str]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ddp_helpers.data.folder import data_root
 
 if TYPE_CHECKING:
+    from ddp_helpers.data.batches import empty_like, to_device
     from ddp_helpers.data.digits import (
         MNIST_MEAN,
         MNIST_STD,
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
         read_idx,
     )
     from ddp_helpers.data.loaders import (
-        empty_like,
         exact_split,
         make_eval_loader,
         make_resumable_loader,
@@ -37,12 +37,15 @@ __all__ = [
     "make_resumable_loader",
     "make_train_loader",
     "read_idx",
+    "to_device",
 ]
 
 
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from ddp_helpers.data import digits, loaders, sampler
+    from ddp_helpers.data import batches, digits, loaders, sampler
 
-    return next(vars(room)[name] for room in (digits, loaders, sampler) if name in vars(room))
+    return next(
+        vars(room)[name] for room in (batches, digits, loaders, sampler) if name in vars(room)
+    )

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset, default_collate
 
 from ddp_helpers.arguments import check_ranks, check_whole
+from ddp_helpers.data.batches import empty_like
 from ddp_helpers.data.sampler import GlobalBatchSampler
+
+Collate = Callable[[list], Any]
 
 # far longer than a batch takes, and far below the limit of a collective (10 minutes), so that the
 # stuck worker is named and not the ranks that wait for it
@@ -41,6 +43,7 @@ def make_train_loader(
     seed: int = 0,
     drop_last: bool = False,
     num_workers: int = 0,
+    collate_fn: Collate = default_collate,
 ) -> DataLoader:
     """A loader that shuffles and gives this rank its share; one code path for any world_size.
 
@@ -55,6 +58,7 @@ def make_train_loader(
             samples are repeated until all ranks have equally many.
         num_workers: loader processes of this rank, started with forkserver. Each rank and each
             worker gets its own random numbers, for augmentation.
+        collate_fn: makes a batch of a list of samples, as in DataLoader.
 
     Raises:
         ValueError: an argument is out of range, or drop_last leaves no batch at all.
@@ -75,6 +79,7 @@ def make_train_loader(
         batch_size_per_rank,
         sampler=sampler,
         drop_last=drop_last,
+        collate_fn=collate_fn,
         # one seed for all ranks would give every rank the same augmentations
         generator=torch.Generator().manual_seed(seed + rank),
         **_worker_options(num_workers),
@@ -82,7 +87,12 @@ def make_train_loader(
 
 
 def make_eval_loader(
-    dataset: Dataset, batch_size_per_rank: int, *, rank: int = 0, world_size: int = 1
+    dataset: Dataset,
+    batch_size_per_rank: int,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    collate_fn: Collate = default_collate,
 ) -> DataLoader:
     """A loader over this rank's part of `exact_split`: each sample is seen by one rank, once.
 
@@ -94,7 +104,7 @@ def make_eval_loader(
     """
     samples = _check_loader(dataset, batch_size_per_rank, num_workers=0)
     share = exact_split(samples, rank, world_size)
-    return DataLoader(Subset(dataset, share), batch_size_per_rank)
+    return DataLoader(Subset(dataset, share), batch_size_per_rank, collate_fn=collate_fn)
 
 
 def make_resumable_loader(
@@ -107,6 +117,7 @@ def make_resumable_loader(
     accumulation_steps: int = 1,
     drop_last: bool = False,
     num_workers: int = 0,
+    collate_fn: Collate = default_collate,
 ) -> DataLoader:
     """A loader over a `GlobalBatchSampler`: no sample twice, and it can go on in mid-epoch.
 
@@ -119,6 +130,7 @@ def make_resumable_loader(
             it in `SeededSamples`; the workers' own random numbers can't be resumed.
         global_batch_size: samples of one optimizer step, all ranks and micro-batches together.
         accumulation_steps: micro-batches a rank in one optimizer step.
+        collate_fn: makes a batch of a list of samples, never of an empty one.
 
     Raises:
         ValueError: an argument is out of range.
@@ -136,7 +148,7 @@ def make_resumable_loader(
     return DataLoader(
         dataset,
         batch_sampler=sampler,
-        collate_fn=_CollateEvenNothing(dataset),
+        collate_fn=_CollateEvenNothing(dataset, collate_fn),
         # of its own: a loader without one draws from torch's generator at the start of each pass,
         # once more in a resumed run than in the one that was never stopped
         generator=torch.Generator().manual_seed(seed + rank),
@@ -146,25 +158,15 @@ def make_resumable_loader(
 
 @dataclass(frozen=True)
 class _CollateEvenNothing:
-    """default_collate, which also makes a batch of length 0 of the right shapes and types."""
+    """A collate_fn that also makes a batch of length 0, of the right shapes and types."""
 
     dataset: Dataset
+    collate_fn: Collate
 
     def __call__(self, samples: list) -> Any:
-        return (
-            default_collate(samples) if samples else empty_like(default_collate([self.dataset[0]]))
-        )
-
-
-def empty_like(batch: Any) -> Any:
-    """The same tensors with no sample in them; tuples, lists and dicts keep their form."""
-    if isinstance(batch, Tensor):
-        return batch[:0]
-    if isinstance(batch, dict):
-        return {name: empty_like(value) for name, value in batch.items()}
-    if isinstance(batch, tuple | list):
-        return type(batch)(empty_like(value) for value in batch)
-    return batch
+        if samples:
+            return self.collate_fn(samples)
+        return empty_like(self.collate_fn([self.dataset[0]]))
 
 
 class _WorkerOptions(TypedDict, total=False):

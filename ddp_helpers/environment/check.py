@@ -19,6 +19,7 @@ from typing import Any
 from ddp_helpers.environment import facts as machine
 from ddp_helpers.environment import nvidia
 from ddp_helpers.environment.report import Check, EnvironmentReport, Status
+from ddp_helpers.evidence.cores import ranks_on_these_cores
 from ddp_helpers.torch_private import TESTED, TESTED_FROM, TESTED_TO, torch_version
 
 Answer = tuple[Status, str, str]  # status, value, advice
@@ -272,7 +273,11 @@ def check_threads() -> Answer:
     setting, cores = os.environ.get("OMP_NUM_THREADS"), usable_cpu_count()
     if setting is None:
         return "pass", "not set", ""
+    ranks = ranks_on_these_cores()
     advice = f"For two ranks: `export OMP_NUM_THREADS={max(1, cores // 2)}` (cores / ranks)."
+    if "SLURM_LOCALID" in os.environ:
+        number, why = max(1, cores // ranks), "cores / ranks that share them"
+        advice = f"For this task: `export OMP_NUM_THREADS={number}` ({why})."
     first = setting.split(",")[0].strip()  # OpenMP allows a list, one number per nesting level
     if not first.isdecimal() or int(first) < 1:
         return "warn", repr(setting), f"It should be a whole number from 1 up. {advice}"
@@ -382,6 +387,11 @@ def check_interfaces() -> Answer:
     value += f" and {more} more" if more > 0 else ""
     variables = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
     wrong = {v: names for v in variables if (names := machine.named_in_vain(v, up))}
+    if not wrong and (more_taken := machine.taken_too(os.environ.get(variables[1], ""), up)):
+        name, also = next(iter(more_taken.items()))
+        value = f"{variables[1]}={name} takes {', '.join(also)}, too; up here: {value}"
+        advice = f"It is a beginning of names: `export {variables[1]}='={name}'` is this one alone."
+        return "warn", value, advice
     if not wrong:
         return "pass", value, ""
     named = "; ".join(f"{v} names {', '.join(map(repr, names))}" for v, names in wrong.items())

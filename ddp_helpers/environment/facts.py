@@ -330,3 +330,18 @@ def named_in_vain(variable: str, up: Iterable[str]) -> list[str]:
     exact, names = setting.startswith("="), setting.removeprefix("=").split(",")
     found = any(u == name if exact else u.startswith(name) for name in names for u in up)
     return [] if found or setting.startswith("^") else names
+
+
+def taken_too(setting: str, cards: Iterable[str]) -> dict[str, list[str]]:
+    """Cards whose names only begin with one that NCCL_SOCKET_IFNAME names whole, by that one.
+
+    nccl takes eth10 for eth1, unless the setting begins with `=`.
+    """
+    cards = list(cards)
+    names = [] if setting.startswith(("^", "=")) else setting.split(",")
+    more = {
+        name: [card for card in cards if card.startswith(name) and card not in names]
+        for name in names
+        if name in cards
+    }
+    return {name: also for name, also in more.items() if also}

@@ -19,6 +19,10 @@ DDP_WAITS = {
 }
 
 
+# a rank that waits there has begun to start its group, and not all others have
+TORCH_MEETS, WE_MEET = "torch/distributed/rendezvous.py", "ddp_helpers/group/devices.py"
+
+
 def waiting_in(stack: Sequence[Frame]) -> str | None:
     """The collective that a rank waits in, from its Python stack (outermost line first)."""
     if any(frame.function == "cleanup_distributed" for frame in stack):
@@ -29,6 +33,9 @@ def waiting_in(stack: Sequence[Frame]) -> str | None:
 def _call(frame: Frame) -> str | None:
     if "torch/distributed/" in frame.filename and frame.function in WAITING_FUNCTIONS:
         return frame.function
+    agrees = frame.filename.endswith(WE_MEET) and frame.function == "agree"
+    if agrees or frame.filename.endswith(TORCH_MEETS):
+        return "init_process_group"
     if frame.filename.endswith(DDP_FILE):
         return DDP_WAITS.get(frame.function)
     if frame.function == "backward" and frame.filename.endswith("torch/_tensor.py"):

@@ -12,12 +12,13 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from ddp_helpers.arguments import check_whole
+from ddp_helpers.group.devices import agree, check_backend, choose_backend, decide, look, tell
 from ddp_helpers.group.rendezvous import (
     check_init_method,
     check_slurm_step,
@@ -27,6 +28,7 @@ from ddp_helpers.group.torch_mends import hold_ended_group, mend_rendezvous, rel
 
 if TYPE_CHECKING:
     import torch
+
 
 DEFAULT_TIMEOUT = timedelta(minutes=10)
 
@@ -40,6 +42,8 @@ class ProcessGroup:
     local_rank: int
     local_world_size: int
     backend: str
+    gpu: int | None = field(default=None, repr=False)
+    """The number of its GPU among those that it sees; None under gloo."""
 
     @property
     def is_main(self) -> bool:
@@ -51,7 +55,9 @@ class ProcessGroup:
         """This rank's own GPU under nccl, otherwise the CPU."""
         import torch
 
-        return torch.device(f"cuda:{self.local_rank}" if self.backend == "nccl" else "cpu")
+        if self.backend != "nccl":
+            return torch.device("cpu")
+        return torch.device("cuda", self.local_rank if self.gpu is None else self.gpu)
 
 
 def init_distributed_mode(
@@ -69,19 +75,20 @@ def init_distributed_mode(
     set (RANK, WORLD_SIZE, LOCAL_RANK, ...), else from Slurm's (SLURM_PROCID, ...).
 
     Args:
-        backend: "nccl" or "gloo"; by default nccl where every rank of this machine has a GPU
-            of its own, otherwise gloo.
+        backend: "nccl" or "gloo"; by default nccl where every rank has a GPU of its own,
+            otherwise gloo. The ranks compare the GPUs that they see, so all take the same; rank 0
+            says on stderr why GPUs are left unused.
         init_method: `env://` (the default), `tcp://host:port` or `file:///path`.
         world_size: the number of ranks in all, at least 1.
         rank: this process's number, 0 to world_size - 1.
-        local_rank: its number on this machine, which is also the number of its GPU.
+        local_rank: its number on this machine, and of its GPU, if all ranks see all GPUs; where
+            each sees its own alone (Slurm's --gpus-per-task), that one is taken.
         timeout: the limit of one collective, a timedelta or seconds.
 
     Raises:
         ValueError: a value is missing or wrong; the text says which and what to do.
         RuntimeError: a group is already running, the port is busy, or a peer never came.
     """
-    import torch
     import torch.distributed as dist
 
     if dist.is_initialized():
@@ -92,15 +99,14 @@ def init_distributed_mode(
     limit = timeout if isinstance(timeout, timedelta) else timedelta(seconds=timeout)
     if limit <= timedelta(0):
         raise ValueError(f"timeout={timeout}: expected more than 0 seconds")
+    if backend == "nccl":
+        choose_backend(backend, 1)  # where even one rank can't have it, none need wait for others
+    check_backend(backend)
     group = _who(os.environ, world_size, rank, local_rank)
-    group = replace(group, backend=choose_backend(backend, group.local_world_size))
     release_ended_groups()
     method = init_method or default_init_method(os.environ, group.world_size)
     check_init_method(method, hosting=group.rank == 0)
-    if group.backend == "nccl":
-        torch.cuda.set_device(group.local_rank)  # without it every rank lands on GPU 0
-    _init(group, method, limit)
-    return group
+    return _init(group, backend, method, limit)
 
 
 def cleanup_distributed(*, wait: bool = True) -> None:
@@ -169,32 +175,6 @@ def is_main_process() -> bool:
     return get_rank() == 0
 
 
-def choose_backend(backend: str | None, local_world_size: int) -> str:
-    """nccl where every rank of this machine has its own GPU, otherwise gloo.
-
-    Raises:
-        ValueError: an unknown backend, or nccl where it can't work.
-    """
-    import torch
-    import torch.distributed as dist
-
-    if backend not in (None, "nccl", "gloo"):
-        raise ValueError(f'backend="{backend}": expected "nccl" (GPUs) or "gloo" (CPU)')
-    has_nccl = dist.is_nccl_available()
-    gpus = torch.cuda.device_count() if has_nccl else 0
-    if backend is None:
-        return "nccl" if has_nccl and gpus >= local_world_size else "gloo"
-    if backend == "nccl" and not has_nccl:
-        raise ValueError('backend="nccl", but this PyTorch build has no NCCL: use backend="gloo"')
-    if backend == "nccl" and gpus < local_world_size:
-        way_out = f'{gpus} ranks, or backend="gloo" to share them' if gpus else 'backend="gloo"'
-        raise ValueError(
-            f'backend="nccl" with {local_world_size} ranks, but this machine has {gpus} GPUs: '
-            f"use {way_out}"
-        )
-    return backend
-
-
 def _who(
     env: Mapping[str, str], world_size: int | None, rank: int | None, local_rank: int | None
 ) -> ProcessGroup:
@@ -245,27 +225,49 @@ def _pick(
 
 
 def _slurm_local_size(env: Mapping[str, str]) -> int | None:
-    """SLURM_TASKS_PER_NODE reads `4` or `4(x2)`; of uneven nodes (`4,3`) the largest counts."""
+    """Slurm writes `4` or `4(x2)`; of uneven nodes (`4,3`) the largest counts.
+
+    The step's numbers first: it may be smaller than its job.
+    """
     if "RANK" in env or "SLURM_PROCID" not in env:
         return None
-    counts = re.findall(r"(\d+)(?:\(x\d+\))?", env.get("SLURM_TASKS_PER_NODE", ""))
+    told = env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE", "")
+    counts = re.findall(r"(\d+)(?:\(x\d+\))?", told)
     return max(map(int, counts), default=None)
 
 
-def _init(group: ProcessGroup, init_method: str, timeout: timedelta) -> None:
+def _init(
+    group: ProcessGroup, backend: str | None, init_method: str, timeout: timedelta
+) -> ProcessGroup:
+    """Meet the others, agree on a backend, and start; the group with its backend and its GPU."""
+    import torch
     import torch.distributed as dist
 
-    device = group.device if group.backend == "nccl" else None
     try:
         mend_rendezvous()
+        meeting = dist.rendezvous(init_method, group.rank, group.world_size, timeout=timeout)
+        store = next(iter(meeting))[0]
+        store.set_timeout(timeout)
+        mine = look(group.rank, group.local_rank, backend)
+        if group.world_size == 1:
+            decision = decide([mine])
+        else:
+            decision = agree(store, mine, group.world_size, timeout)
+        tell(decision, group.rank)
+        device = None
+        if decision.backend == "nccl" and mine.index is not None:
+            group = replace(group, gpu=mine.index)
+            device = torch.device("cuda", mine.index)
+            torch.cuda.set_device(device)  # without it every rank lands on GPU 0
         dist.init_process_group(
-            group.backend,
-            init_method=init_method,
+            decision.backend,
+            store=dist.PrefixStore("default_pg", store),
             world_size=group.world_size,
             rank=group.rank,
             timeout=timeout,
             device_id=device,
         )
+        return replace(group, backend=decision.backend)
     except dist.DistNetworkError as error:
         busy = "EADDRINUSE" in str(error)
         why = "the port is busy: choose another one" if busy else "is rank 0 running there?"

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
 # below 32768, from where on Linux picks ports for calls that go out
 SLURM_PORTS = range(20000, 30000)
+STEP_APART = 1009  # so that the next steps of a job have not the ports of the next jobs
 BATCH = str(2**32 - 5)  # the step of a batch script, in versions of Slurm that name it
 
 
@@ -40,8 +41,10 @@ def check_init_method(init_method: str, *, hosting: bool = True) -> None:
 def default_init_method(env: Mapping[str, str], world_size: int) -> str:
     """`env://` under torchrun and `launch()`, a `tcp://` address under Slurm or when alone."""
     if "MASTER_ADDR" not in env and "SLURM_JOB_ID" in env:
-        # each job has a port of its own, so two jobs on one node don't meet by mistake
-        port = SLURM_PORTS[int(env["SLURM_JOB_ID"]) % len(SLURM_PORTS)]
+        # each step has a port of its own, so two that share a node don't meet by mistake
+        step = env.get("SLURM_STEP_ID", BATCH)
+        number = int(env["SLURM_JOB_ID"]) + STEP_APART * (int(step) if step != BATCH else 0)
+        port = SLURM_PORTS[number % len(SLURM_PORTS)]
         return f"tcp://{_first_slurm_host(env)}:{port}"
     if "MASTER_ADDR" not in env and world_size == 1:
         with socket.create_server(("127.0.0.1", 0)) as probe:  # some hosts files lack localhost
@@ -135,6 +138,10 @@ def check_slurm_step(env: Mapping[str, str]) -> None:
 
 
 def _first_slurm_host(env: Mapping[str, str]) -> str:
-    """`node[01-04],gpu7` begins with node01; rank 0 runs on the first host of the list."""
-    found = re.match(r"([^,\[]+)(?:\[(\w+))?", env.get("SLURM_JOB_NODELIST", ""))
-    return "".join(part or "" for part in found.groups()) if found else "localhost"
+    """`node[01-04],gpu7` begins with node01; rank 0 runs on the first host of the step.
+
+    A step may have other hosts than its job, whose first one then runs no rank of it.
+    """
+    hosts = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", "")
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", hosts)
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first[0]) if first else "localhost"

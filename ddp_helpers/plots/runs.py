@@ -49,7 +49,7 @@ class Epoch(Protocol):
     @property
     def test_loss(self) -> float: ...
     @property
-    def test_accuracy(self) -> float: ...
+    def test_accuracy(self) -> float | None: ...
     @property
     def world_size(self) -> int: ...
 
@@ -73,6 +73,8 @@ def plot_training(
 ) -> Figure:
     """Loss and accuracy against the epoch, for one run or several.
 
+    The accuracy is left out where nothing is classified.
+
     Args:
         records: what `fit` returned, or {label: records} to compare runs.
         title: by default it names the number of ranks.
@@ -86,15 +88,22 @@ def plot_training(
         raise ValueError("no records to plot: expected at least one EpochRecord for each run")
     ranks = sorted({record.world_size for run in runs.values() for record in run})
     text = f"{title} ({_ranks(ranks)})" if title else f"Training on {_ranks(ranks)}"
-    fig, left, right = new_pair(7.6, 3.4, text, note)
+    judged = any(r.test_accuracy is not None for run in runs.values() for r in run)
+    right: Axes | None = None
+    if judged:
+        fig, left, right = new_pair(7.6, 3.4, text, note)
+        left.set(xlabel="epoch", ylabel="loss (cross-entropy, nats)", ylim=(0, None))
+        right.set(xlabel="epoch", ylabel="test accuracy (%)")
+    else:
+        fig, left = new_figure(5.0, 3.4, text, note)
+        left.set(xlabel="epoch", ylabel="loss")
     for at, (label, run) in enumerate(runs.items()):
         _draw_run(left, right, at, f"{label} ({_ranks([run[0].world_size])})" if label else "", run)
-    left.set(xlabel="epoch", ylabel="loss (cross-entropy, nats)", ylim=(0, None))
-    right.set(xlabel="epoch", ylabel="test accuracy (%)")
-    for ax in (left, right):
+    handles = _training_legend(several=len(runs) > 1)
+    left.legend(handles=handles + left.get_legend_handles_labels()[0])
+    for ax in filter(None, (left, right)):
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    left.legend(handles=_training_legend(several=len(runs) > 1))
-    if len(runs) > 1:
+    if right is not None and len(runs) > 1:
         right.legend(loc="lower right")
     return settle(fig)
 
@@ -219,7 +228,7 @@ def plot_timeline(
     return settle(fig)
 
 
-def _draw_run(left: Axes, right: Axes, at: int, label: str, run: Sequence[Epoch]) -> None:
+def _draw_run(left: Axes, right: Axes | None, at: int, label: str, run: Sequence[Epoch]) -> None:
     """One run alone: a colour for each curve. Several: a colour for each run."""
     epochs = [record.epoch + 1 for record in run]
     test_color = LINES[at % len(LINES)] if label else VERMILLION
@@ -228,10 +237,14 @@ def _draw_run(left: Axes, right: Axes, at: int, label: str, run: Sequence[Epoch]
     train = [record.train_loss for record in run]
     left.plot(epochs, train, "--", color=train_color, marker=marker, markersize=5)
     test = [record.test_loss for record in run]
-    left.plot(epochs, test, "-", color=test_color, marker=marker, markersize=5)
-    accuracy = [100 * record.test_accuracy for record in run]
+    named = label if right is None and label else "_"
+    left.plot(epochs, test, "-", color=test_color, label=named, marker=marker, markersize=5)
+    if right is None:
+        return
+    found = [record.test_accuracy for record in run]
+    accuracy = [math.nan if value is None else 100 * value for value in found]
     right.plot(epochs, accuracy, "-", color=test_color, label=label, marker=marker, markersize=5)
-    if not label:
+    if not label and not math.isnan(accuracy[-1]):
         right.annotate(
             f"{accuracy[-1]:.1f} %",
             (epochs[-1], accuracy[-1]),

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ddp_helpers.group.lifetime import choose_backend, process_group
+from ddp_helpers.group.devices import choose_backend
+from ddp_helpers.group.lifetime import process_group
 
 WARM_UP_STEPS = 3  # DDP makes its buckets anew after the first
 CALLS = 3  # of all-reduce between two looks at the clock, which takes time of its own

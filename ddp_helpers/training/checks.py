@@ -34,9 +34,16 @@ def check_wrapped(model: nn.Module) -> None:
 
 def check_loader(loader: DataLoader, accumulation_steps: int) -> None:
     check_whole("accumulation_steps", accumulation_steps, least=1)
-    if len(loader) == 0:
+    try:
+        batches = len(loader)
+    except TypeError as error:
+        raise ValueError(
+            f"the training loader has no length ({error}): give its dataset a __len__, the same "
+            "on all ranks, or share it out by index"
+        ) from None
+    if batches == 0:
         raise ValueError("the training loader has no batch: use a smaller batch_size_per_rank")
-    cut = getattr(loader.batch_sampler, "accumulation_steps", accumulation_steps)
+    cut = getattr(getattr(loader, "batch_sampler", None), "accumulation_steps", accumulation_steps)
     if cut != accumulation_steps:
         raise ValueError(
             f"accumulation_steps={accumulation_steps}, but the loader was made for {cut}: "

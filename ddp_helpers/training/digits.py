@@ -119,4 +119,5 @@ def _default_device() -> torch.device:
         return torch.device("cuda", torch.cuda.current_device())  # Slurm sets no LOCAL_RANK
     if grouped or "LOCAL_RANK" not in os.environ or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    # where each rank sees one GPU alone, that is number 0, whatever the rank
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())

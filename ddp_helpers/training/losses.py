@@ -28,8 +28,8 @@ class Loss(Protocol):
         Then the ranks need not ask one another how many terms they have together.
         """
 
-    def correct(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """How many of the terms were predicted right; zero where that has no meaning."""
+    def correct(self, outputs: Tensor, labels: Tensor) -> Tensor | None:
+        """How many of the terms were predicted right; None where that has no meaning."""
 
 
 @dataclass(frozen=True)

@@ -41,20 +41,27 @@ class MixedPrecision:
 
     def step(
         self, optimizer: Optimizer, parameters: Iterable[Tensor], max_grad_norm: float | None
-    ) -> bool:
-        """Clip what the ranks have averaged, then step; False if fp16 overflowed and it did not.
+    ) -> Tensor | None:
+        """Clip what the ranks have averaged, then step.
 
         All ranks hold the same gradients by now, so all clip alike and all step or none does.
+
+        Returns:
+            The norm of the gradient, before it was clipped. None if fp16 overflowed and no step
+            was taken; the scaler then tries a smaller scale.
         """
+        parameters = list(parameters)
+        self.scaler.unscale_(optimizer)  # else the size is that of the scaled gradients
         if max_grad_norm is not None:
-            self.scaler.unscale_(optimizer)  # else the norm is that of the scaled gradients
-            torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+            size = _whole(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
+        else:
+            size = norm([part.grad for part in parameters if part.grad is not None])
         self.scaler.step(optimizer)
         if not self.scaler.is_enabled():
-            return True
+            return size
         before = self.scaler.get_scale()
         self.scaler.update()
-        return self.scaler.get_scale() >= before
+        return size if self.scaler.get_scale() >= before else None
 
     def state_dict(self) -> dict[str, object]:
         """The scale and when it last changed; empty without a scaler."""
@@ -70,6 +77,21 @@ def as_precision(precision: str | MixedPrecision, device: torch.device | str) ->
     if isinstance(precision, MixedPrecision):
         return precision
     return MixedPrecision(precision, device)
+
+
+def norm(tensors: Iterable[Tensor]) -> Tensor:
+    """The norm of all of them together; not finite if an element is not."""
+    dense = [part.coalesce().values() if part.is_sparse else part for part in tensors]
+    parts = [part.detach() for part in dense if part.numel()]
+    # 65504 is the largest number of float16, and a norm may well be larger than all elements; the
+    # largest of them can't overflow by itself, but takes ten times as long
+    half = any(part.dtype == torch.float16 for part in parts)
+    return _whole(torch.nn.utils.get_total_norm(parts, torch.inf if half else 2.0))
+
+
+def _whole(size: Tensor) -> Tensor:
+    """Of all ranks together, where FSDP gives each a part."""
+    return size.full_tensor() if hasattr(size, "full_tensor") else size
 
 
 def _check(precision: str, device: torch.device) -> None:

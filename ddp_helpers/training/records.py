@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -11,8 +11,8 @@ class TrainMetrics:
 
     loss: float
     """Mean over the samples, measured as the weights changed."""
-    samples: int
-    """Or tokens, where the loss counts these."""
+    samples: float
+    """Or tokens, or weights: what the loss counts."""
     seconds: float
     """Of the slowest rank."""
 
@@ -27,14 +27,17 @@ class EvalMetrics:
     """One evaluation, over all ranks: each sample counted as often as the loaders gave it."""
 
     loss: float
-    correct: int
-    samples: int
-    """Or tokens, where the loss counts these."""
+    correct: int | None
+    """None where nothing is classified."""
+    samples: float
+    """Or tokens, or weights: what the loss counts; of a classification the labels that count."""
+    metrics: dict[str, float] = field(default_factory=dict, hash=False)
+    """What `metrics` gave, each sum divided by its count."""
 
     @property
-    def accuracy(self) -> float:
-        """From 0 to 1."""
-        return self.correct / self.samples
+    def accuracy(self) -> float | None:
+        """From 0 to 1; None where nothing is classified."""
+        return None if self.correct is None else self.correct / self.samples
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,12 @@ class EpochRecord:
     """Counted from 0."""
     train_loss: float
     test_loss: float
-    test_accuracy: float
-    """From 0 to 1."""
+    test_accuracy: float | None
+    """From 0 to 1; None where nothing is classified."""
     samples_per_second: float
     """In training, all ranks together."""
     seconds: float
     """Of training and evaluation."""
     world_size: int
+    metrics: dict[str, float] = field(default_factory=dict, hash=False)
+    """On the held-out data, by name: what `metrics` gave."""

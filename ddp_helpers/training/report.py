@@ -16,9 +16,12 @@ def print_epoch(record: EpochRecord, epochs: int) -> None:
     if get_rank() != 0:
         return
     ranks = f"{record.world_size} rank{'s' if record.world_size > 1 else ''}"
+    told = [f"train loss {record.train_loss:.3f}", f"test loss {record.test_loss:.3f}"]
+    if record.test_accuracy is not None:
+        told.append(f"test accuracy {record.test_accuracy:.1%}")
+    told += [f"{name} {value:.3f}" for name, value in record.metrics.items()]
     print(
-        f"epoch {record.epoch + 1}/{epochs}  train loss {record.train_loss:.3f}  "
-        f"test loss {record.test_loss:.3f}  test accuracy {record.test_accuracy:.1%}  "
+        f"epoch {record.epoch + 1}/{epochs}  {'  '.join(told)}  "
         f"{record.seconds:.1f} s  {record.samples_per_second:,.0f} samples/s  ({ranks})",
         flush=True,
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
@@ -21,11 +22,14 @@ from ddp_helpers.checkpoints.random_state import (
     restore_random_state,
     seed_everything,
 )
+from ddp_helpers.data.batches import to_device
 from ddp_helpers.data.sampler import GlobalBatchSampler
 from ddp_helpers.group.lifetime import get_rank, get_world_size
-from ddp_helpers.training.losses import Loss
+from ddp_helpers.training.best import is_best
+from ddp_helpers.training.objective import AnyLoss, as_objective
 from ddp_helpers.training.precision import MixedPrecision
 from ddp_helpers.training.records import EpochRecord
+from ddp_helpers.training.schedule import check_schedule
 from ddp_helpers.training.steps import EpochTotals, TotalsState
 
 # a sum of two numbers is the same in any order
@@ -50,6 +54,8 @@ class ResumableRun:
         folder: where the checkpoints are.
         loader: over a GlobalBatchSampler, from `make_resumable_loader`.
         save_every: optimizer steps from one checkpoint in mid-epoch to the next.
+        keep_best: the rule by which the checkpoint of the best epoch is kept, as in `fit`.
+        epochs: what this run was asked for; a resumed one with another number is told so.
         parts: by name, what has a state_dict: model, optimizer, ...; None is left out.
 
     Raises:
@@ -63,8 +69,11 @@ class ResumableRun:
         device: torch.device | str,
         *,
         save_every: int | None = None,
+        keep_best: str = "min loss",
+        epochs: int | None = None,
         **parts: Any,
     ) -> None:
+        self.keep_best, self.epochs = keep_best, epochs
         self.sampler = _resumable_sampler(loader)
         self.save_every = save_every
         self.folder = folder
@@ -72,7 +81,7 @@ class ResumableRun:
         self.totals = EpochTotals(device)
         self.records: list[EpochRecord] = []
 
-    def save(self) -> None:
+    def save(self) -> Path:
         """One more checkpoint; all ranks must call it, between two optimizer steps."""
         mine: RankState = {
             "random": capture_random_state(),
@@ -81,18 +90,20 @@ class ResumableRun:
         ranks = [mine] * get_world_size()
         if len(ranks) > 1:
             dist.all_gather_object(ranks, mine)
-        self.folder.save(
+        return self.folder.save(
             **self.parts,
             sampler=self.sampler,
             ranks=ranks,
             records=[asdict(record) for record in self.records],
+            epochs=self.epochs,
         )
 
-    def after_step(self) -> None:
+    def after_step(self, before_save: Callable[[], None] = lambda: None) -> None:
         """One more step was taken; save if it is time to. Steps are counted over the epochs."""
         self.sampler.advance()
         done = self.sampler.epoch * self.sampler.steps + self.sampler.finished
         if self.save_every is not None and done % self.save_every == 0:
+            before_save()
             self.save()
 
     def after_epoch(self, record: EpochRecord) -> None:
@@ -100,7 +111,7 @@ class ResumableRun:
         self.records.append(record)
         self.totals.reset()
         self.sampler.set_epoch(record.epoch + 1)
-        self.save()
+        self._keep_if_best(self.save())
 
     def load(self) -> bool:
         """Go on from the newest whole checkpoint; False if there is none.
@@ -113,9 +124,10 @@ class ResumableRun:
         if found is None:
             return False
         path, state = found
-        ranks, records = state.pop("ranks"), state.pop("records")
+        ranks, records, epochs = state.pop("ranks"), state.pop("records"), state.pop("epochs", None)
         self.sampler.load_state_dict(state.pop("sampler"))
         _check_parts(state.keys(), self.parts.keys(), path.name)
+        check_schedule(state, self.parts.get("scheduler"), path.name)
         for name, part in self.parts.items():
             target = unwrap(part) if isinstance(part, nn.Module) else part
             target.load_state_dict(state[name])  # every rank the same file, so DDP stays in step
@@ -124,7 +136,26 @@ class ResumableRun:
         if get_rank() == 0:
             place = f"epoch {self.sampler.epoch + 1}, step {self.sampler.finished}"
             print(f"resumed from {path.name}: {place}", flush=True)
+        self._tell_more_epochs(epochs)
+        if self.records and self.sampler.finished == 0:
+            self._keep_if_best(path)  # a run that was killed just before it could
         return True
+
+    def _keep_if_best(self, path: Path) -> None:
+        if is_best(self.records, self.keep_best):
+            self.folder.keep_best(path)
+
+    def _tell_more_epochs(self, before: int | None) -> None:
+        scheduler = self.parts.get("scheduler")
+        if scheduler is None or before in (None, self.epochs) or get_rank() != 0:
+            return
+        rates = ", ".join(f"{group['lr']:.3g}" for group in scheduler.optimizer.param_groups)
+        print(
+            f"epochs was {before} and is {self.epochs} now: the scheduler goes on as it was, from "
+            f"the learning rate {rates}; to train on at another rate, start anew in another "
+            "folder from these weights",
+            flush=True,
+        )
 
     def _restore_rank(self, ranks: Sequence[RankState]) -> None:
         rank, world_size = get_rank(), get_world_size()
@@ -146,7 +177,7 @@ class ResumableRun:
 def settle_buckets(
     model: nn.Module,
     loader: DataLoader,
-    loss: Loss,
+    loss: AnyLoss,
     amp: MixedPrecision,
     device: torch.device | str,
 ) -> None:
@@ -164,9 +195,9 @@ def settle_buckets(
     model.train()
     with random_state_kept():
         sample = loader.dataset[0]
-        images, labels = loader.collate_fn([sample, sample])  # BatchNorm refuses a single one
+        batch = loader.collate_fn([sample, sample])  # BatchNorm refuses a single one
         with amp.autocast():
-            value = loss.sum(model(images.to(device)), labels.to(device))
+            value = as_objective(loss)(model, to_device(batch, device)).sum
         value.backward()
     for module, name, buffer in kept:
         getattr(module, name).copy_(buffer)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from ddp_helpers.arguments import check_positive, check_whole
+
+# what a scheduler's length depends on, by the names that torch gives it
+_LENGTHS = ("T_max", "T_0", "total_steps", "total_iters", "step_size", "milestones")
 
 
 def linear_scaled_lr(base_lr: float, global_batch_size: int, base_batch_size: int = 256) -> float:
@@ -64,3 +69,53 @@ def warm_up(
         return final_factor + (1 - final_factor) * (1 + math.cos(math.pi * part)) / 2
 
     return LambdaLR(optimizer, factor)
+
+
+def check_schedule(state: Mapping[str, Any], scheduler: LRScheduler | None, name: str) -> None:
+    """Refuse to go on with a schedule of another shape: its learning rate would jump.
+
+    torch takes the saved numbers of a scheduler for the new ones without a word (T_max), and saves
+    no functions (LambdaLR), so that a longer decay begins high up again.
+
+    Args:
+        state: the checkpoint, of which `optimizer` and `scheduler` are looked at.
+        scheduler: of this run, as it was made.
+        name: of the checkpoint, for the error.
+
+    Raises:
+        ValueError: another length, or another rate at the saved step.
+    """
+    if scheduler is None or not isinstance(saved := state["scheduler"], Mapping):
+        return
+    way_out = (
+        "expected the schedule of the run that is resumed, else the learning rate jumps; make it "
+        "as before, or start anew in another folder from these weights"
+    )
+    for field, before, now in _lengths(saved, scheduler.state_dict()):
+        if before != now:
+            raise ValueError(
+                f"the scheduler of {name} had {field}={before}, but this one has {now}: {way_out}"
+            )
+    if type(scheduler) is not LambdaLR:
+        return
+    saved_groups = state.get("optimizer", {}).get("param_groups", [])
+    groups = zip(saved["base_lrs"], scheduler.lr_lambdas, saved_groups, strict=False)
+    for base, factor, group in groups:
+        rate = base * factor(saved["last_epoch"])
+        if not math.isclose(rate, group["lr"], rel_tol=1e-6, abs_tol=1e-12):
+            raise ValueError(
+                f"the run saved in {name} was at the learning rate {group['lr']:.3g} after "
+                f"{saved['last_epoch']} steps, but this schedule has {rate:.3g} there: {way_out}"
+            )
+
+
+def _lengths(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    for field in _LENGTHS:
+        if field in saved and field in now:
+            yield field, saved[field], now[field]
+    for before, after in zip(
+        saved.get("_schedulers", []), now.get("_schedulers", []), strict=False
+    ):
+        yield from _lengths(before, after)
+    if "_milestones" in saved and "_milestones" in now:  # of a SequentialLR
+        yield "milestones", saved["_milestones"], now["_milestones"]

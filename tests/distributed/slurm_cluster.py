@@ -17,7 +17,8 @@ DAEMONS = ("munged", "slurmctld", "slurmd")
 PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))
 
 # No cgroups, no accounting, no users but this one: it works in a container too. cred_expire is
-# how long a requeued job must wait at least; Slurm's own 120 s are there for a real network.
+# how long a requeued job must wait at least; Slurm's own 120 s are there for a real network. Ranks
+# meet at a port that follows from the job's number: two such clusters on one machine differ in it.
 CONF = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -44,6 +45,7 @@ SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
 SchedulerParameters=sched_interval=1,batch_sched_delay=0
 ReturnToService=2
+FirstJobId={ports[0]}
 KillWait=60
 NodeName={host} NodeAddr=127.0.0.1 CPUs=2
 PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE

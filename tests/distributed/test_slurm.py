@@ -199,3 +199,46 @@ def test_a_batch_script_without_srun_is_told_so_at_once(cluster: Cluster) -> Non
     log = (folder / "alone.log").read_text()
     assert "ValueError: SLURM_NTASKS=2, but this process runs in the batch script itself" in log
     assert log.count("it starts") == 2, log
+
+
+STEPS = """#!/bin/bash
+#SBATCH --ntasks-per-node=2
+#SBATCH --output=steps.log
+srun --overlap --ntasks 2 python meet.py &
+srun --overlap --ntasks 2 python meet.py &
+wait
+echo "the end"
+"""
+MEET = """
+import os
+import time
+import torch, torch.distributed as dist
+from ddp_helpers import process_group
+from ddp_helpers.evidence.cores import ranks_on_these_cores
+from ddp_helpers.group import devices
+
+# each task sees one GPU, which is the same for both
+devices.visible_gpus, devices.has_nccl = lambda: ("A",), lambda: True
+with process_group(timeout=60) as pg:
+    total = torch.tensor(float(pg.rank + 1 + 10 * int(os.environ["SLURM_STEP_ID"])))
+    dist.all_reduce(total)
+    time.sleep(2)  # the other step is still there
+    step = os.environ["SLURM_STEP_ID"]
+    shared = ranks_on_these_cores()  # this Slurm binds no task
+    print(f"step {step}: {pg.backend} {total:g} of {pg.local_world_size} on {shared}", flush=True)
+"""
+
+
+@pytest.mark.timeout(300)
+def test_steps_of_one_job_meet_each_for_itself_and_agree(cluster: Cluster) -> None:
+    folder = cluster.folder / "steps"
+    folder.mkdir()
+    (folder / "steps.sbatch").write_text(STEPS)
+    (folder / "meet.py").write_text(MEET)
+    path = os.pathsep.join((str(Path(sys.executable).parent), cluster.environment["PATH"]))
+    cluster.run("sbatch", "steps.sbatch", cwd=folder, PATH=path)
+    wait_for_text(folder / "steps.log", "the end", seconds=200)
+    log = (folder / "steps.log").read_text()
+    for step in (0, 1):
+        assert log.count(f"step {step}: gloo {3 + 20 * step} of 2 on 2") == 2, log
+    assert log.count("note: 2 ranks, but this machine has 1 GPU: all ranks take gloo on") == 2, log

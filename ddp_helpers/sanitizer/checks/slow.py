@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from ddp_helpers.evidence.cores import ranks_on_these_cores, usable_cores
 from ddp_helpers.evidence.records import Finding
 from ddp_helpers.sanitizer.talk.channel import Gone
 from ddp_helpers.sanitizer.talk.session import PATIENCE_AT_END, Session
@@ -57,7 +57,7 @@ class SlowChecker:
         if "threads" in self._told:
             return
         self._told.add("threads")
-        threads, ranks, cores = torch.get_num_threads(), local_ranks(), usable_cores()
+        threads, ranks, cores = torch.get_num_threads(), ranks_on_these_cores(), usable_cores()
         device = next(iter(optimizer.param_groups[0]["params"])).device
         if device.type == "cpu" and threads > 1 and threads * ranks > cores:
             self._note(
@@ -70,7 +70,7 @@ class SlowChecker:
         """Are there more workers than cores?"""
         loader = begun.loader()
         workers = loader.num_workers if isinstance(loader, DataLoader) else 0
-        ranks, cores = local_ranks(), usable_cores()
+        ranks, cores = ranks_on_these_cores(), usable_cores()
         if workers > 1 and workers * ranks > CROWDED * cores:
             self._note(
                 "too-many-workers",
@@ -166,14 +166,3 @@ def count_buckets(sizes: list[int], cap: int) -> int:
         if filled >= cap:
             count, filled = count + 1, 0
     return count + (filled > 0)
-
-
-def local_ranks() -> int:
-    """The number of ranks on this machine, as the launcher says."""
-    text = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    return int(text) if text.isdigit() else 1
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))

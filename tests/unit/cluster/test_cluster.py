@@ -2,6 +2,7 @@
 
 import shlex
 import socket
+import subprocess
 import threading
 
 import pytest
@@ -96,8 +97,35 @@ def test_a_variable_that_names_a_wrong_card(monkeypatch, variable, value, words)
     monkeypatch.setenv(variable, value)
     (check,) = cluster.named_cards("eth0", "first", ["lo", "eth0"])
     assert not check.ok
-    for word in [*words, "unset it, or give eth0, which leads to first"]:
+    name = "eth0" if variable.startswith("GLOO") else "'=eth0'"
+    for word in [*words, f"unset it, or give {name}, which leads to first"]:
         assert word in str(check)
+
+
+def test_a_variable_that_takes_a_second_card(monkeypatch):
+    """NCCL's names are beginnings of names, unless there is a = in front."""
+    cards = ["lo", "eth1", "eth10", "eth2"]
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth1")
+    (check,) = cluster.named_cards("eth1", "first", cards)
+    assert str(check) == (
+        "error: NCCL_SOCKET_IFNAME is eth1, and so takes eth10, too: give '=eth1', which is this "
+        "card alone"
+    )
+    for right in ("=eth1", "eth2", "eth", "eth1,eth10", "^eth1"):
+        monkeypatch.setenv("NCCL_SOCKET_IFNAME", right)
+        assert cluster.named_cards("eth1", "first", cards) == []
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth1")  # gloo takes whole names
+    assert cluster.named_cards("eth1", "first", cards) == []
+
+
+def test_a_shell_hands_the_exact_name_on():
+    line = cluster.torchrun_line("train.py", node_rank=0, interface="eth1", **MASTER)
+    assert "NCCL_SOCKET_IFNAME='=eth1'" in line  # zsh takes a bare =eth1 for a program's path
+    printed = line.replace("torchrun", "env ; :", 1)
+    told = subprocess.run(["sh", "-c", printed], capture_output=True, text=True, check=True)
+    words = told.stdout.splitlines()
+    assert {"GLOO_SOCKET_IFNAME=eth1", "NCCL_SOCKET_IFNAME==eth1"} <= set(words)
 
 
 @pytest.mark.parametrize(

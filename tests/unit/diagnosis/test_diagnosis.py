@@ -346,3 +346,9 @@ def test_ddp_waits_in_its_forward_and_at_the_wrap():
     assert waiting_in((USER, inside("_pre_forward", file))) == "the forward of DDP"
     assert waiting_in((USER, inside("__init__", file))) == "DistributedDataParallel(...)"
     assert waiting_in((USER, inside("forward", file))) is None
+    # where process_group() meets the others, before torch's own init_process_group
+    ours = "/x/ddp_helpers/group/devices.py"
+    assert waiting_in((USER, inside("agree", ours))) == "init_process_group"
+    assert waiting_in((USER, inside("visible_gpus", ours))) is None
+    torchs = "/x/torch/distributed/rendezvous.py"
+    assert waiting_in((USER, inside("_create_c10d_store", torchs))) == "init_process_group"

@@ -945,6 +945,18 @@ def test_interface_variables(machine, variable, setting, named):
         assert f"unset {variable}" in row.advice
 
 
+def test_an_interface_that_is_the_beginning_of_another(machine):
+    machine.patch.setattr(facts, "interfaces", lambda: {"eth1": "IPv4", "eth10": "IPv4"})
+    for setting, ok in (("eth1", False), ("=eth1", True), ("eth", True), ("eth1,eth10", True)):
+        machine.patch.setenv("NCCL_SOCKET_IFNAME", setting)
+        row = check_environment()["Network interfaces"]
+        assert (row.status == "pass") == ok
+    machine.patch.setenv("NCCL_SOCKET_IFNAME", "eth1")
+    row = check_environment()["Network interfaces"]
+    assert row.value.startswith("NCCL_SOCKET_IFNAME=eth1 takes eth10, too; up here: eth1")
+    assert "`export NCCL_SOCKET_IFNAME='=eth1'` is this one alone" in row.advice
+
+
 def test_interfaces_none_and_many(machine):
     machine.patch.setattr(facts, "interfaces", dict)
     assert check_environment()["Network interfaces"].status == "warn"

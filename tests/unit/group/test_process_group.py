@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddp_helpers import init_distributed_mode, process_group
-from ddp_helpers.group.lifetime import _who, choose_backend
+from ddp_helpers.group.devices import choose_backend
+from ddp_helpers.group.lifetime import _who
 from ddp_helpers.group.rendezvous import check_init_method, default_init_method
 
 NAMES = (
@@ -124,6 +125,32 @@ def test_slurm_ranks_meet_on_the_first_host():
         "tcp://alpha:"
     )
     assert default_init_method(env | {"MASTER_ADDR": "x"}, 2) == "env://"
+
+
+@pytest.mark.parametrize(
+    ("hosts", "first"),
+    [
+        ("node07", "node07"),
+        ("node[12,15-16],node07", "node12"),
+        ("gpu[003]-ib,x", "gpu003-ib"),
+        ("rack[2-3]n[01-08]", "rack2n01"),
+        ("a-b.c,d[1-2]", "a-b.c"),
+    ],
+)
+def test_the_ranks_of_a_step_meet_on_its_own_first_host(hosts, first):
+    job = {"SLURM_JOB_ID": "1234567", "SLURM_JOB_NODELIST": "login[1-9]"}
+    step = job | {"SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": hosts}
+    assert default_init_method(step, 8) == f"tcp://{first}:24567"
+    assert default_init_method(job | {"SLURM_JOB_NODELIST": hosts}, 8) == f"tcp://{first}:24567"
+    # two steps of a job may run at once, on the same node
+    methods = {default_init_method(step | {"SLURM_STEP_ID": str(n)}, 8) for n in range(20)}
+    assert len(methods) == 20
+
+
+def test_a_step_may_be_smaller_than_its_job():
+    job = {"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}
+    job |= {"SLURM_TASKS_PER_NODE": "8(x2)", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}
+    assert numbers(_who(job, None, None, None)) == (0, 2, 0, 1)
 
 
 def test_alone_needs_nothing_and_ends_after_an_error():

@@ -17,7 +17,7 @@ from torch.utils.data import (
 from torch.utils.data._utils import fetch
 
 from ddp_helpers.sanitizer.checks import slow
-from ddp_helpers.sanitizer.checks.slow import SlowChecker, count_buckets, local_ranks
+from ddp_helpers.sanitizer.checks.slow import SlowChecker, count_buckets
 from ddp_helpers.sanitizer.compare.records import Edit, Edits
 from ddp_helpers.sanitizer.talk.codec import decode
 from ddp_helpers.sanitizer.talk.session import Session
@@ -328,14 +328,6 @@ def test_an_empty_registry():
 )
 def test_buckets_are_filled_from_the_last_parameter(sizes, cap, count):
     assert count_buckets(sizes, cap) == count
-
-
-@pytest.mark.parametrize(("text", "ranks"), [("4", 4), ("many", 1), (None, 1)])
-def test_ranks_of_this_machine(monkeypatch, text, ranks):
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    if text is not None:
-        monkeypatch.setenv("LOCAL_WORLD_SIZE", text)
-    assert local_ranks() == ranks
 
 
 @pytest.mark.parametrize(("workers", "cores", "told"), [(5, 4, True), (4, 4, False), (1, 0, False)])

@@ -70,8 +70,9 @@ def test_any_number_of_ranks_and_micro_batches_takes_the_steps_of_one(world_size
     ]
     found, group = train_on_ranks(loaders, accumulation_steps=accumulation)
     assert_same_training(found, expected)
-    # 3 steps of 4 gradients, the slowest's time and the totals: the sampler knows the counts
-    assert group.calls == [["all_reduce"] * (3 * 4 + 2)] * world_size
+    # 3 steps of 4 gradients, whether all is finite, the slowest's time and the totals: the sampler
+    # knows the counts
+    assert group.calls == [["all_reduce"] * (3 * 4 + 3)] * world_size
 
 
 def test_a_distributed_sampler_tells_the_counts_too():
@@ -79,7 +80,7 @@ def test_a_distributed_sampler_tells_the_counts_too():
     loaders = [make_train_loader(samples(24), 4, rank=rank, world_size=2) for rank in range(2)]
     found, group = train_on_ranks(loaders)
     assert_same_training(found, expected)
-    assert len(group.calls[0]) == 3 * 4 + 2
+    assert len(group.calls[0]) == 3 * 4 + 3
 
 
 def test_ranks_ask_one_another_where_nobody_knows_the_counts():
@@ -91,7 +92,7 @@ def test_ranks_ask_one_another_where_nobody_knows_the_counts():
     ]
     found, group = train_on_ranks(loaders)
     assert_same_training(found, expected)
-    assert len(group.calls[0]) == 3 * (4 + 1) + 2
+    assert len(group.calls[0]) == 3 * (4 + 1) + 3
 
 
 def test_tokens_are_counted_over_all_ranks_though_a_sampler_knows_the_samples():
@@ -104,7 +105,7 @@ def test_tokens_are_counted_over_all_ranks_though_a_sampler_knows_the_samples():
     loaders = [make_resumable_loader(data, 4, rank=rank, world_size=2) for rank in range(2)]
     found, group = train_on_ranks(loaders, loss=loss)
     assert_same_training(found, expected)
-    assert len(group.calls[0]) == 2 * (4 + 1) + 2
+    assert len(group.calls[0]) == 2 * (4 + 1) + 3
 
 
 def test_a_rank_that_has_run_out_goes_on_with_empty_batches():

@@ -32,7 +32,7 @@ from ddp_helpers.training import (
 from ddp_helpers.training.checks import check_epochs, check_loader, check_shares
 from ddp_helpers.training.early_stop import EarlyStop
 from ddp_helpers.training.losses import CrossEntropy
-from ddp_helpers.training.precision import MixedPrecision, as_precision
+from ddp_helpers.training.precision import MixedPrecision, as_precision, norm
 from ddp_helpers.training.records import EpochRecord
 from ddp_helpers.training.report import print_epoch, print_progress
 from ddp_helpers.training.resume import ResumableRun, settle_buckets
@@ -234,6 +234,17 @@ def test_a_sum_of_losses_is_taken_in_32_bits(dtype):
     assert found.dtype == torch.float32
     assert found.item() == pytest.approx(3000 * math.log(4), rel=1e-4)
     assert CrossEntropy().sum(outputs.double(), labels).dtype == torch.float64
+
+
+def test_a_norm_is_finite_where_all_elements_are():
+    parts = [torch.tensor([3.0, 0.0]), torch.tensor([-4.0]), torch.zeros(0)]
+    assert norm(parts) == 5.0
+    assert norm([]) == 0.0
+    assert norm([torch.full((100,), 6e4, dtype=torch.float16)]).isfinite()  # the norm is 6e5
+    for bad in (math.nan, -math.inf):
+        for dtype in (torch.float32, torch.float16):
+            assert not norm([*parts, torch.tensor([1.0, bad], dtype=dtype)]).isfinite()
+            assert not norm([torch.tensor([0.0, bad], dtype=dtype).to_sparse()]).isfinite()
 
 
 # ---- steps
@@ -651,7 +662,9 @@ def test_the_device_is_this_ranks_gpu_where_there_is_one(given, monkeypatch):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     assert device_of() == torch.device("cpu")  # a notebook must not touch CUDA
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert device_of() == torch.device("cuda", 1)
+    for gpus, index in ((2, 1), (1, 0)):  # all GPUs; one of its own, as with --gpus-per-task
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        assert device_of() == torch.device("cuda", index)
     assert device_of(device="cuda:3") == torch.device("cuda", 3)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert device_of() == torch.device("cpu")
