@@ -82,10 +82,8 @@ def main():
     # NEW
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        train(args, device)
-    finally:
-        dist.destroy_process_group()
+    train(args, device)
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
