@@ -79,13 +79,10 @@ def train(args: argparse.Namespace, device: torch.device):
 def main():
     args = parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    # NEW
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        train(args, device)
-    finally:
-        dist.destroy_process_group()
+    backend = "nccl" if device.type == "cuda" else "gloo"  # NEW
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # NEW
+    train(args, device)
+    dist.destroy_process_group()  # NEW
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ ddp_one_rank.py: how ranks start, meet and leave. Next rung: ddp_torchrun.py.
 """
 
 import argparse
-import sys  # NEW
 import tempfile  # NEW
 from pathlib import Path
 
@@ -94,12 +93,9 @@ def run_rank(local_rank: int, args: argparse.Namespace):
     backend = args.dist_backend or ("nccl" if device.type == "cuda" else "gloo")
     rank = args.rank + local_rank
     dist.init_process_group(backend, args.dist_url, rank=rank, world_size=args.world_size)
-    try:
-        train(args, device)
-        dist.barrier()  # leave together: a rank that goes first can make others abort
-    finally:  # after an error nccl would wait in there for the others: then the process just ends
-        if backend == "gloo" or sys.exc_info()[0] is None:
-            dist.destroy_process_group()
+    train(args, device)  # an error ends the process at once, so that no other rank is blamed
+    dist.barrier()  # leave together: a rank that goes first can make others abort
+    dist.destroy_process_group()
 
 
 def main():

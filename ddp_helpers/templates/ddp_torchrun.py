@@ -13,7 +13,6 @@ each in its environment who it is; train() is the same to the letter. Next rung:
 
 import argparse
 import os  # NEW
-import sys
 from pathlib import Path
 
 import torch
@@ -98,12 +97,9 @@ def main():
         torch.cuda.set_device(device)  # else all ranks land on the first GPU
     backend = args.dist_backend or ("nccl" if device.type == "cuda" else "gloo")
     dist.init_process_group(backend)  # NEW  env://: who and where stands in the environment
-    try:
-        train(args, device)
-        dist.barrier()  # leave together: a rank that goes first can make others abort
-    finally:  # after an error nccl would wait in there for the others: then the process just ends
-        if backend == "gloo" or sys.exc_info()[0] is None:
-            dist.destroy_process_group()
+    train(args, device)  # an error ends the process at once, so that no other rank is blamed
+    dist.barrier()  # leave together: a rank that goes first can make others abort
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
