@@ -100,7 +100,7 @@ def test_a_cancelled_job_saves_and_stays_cancelled(cluster: Cluster) -> None:
 
 EVERY_ONE = (
     *("ddp_slurm", "ddp_anywhere", "ddp_restart", "ddp_exact", "ddp_checkpoint", "ddp_resume"),
-    *("ddp_accumulate", "ddp_full", "fsdp_whole", "fsdp", "lm_bigram", "lm"),
+    *("ddp_accumulate", "ddp_full"),
 )
 # The first as typed; the others in children of two ranks that have torch already: they find what
 # srun tells, and importing torch 22 times is no proof of anything.
@@ -160,6 +160,37 @@ def test_srun_starts_every_template_from_ddp_slurm_on(cluster: Cluster) -> None:
     log = (folder / "all.log").read_text()
     assert re.findall(r"(\w+) is done", log) == [*EVERY_ONE], log
     assert log.count("ranks 2") == len(EVERY_ONE), log
+
+
+HEIRS = {
+    "starter_fsdp": (("range(4)", "range(2)"),),
+    "starter_lm": (("= 4, 4, 128, 0.1", "= 2, 2, 32, 0.1"),),
+}
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", HEIRS)
+def test_srun_starts_a_starter(cluster: Cluster, name: str) -> None:
+    folder = cluster.folder / name
+    folder.mkdir()
+    x, y = torch.randint(256, (90, 28, 28), dtype=torch.uint8), torch.randint(10, (90,))
+    torch.save({"train": (x[:60], y[:60]), "held_out": (x[60:], y[60:])}, folder / "digits.pt")
+    text = TEMPLATES.parents[1] / "data" / "austen" / "pride_and_prejudice.txt"
+    (folder / "text.txt").write_text(text.read_text()[:9000])
+    data = "text.txt" if name == "starter_lm" else "digits.pt"
+    code = (TEMPLATES / f"{name}.py").read_text()
+    for old, new in HEIRS[name]:
+        assert old in code
+        code = code.replace(old, new)
+    code = re.sub("^DATA = .*$", f"DATA = {data!r}", code, flags=re.MULTILINE)
+    (folder / "mine.py").write_text(code)
+    batch = "#!/bin/bash\n#SBATCH --ntasks-per-node=2\n#SBATCH --output=out.log\n"
+    batch += "srun python mine.py --epochs 1 --log-every 1 && echo all done\n"
+    (folder / "mine.sbatch").write_text(batch)
+    path = os.pathsep.join((str(Path(sys.executable).parent), cluster.environment["PATH"]))
+    cluster.run("sbatch", "mine.sbatch", cwd=folder, PATH=path)
+    wait_for_text(folder / "out.log", "all done", seconds=200)
+    assert (folder / "out.log").read_text().count("best ") == 1, "two runs of one rank each"
 
 
 UNLIKE = """

@@ -11,7 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 from template_runner import TEMPLATES, Runner, _run_script, torchrun
-from test_starter import DICTS, END_AT, TRACK, WEIGHTED, ends, logged, refused, same
+from test_starter import (
+    DICTS,
+    END_AT,
+    TRACK,
+    WEIGHTED,
+    digits,  # noqa: F401 (a fixture)
+    ends,
+    logged,
+    refused,
+    same,
+)
 from torch import nn
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch_age import needs_torch
@@ -53,25 +63,14 @@ EDITS: dict[str, tuple[list, tuple]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory) -> Path:
-    """70 samples to train on and 21 to hold out."""
-    draws = torch.Generator().manual_seed(0)
-    patterns = torch.rand(10, 7, 7, generator=draws).kron(torch.ones(1, 4, 4))
-    y = torch.randint(10, (91,), generator=draws)
-    x = (255 * patterns[y] * torch.rand(91, 28, 28, generator=draws)).to(torch.uint8)
-    file = tmp_path_factory.mktemp("digits") / "digits.pt"
-    torch.save({"train": (x[:70], y[:70]), "held_out": (x[70:], y[70:])}, file)
-    return file
-
-
 @pytest.fixture
-def mine(runner: Runner, digits: Path):
+def mine(runner: Runner, request: pytest.FixtureRequest):
     """An edited copy of the starter."""
+    data = str(request.getfixturevalue("digits"))
 
     def edit(*changes: tuple[str, str]) -> Path:
         text = STARTER.read_text().replace(TRACK, TRACK + END_AT)
-        text = re.sub(r"^DATA = .*$", f"DATA = {str(digits)!r}", text, flags=re.MULTILINE)
+        text = re.sub(r"^DATA = .*$", f"DATA = {data!r}", text, flags=re.MULTILINE)
         for old, new in changes:
             assert old in text, old
             text = text.replace(old, new)
@@ -153,7 +152,7 @@ def test_the_gradient_and_the_first_weights_are_those_of_a_plain_loop(runner, mi
     flags = ("--epochs", 1, "--global-batch-size", 70, "--batch-size-per-rank", 8, "--lr", 0.5)
     run = runner.on_ranks(2, script, *flags, "--warmup", 0, "--clip", "inf", "--recompute")
     starter = runpy.run_path(str(script))
-    data = torch.load(starter["DATA"])
+    train_set, _ = starter["make_datasets"]()
     with torch.device("meta"):
         model = starter["make_model"]()
     model.to_empty(device="cpu")
@@ -161,7 +160,7 @@ def test_the_gradient_and_the_first_weights_are_those_of_a_plain_loop(runner, mi
     for part in (*starter["blocks"](model), model[6], model[1]):
         layers = [layer for layer in part.modules() if hasattr(layer, "reset_parameters")]
         [layer.reset_parameters() for layer in reversed(layers)]
-    x, y = data["train"]
+    x, y = train_set.x, train_set.y
     nn.functional.cross_entropy(model(x[:, None] / 255), y, torch.arange(1.0, 11)).backward()
     for name, value in weights(run.folder).items():
         expected = model.get_parameter(name) - 0.5 * model.get_parameter(name).grad
@@ -251,7 +250,8 @@ def plain_loss(folder: Path, script: Path, samples: int) -> float:
     starter = runpy.run_path(str(script))
     model = starter["make_model"]()
     model.load_state_dict(weights(folder))
-    x, y = (part[:samples] for part in torch.load(starter["DATA"])["held_out"])
+    _, held_out = starter["make_datasets"]()
+    x, y = held_out.x[:samples], held_out.y[:samples]
     with torch.no_grad():
         return nn.functional.cross_entropy(model.eval()(x[:, None] / 255), y).item()
 

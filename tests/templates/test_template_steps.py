@@ -17,13 +17,9 @@ import pytest
 from template_runner import LONG_STEPS, STEPS, TEMPLATES
 
 LADDER = (*STEPS, *LONG_STEPS)
-AFTER_FULL = (
-    *(("ddp_full", "fsdp_whole"), ("fsdp_whole", "fsdp")),
-    *(("ddp_full", "lm_bigram"), ("lm_bigram", "lm")),
-)
 BESIDE = (("ddp_minimal", "ray_train"), ("ray_train", "ray_restart"))  # they need Ray, too
-PAIRS = [*itertools.pairwise(LADDER), *AFTER_FULL, *BESIDE]
-ALL_STEPS = (*LADDER, *(step for _, step in (*AFTER_FULL, *BESIDE)))
+PAIRS = [*itertools.pairwise(LADDER), *BESIDE]
+ALL_STEPS = (*LADDER, *(step for _, step in BESIDE))
 AT_MOST = 40  # added lines in a step
 
 

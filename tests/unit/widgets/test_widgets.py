@@ -272,7 +272,7 @@ def test_each_rung_follows_an_earlier_one():
     for before, after in ladder.RUNGS:
         assert before in known
         known.add(after)
-    assert {"ddp_spawn", "ddp_torchrun", "ddp_full", "fsdp", "lm"} <= known
+    assert {"ddp_spawn", "ddp_torchrun", "ddp_full"} <= known
 
 
 def test_a_shortened_table_has_every_changed_line():
