@@ -3,7 +3,7 @@
     python tests/benchmarks/bench_gpu.py              7 rounds
     python tests/benchmarks/bench_gpu.py --rounds 3
 
-A GPT of 12 blocks (lm.py's, wider) and a deep CNN train on random data with a rank for each GPU.
+The GPT of starter_lm.py, larger, and a deep CNN train on random data with a rank for each GPU.
 The ways take turns in one process, so a GPU that slows down slows all of them; a table shows
 medians over the rounds, and the ratio to plain float32 with TF32 off, taken within a round.
 """
@@ -28,13 +28,13 @@ BATCH, STEPS, WARM_UP = {"GPT": 32, "CNN": 128}, 10, 10
 
 def gpt() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
     """85 million weights; 512 letters a sample."""
-    path = REPOSITORY / "ddp_helpers" / "templates" / "lm.py"
-    spec = importlib.util.spec_from_file_location("lm", path)
+    path = REPOSITORY / "ddp_helpers" / "templates" / "starter_lm.py"
+    spec = importlib.util.spec_from_file_location("starter_lm", path)
     lm = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(lm)
-    lm.CONTEXT = 512
+    lm.TOKENS, lm.CONTEXT, lm.LAYERS, lm.HEADS, lm.WIDTH = 80, 512, 12, 12, 768
     letters = torch.randint(0, 80, (BATCH["GPT"], 513))
-    return lm.GPT(80, width=768, layers=12, heads=12), letters[:, :-1], letters[:, 1:]
+    return lm.make_model(), letters[:, :-1], letters[:, 1:]
 
 
 def cnn() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:

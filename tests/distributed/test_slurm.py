@@ -94,64 +94,36 @@ def test_a_cancelled_job_saves_and_stays_cancelled(cluster: Cluster) -> None:
     assert not cluster.ranks()
 
 
-EVERY_ONE = ("starter", "starter_fsdp", "starter_lm")
-# The first as typed; the others in children of two ranks that have torch already: they find what
-# srun tells, and importing torch again and again is no proof of anything.
-BATCH = """#!/bin/bash
-#SBATCH --ntasks-per-node=2
-#SBATCH --output=all.log
-mkdir {first} && cd {first} || exit
-srun python {templates}/{first}.py --epochs 1 && echo "{first} is done"
-cd ..
-srun python in_turn.py {rest}
-"""
-IN_TURN = """
-import os, pathlib, runpy, sys, time, traceback
-import torch._dynamo
-
-def run(step):
-    os.makedirs(step, exist_ok=True)
-    os.chdir(step)
-    sys.argv = [f"{templates}/{{step}}.py", "--epochs", "1"]
-    runpy.run_path(sys.argv[0], run_name="__main__")
-
-for step in sys.argv[1:]:
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            run(step)
-            code = 0
-        except SystemExit as end:
-            code = 1 if end.code else 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, step
-    # the next one meets at the same port: not before both have left it
-    pathlib.Path(f"{{step}}/left-by-{{os.environ['SLURM_PROCID']}}").touch()
-    while len(list(pathlib.Path(step).glob("left-by-*"))) < 2:
-        time.sleep(0.02)
-    if os.environ["SLURM_PROCID"] == "0":
-        print(step, "is done", flush=True)
-"""
+STARTERS: dict[str, tuple] = {
+    "starter": (),
+    "starter_fsdp": (("range(4)", "range(2)"),),
+    "starter_lm": (("= 4, 4, 128, 0.1", "= 2, 2, 32, 0.1"),),
+}
 
 
 @pytest.mark.timeout(300)
-def test_srun_starts_every_template_for_long_runs(cluster: Cluster) -> None:
-    folder = cluster.folder / "all"
+@pytest.mark.parametrize("name", STARTERS)
+def test_srun_starts_a_starter(cluster: Cluster, name: str) -> None:
+    folder = cluster.folder / name
     folder.mkdir()
-    first, *rest = EVERY_ONE
-    script = BATCH.format(first=first, rest=" ".join(rest), templates=TEMPLATES)
-    (folder / "all.sbatch").write_text(script)
-    (folder / "in_turn.py").write_text(IN_TURN.format(templates=TEMPLATES))
+    x, y = torch.randint(256, (90, 28, 28), dtype=torch.uint8), torch.randint(10, (90,))
+    torch.save([x[:60], y[:60], x[60:], y[60:]], folder / "digits.pt")
+    text = TEMPLATES.parents[1] / "data" / "austen" / "pride_and_prejudice.txt"
+    (folder / "text.txt").write_text(text.read_text()[:9000])
+    data = "text.txt" if name == "starter_lm" else "digits.pt"
+    code = (TEMPLATES / f"{name}.py").read_text()
+    for old, new in STARTERS[name]:
+        assert old in code
+        code = code.replace(old, new)
+    code = re.sub("^DATA = .*$", f"DATA = {data!r}", code, flags=re.MULTILINE)
+    (folder / "mine.py").write_text(code)
+    batch = "#!/bin/bash\n#SBATCH --ntasks-per-node=2\n#SBATCH --output=out.log\n"
+    batch += "srun python mine.py --epochs 1 --log-every 1 && echo all done\n"
+    (folder / "mine.sbatch").write_text(batch)
     path = os.pathsep.join((str(Path(sys.executable).parent), cluster.environment["PATH"]))
-    cluster.run("sbatch", "all.sbatch", cwd=folder, PATH=path)
-    wait_for_text(folder / "all.log", f"{EVERY_ONE[-1]} is done", seconds=280)
-    log = (folder / "all.log").read_text()
-    assert re.findall(r"(\w+) is done", log) == [*EVERY_ONE], log
+    cluster.run("sbatch", "mine.sbatch", cwd=folder, PATH=path)
+    wait_for_text(folder / "out.log", "all done", seconds=200)
+    assert (folder / "out.log").read_text().count("best ") == 1, "two runs of one rank each"
 
 
 UNLIKE = """

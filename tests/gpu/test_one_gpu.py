@@ -5,6 +5,7 @@
 All of it needs one GPU and no more; without one it is skipped.
 """
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -287,10 +288,6 @@ TEMPLATE_RUNS = {
     "ddp_torchrun": [*torchrun(1), TEMPLATES / "ddp_torchrun.py"],
     "ddp_torchrun shared": [*torchrun(2), TEMPLATES / "ddp_torchrun.py"],
     "ddp_resume": [*torchrun(1), TEMPLATES / "ddp_resume.py"],
-    "ddp_full": [*torchrun(1), TEMPLATES / "ddp_full.py", "--bf16", "--compile", *SMALL],
-    "ddp_full shared": [TEMPLATES / "ddp_full.py", "--world-size", 2, "--bf16", *SMALL],
-    "fsdp": [*torchrun(1), TEMPLATES / "fsdp.py", "--bf16", *SMALL],
-    "lm": [*torchrun(1), TEMPLATES / "lm.py", "--bf16", *SMALL],
 }
 
 
@@ -303,11 +300,29 @@ def test_a_template_trains_on_the_gpu(runner, way):
         assert f"ranks {2 if 'shared' in way else 1}" in run.out, run.out
 
 
-def test_nccl_is_refused_where_two_ranks_share_a_gpu(runner):
-    ranks = torch.cuda.device_count() + 1
-    run = runner.run(TEMPLATES / "ddp_full.py", "--world-size", ranks, "--dist-backend", "nccl")
-    assert run.code == 1
-    assert "GPUs found" in run.err
+STARTERS = {
+    "starter": ("--bf16", "--compile"),
+    "starter_fsdp": ("--bf16", "--recompute", "--global-batch-size", 48),
+    "starter_lm": ("--bf16", "--compile", "--peak-tflops", 1000),
+}
+
+
+@pytest.mark.parametrize("name", STARTERS)
+def test_a_starter_trains_on_the_gpu_and_goes_on(runner, tmp_path, name):
+    x, y = torch.randint(256, (300, 28, 28), dtype=torch.uint8), torch.randint(10, (300,))
+    torch.save([x[:200], y[:200], x[200:], y[200:]], tmp_path / "x.pt")
+    text = TEMPLATES.parents[1] / "data" / "austen" / "pride_and_prejudice.txt"
+    data = str(text if name == "starter_lm" else tmp_path / "x.pt")
+    code = (TEMPLATES / f"{name}.py").read_text()
+    script = tmp_path / f"{name}.py"
+    script.write_text(re.sub("^DATA = .*$", f"DATA = {data!r}", code, flags=re.MULTILINE))
+    for epochs in (1, 2):
+        words = (*torchrun(1), script, "--epochs", epochs, "--log-every", 1, *STARTERS[name])
+        run = runner.run(*words, "--run-folder", tmp_path / "run")
+        assert run.code == 0, run.err
+        assert "note:" not in run.out, run.out
+    assert "goes on in epoch 1" in run.out
+    assert ("  mfu 0." in run.out) == (name == "starter_lm")
 
 
 def test_the_ladder_resumes_on_a_gpu(runner):

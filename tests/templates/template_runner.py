@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-import pytest
 from warm_python import WarmPython
 
 from ddp_helpers import launch
@@ -189,14 +188,6 @@ class Runner:
         )
         return self._collect(elastic_launch(config, _run_script), script, flags, folder)
 
-    def however_started(self, script: Path, *flags: object) -> dict[str, Finished]:
-        """By mp.spawn on two ranks, and under torchrun's agent on one and two."""
-        return {
-            "spawn": self.run_warm(script, "--world-size", 2, *flags),
-            "agent 1": self.under_agent(1, script, *flags),
-            "agent 2": self.under_agent(2, script, *flags),
-        }
-
     def _collect(
         self, start: Callable, script: Path, flags: tuple, folder: Path | None
     ) -> Finished:
@@ -242,46 +233,3 @@ def load_template(step: str):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def copy(runner: Runner, step: str, *changes: tuple[str, str]) -> Path:
-    """The template with some lines replaced, in a folder of its own, beside the data."""
-    folder = runner.root / f"copy-{len(list(runner.root.glob('copy-*')))}"
-    (folder / "data").mkdir(parents=True)
-    (folder / "data" / "mnist_5k").symlink_to(TEMPLATES.parents[1] / "data" / "mnist_5k")
-    text = (TEMPLATES / f"{step}.py").read_text()
-    for old, new in changes:
-        assert old in text
-        text = text.replace(old, new)
-    (folder / "mine.py").write_text(text)
-    return folder
-
-
-# Lines to change in a copy: a rank that stops itself, where all ask after each step; and a training
-# without draws and with an optimizer that does not blow up the least difference.
-ASK = "            stopping = step % ASK_EVERY == 0 and any_rank_asked(control)\n"
-STOP_ITSELF = (
-    (
-        ASK,
-        "            if rank == 1 and step == int(os.environ['STOP_AT']):\n"
-        "                os.kill(os.getpid(), int(os.environ['STOP_BY']))\n" + ASK,
-    ),
-    ("ASK_EVERY = 10", "ASK_EVERY = 1"),
-)
-PLAIN = (
-    ("nn.Dropout(0.2)", "nn.Identity()"),
-    ("x = x.roll(", "_ = x.roll("),
-    ("torch.optim.Adam(", "torch.optim.SGD("),
-)
-
-
-def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, by: int = signal.SIGTERM) -> None:
-    """Have rank 1 of the next run, of a copy with STOP_ITSELF, get a signal; at step -1 never."""
-    monkeypatch.setenv("STOP_AT", str(step))
-    monkeypatch.setenv("STOP_BY", str(int(by)))
-
-
-def alone(runner: Runner, script: Path) -> list[object]:
-    """The command for one rank, started by hand: one process, which imports torch once."""
-    meet = f"file://{runner.root / uuid.uuid4().hex}"
-    return [script, "--rank", 0, "--world-size", 1, "--dist-url", meet]

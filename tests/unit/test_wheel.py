@@ -171,8 +171,9 @@ def test_a_new_copy_trains_on_the_data_of_the_wheel(ddp, python, tmp_path):
     ddp("new", "one.py", "--template", "single_process")
     done = run(python, "one.py", "--epochs", 1, cwd=tmp_path)
     assert "of 1000 right" in done.stdout, done.stderr
-    said = ddp("new", "lm.py", "--template", "lm")
-    assert Path(re.search(r"--data (\S+)", said)[1]).read_text().startswith("Chapter 1")
+    ddp("new", "lm.py", "--template", "starter_lm")
+    path = re.search(r'^DATA = Path\("(.*)"\)', (tmp_path / "lm.py").read_text(), re.MULTILINE)[1]
+    assert Path(path).read_text().startswith("Chapter 1")
 
 
 def test_train(ddp, tmp_path):

@@ -1,0 +1,703 @@
+"""Your training, with the model cut up: each rank keeps a share of it (FSDP2).
+
+    python starter_fsdp.py                                                 # one process
+    torchrun --standalone --nproc_per_node=2 starter_fsdp.py --epochs 10   # two; or a GPU each
+    srun --ntasks-per-node=4 python starter_fsdp.py --bf16 --recompute
+
+The first 75 lines are yours, the rest is done. The same command goes on where the run in
+--run-folder was stopped, whatever stopped it, and on any number of ranks. No rank ever holds the
+whole model: it is made, gathered and saved in parts. One file of it, for one process:
+    python -m torch.distributed.checkpoint.format_utils dcp_to_torch run/best best.pt
+"""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset, default_collate
+
+DATA = Path(__file__).resolve().parent / "../../data/mnist_5k/mnist_5k.pt"
+BETTER = ("accuracy", max)  # the one of metrics() that tells the best checkpoint; max or min
+collate = default_collate  # a list of samples in, a batch out: replace it where lengths differ
+
+
+class Shifted(Dataset):
+    """Digits, each moved by up to two pixels; torch, random and NumPy may draw as they like."""
+
+    def __init__(self, x: torch.Tensor, y: torch.Tensor, most: int):
+        self.x, self.y, self.most = x, y, most
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int):
+        shift = torch.randint(-self.most, self.most + 1, (2,)).tolist()
+        return self.x[index, None].float().div(255).roll(shift, dims=(1, 2)), int(self.y[index])
+
+
+def make_datasets():
+    """The training set and the held-out set; a sample may be any nesting of tensors."""
+    x, y, held_out_x, held_out_y = torch.load(DATA, weights_only=True)
+    return Shifted(x, y, most=2), Shifted(held_out_x, held_out_y, most=0)
+
+
+class Block(nn.Module):
+    """A part of the model that the ranks gather, use, and let go of."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        layers = [nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(4 * width, width), nn.Dropout(0.1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.layers(x)
+
+
+def make_model() -> nn.Module:
+    """It takes no memory yet: there are no values before init_weights()."""
+    layers = [nn.Flatten(), nn.Linear(28 * 28, 128), *(Block(128) for _ in range(4))]
+    return nn.Sequential(*layers, nn.Linear(128, 10))
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The parts, in the order of their use; what is in none of them is one more."""
+    return [part for part in model.modules() if isinstance(part, Block)]
+
+
+def init_weights(module: nn.Module):
+    """First values of the parameters and buffers that this module itself has, not its children."""
+    module.reset_parameters()
+
+
+def loss(model, batch):
+    """The sum of the losses, and what to divide it by: samples, tokens, or a sum of weights."""
+    x, y = batch
+    return nn.functional.cross_entropy(model(x).float(), y, reduction="sum"), len(y)
+
+
+def metrics(model, batch):
+    """Of the held-out set, beside the loss: names, each with a sum and what to divide it by."""
+    x, y = batch
+    return {"accuracy": ((model(x).argmax(dim=1) == y).sum(), len(y))}
+
+
+def track(step: int, values: dict[str, float]):
+    """On rank 0, with each line of log.csv: tell TensorBoard or W&B here."""
+
+
+# ruff: noqa: E401, E402, I001
+import argparse, ctypes, fcntl, functools, json, math, os, random, re, resource, shutil, signal
+import sys, time, zlib
+from collections.abc import Callable, Iterator, Mapping
+from concurrent import futures
+from datetime import timedelta
+from pathlib import Path
+
+import torch.distributed as dist
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint import state_dict as sd
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.elastic.multiprocessing.errors import record
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader
+
+stop_asked = []  # signals that this rank got: torchrun and Slurm send some before they kill
+under_way = []  # the save that a thread of this rank is at
+
+
+def parse_args() -> argparse.Namespace:
+    def at_least_1(text: str) -> int:
+        if int(text) < 1:
+            raise argparse.ArgumentTypeError(f"{text} found, expected 1 or more")
+        return int(text)
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("--run-folder", type=Path, default="run", help="log.csv and checkpoints; it goes on there")
+    add("--epochs", type=at_least_1, default=5)
+    add("--global-batch-size", type=at_least_1, help="samples of a step; default: 32 for each rank")
+    add("--batch-size-per-rank", type=at_least_1, default=32, help="at once; more are accumulated")
+    add("--lr", type=float, default=2e-3)
+    add("--weight-decay", type=float, default=0.01)
+    add("--warmup", type=int, default=20, help="steps up to the full --lr")
+    add("--decay-steps", type=at_least_1, help="steps until it is lowest; default: all epochs'")
+    add("--clip", type=float, default=1.0, help="longest gradient; inf: any")
+    add("--patience", type=at_least_1, help="end after so many epochs that are no better")
+    add("--workers", type=int, default=0, help="processes of each rank that load samples")
+    add("--bf16", action="store_true", help="compute in bfloat16 where that is safe")
+    add("--compile", action="store_true", help="torch.compile: a slow start, then faster")
+    add("--recompute", action="store_true", help="activations, in backward: saves memory")
+    add("--seed", type=int, default=0)
+    add("--save-every", type=at_least_1, default=200, help="steps; each epoch is saved, too")
+    add("--log-every", type=at_least_1, default=20, help="steps")
+    return parser.parse_args()
+
+
+def ask_slurm():
+    """srun tells a process who it is in variables of its own: give them the usual names."""
+    told = os.environ
+    if "RANK" in told or "SLURM_STEP_NODELIST" not in told:  # torchrun's; or no rank of srun's
+        return
+    first = re.match(r"([^,\[]+)(?:\[(\w+))?", told["SLURM_STEP_NODELIST"])  # node[01-04],gpu7
+    counts = re.findall(r"(\d+)(?:\(x\d+\))?", told["SLURM_STEP_TASKS_PER_NODE"])  # 4(x2),3
+    told |= {"RANK": told["SLURM_PROCID"], "WORLD_SIZE": told["SLURM_NTASKS"]}
+    told |= {"LOCAL_RANK": told["SLURM_LOCALID"], "LOCAL_WORLD_SIZE": max(counts, key=int)}
+    told.setdefault("MASTER_ADDR", "".join(part or "" for part in first.groups()))
+    told.setdefault("MASTER_PORT", str(20000 + int(told["SLURM_JOB_ID"]) % 10000))  # one each job
+
+
+def join_ranks() -> torch.device:
+    """Meet the other ranks, choose GPUs or the CPU together, and start the process group."""
+    store, rank, ranks = dist.HashStore(), 0, 1  # nobody told this process of others
+    if "RANK" in os.environ:
+        store, rank, ranks = next(dist.rendezvous("env://", timeout=timedelta(minutes=10)))
+    local_rank = int(os.environ.get("LOCAL_RANK", rank))
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
+    if "OMP_NUM_THREADS" not in os.environ:  # under Slurm the cores may be this rank's share
+        cores = os.environ.get("SLURM_CPUS_PER_TASK")
+        torch.set_num_threads(int(cores or max(1, len(os.sched_getaffinity(0)) // local_ranks)))
+
+    gpus = torch.cuda.device_count()
+    index = local_rank if local_rank < gpus else 0  # only one is seen where Slurm gives one each
+    mine = f"{os.uname().nodename} {torch.cuda.get_device_properties(index).uuid}" if gpus else ""
+    store.set(f"gpu/{rank}", mine)
+    found = [store.get(f"gpu/{other}").decode() for other in range(ranks)]
+    own = all(found) and len(set(found)) == ranks  # each rank has one: the same answer on all
+    if rank == 0 and any(found) and not own:
+        print("note: not every rank has a GPU of its own, so all compute on the CPU", flush=True)
+    if rank == 0 and own and gpus > local_ranks:
+        print(f"note: {gpus} GPUs here, {local_ranks} of them used", flush=True)
+    device = torch.device("cuda", index) if own else torch.device("cpu")
+    if own:
+        torch.cuda.set_device(device)
+    how = {"device_id": device} if own else {}
+    how |= {"rank": rank, "world_size": ranks, "store": dist.PrefixStore("starter", store)}
+    dist.init_process_group("nccl" if own else "gloo", timeout=timedelta(minutes=10), **how)
+    return device
+
+
+def on_rank_0(work: Callable, *args):
+    """Rank 0 does it; where that fails, all ranks end."""
+    told = [None]
+    if dist.get_rank() == 0:
+        try:
+            work(*args)
+        except (OSError, ValueError) as problem:
+            told = [f"error: {problem}"]
+    dist.broadcast_object_list(told)
+    if told[0]:
+        sys.exit(told[0])
+
+
+def to(tree, device: torch.device):
+    """A batch of any nesting, on the device."""
+    if hasattr(tree, "to"):  # a tensor, or a batch class of your own
+        return tree.to(device, non_blocking=True)
+    if isinstance(tree, Mapping):
+        return {key: to(value, device) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        parts = [to(value, device) for value in tree]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+    return tree
+
+
+def seed_draws(*parts: int) -> int:
+    """What torch, random and NumPy draw next follows from these numbers alone."""
+    seed = hash(parts) % 2**32  # of a tuple of ints it is the same in every process
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(seed)
+    return seed
+
+
+class Drawn(Dataset):
+    """A sample's draws follow from seed, epoch and index: not from rank, worker or a restart."""
+
+    def __init__(self, samples: Dataset, seed: int):
+        self.samples, self.seed = samples, seed
+
+    def __getitem__(self, key: tuple[int, int]):
+        seed_draws(self.seed, *key)
+        return self.samples[key[1]]
+
+
+class Batches:
+    """This rank's part of each step, in pieces that fit. Steps are alike on any number of ranks,
+    and each rank has as many pieces: with every one it gathers the weights, with all others."""
+
+    epoch = done = 0  # `done`: samples of this epoch that all ranks together have had
+
+    def __init__(self, samples: int, step: int, piece: int, seed: int):
+        self.samples, self.step, self.piece, self.seed = samples, step, piece, seed
+
+    def steps(self, done: int) -> Iterator[tuple[list[range], int]]:
+        """For each step this rank's places in the epoch's order, in pieces; and the step's end."""
+        ranks = dist.get_world_size()
+        while done < self.samples:
+            begin, done = done, done + self.step
+            if self.samples - done < max(self.step / 2, ranks):
+                done = self.samples  # a small rest joins the last step
+            mine = range(begin + dist.get_rank(), done, ranks)
+            least, most = (done - begin) // ranks, math.ceil((done - begin) / ranks)
+            pieces = min(least, math.ceil(most / self.piece))
+            yield [mine[number::pieces] for number in range(pieces)], done
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        draws = torch.Generator().manual_seed(hash((self.seed, self.epoch)) % 2**32)
+        order = torch.randperm(self.samples, generator=draws).tolist()
+        for pieces, _ in self.steps(self.done):
+            yield from ([(self.epoch, order[place]) for place in piece] for piece in pieces)
+
+
+def start_worker(_: int):
+    """A stop signal to all processes is for the ranks, which still need this one for a while."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))
+
+
+class Writer(dcp.FileSystemWriter):
+    """Tells the first cause of what fails, such as a full disk: torch hands on the last alone."""
+
+    def write_data(self, *args):
+        try:
+            return super().write_data(*args)
+        except Exception as problem:  # torch raises many kinds
+            raise OSError(short(problem)) from None
+
+
+class RunFolder:
+    """args.json, log.csv, and the checkpoints newest, previous and best: folders, into which each
+    rank writes its share. A thread of each rank does it, while the training goes on."""
+
+    def __init__(self, path: Path):
+        self.path, self.newest, self.previous = path, path / "newest", path / "previous"
+        limit = timedelta(minutes=30)
+        self.group = dist.new_group(backend="gloo", timeout=limit)  # for the threads alone
+        self.thread = futures.ThreadPoolExecutor(1)
+
+    def open(self, args: argparse.Namespace):
+        """Rank 0 keeps other runs out, and clears up behind one that was killed."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.lock, self.csv = (self.path / "lock").open("a"), (self.path / "log.csv").open("a")
+        try:
+            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as problem:
+            raise ValueError(f"{self.path} is in use by another run: give another") from problem
+        (self.path / "args.json").write_text(json.dumps(vars(args), default=str, indent=1))
+        for unfinished in self.path.glob("*.tmp"):
+            shutil.rmtree(unfinished)
+        if self.previous.exists() and not self.newest.exists():
+            os.replace(self.previous, self.newest)  # it was killed between two renames
+
+    def read(self) -> dict:
+        """Where the newest checkpoint stands, after each rank has looked at some of its files."""
+        rank, ranks, at, told = dist.get_rank(), dist.get_world_size(), {}, None
+        try:
+            found = json.loads((self.newest / "at.json").read_text())
+            at, files = found["at"], found["files"]
+            if found["checksum"] != zlib.crc32(json.dumps([at, files]).encode()):
+                raise ValueError("wrong checksum of at.json")
+            for name in sorted(files)[rank::ranks]:  # torch misses a flipped bit
+                if checksum(self.newest / name) != files[name]:
+                    raise ValueError(f"wrong checksum of {name}")
+        except Exception as problem:  # of a foreign file, there are many kinds
+            away = f"mv {self.newest} {self.path}/damaged; mv {self.previous} {self.newest}"
+            passing = isinstance(problem, OSError) and not isinstance(problem, FileNotFoundError)
+            way_out = "" if passing else f": {away}, or give another --run-folder"
+            told = f"error: can't read {self.newest}: {short(problem)}{way_out}"
+        all_told = [None] * ranks
+        dist.all_gather_object(all_told, told)
+        if any(all_told):
+            sys.exit(next(filter(None, all_told)))
+        return at
+
+    def cut_log(self, size: int):
+        os.truncate(self.csv.name, min(size, self.csv.tell()))  # what comes after it comes again
+
+    def load(self, states: dict):
+        """Each rank reads its share, whatever shares it was written in."""
+        ours = {f"model.{name}" for name in states["model"]}
+        saved = dcp.FileSystemReader(self.newest).read_metadata().state_dict_metadata
+        if others := ours ^ {name for name in saved if name.startswith("model.")}:
+            raise ValueError(f"only one of them has {min(others)}")
+        try:
+            dcp.load(states, checkpoint_id=self.newest, process_group=self.group)
+        except dcp.CheckpointException as problem:
+            raise ValueError(short(problem)) from None
+
+    def save(self, name: str, states: dict, at: dict):
+        """Start to write beside it; the thread reads it back and renames it."""
+        self.wait()
+        at = {**at, "log_size": self.csv.tell() if dist.get_rank() == 0 else 0}
+        writer = Writer(self.path / f"{name}.tmp")
+        # it copies the states first, so the training may change them at once
+        written = dcp.async_save(states, storage_writer=writer, process_group=self.group)
+        under_way.append(self.thread.submit(self.finish, written, name, at))
+
+    def finish(self, written: futures.Future, name: str, at: dict):
+        """In the thread: when all ranks have written, and could read it, rank 0 renames."""
+        unfinished, rank, problem, sums = self.path / f"{name}.tmp", dist.get_rank(), None, {}
+        try:
+            written.result()
+            mine = list(unfinished.glob(f"__{rank}_*"))
+            mine += [unfinished / ".metadata"] if rank == 0 else []
+            sums = {file.name: checksum(file) for file in mine}
+        except (Exception, dcp.CheckpointException) as found:
+            problem = short(found)
+        parts = [None] * dist.get_world_size()
+        dist.all_gather_object(parts, (problem, sums), group=self.group)
+        told = [None]
+        if rank == 0:
+            try:
+                self.rename(name, at, parts)
+            except (OSError, ValueError, TypeError) as problem:
+                told = [short(problem)]
+                shutil.rmtree(unfinished, ignore_errors=True)
+        dist.broadcast_object_list(told, group=self.group)
+        if told[0]:
+            raise ValueError(f"could not save {name}: {told[0]}; the last stays")
+
+    def rename(self, name: str, at: dict, parts: list[tuple]):
+        """Nobody finds half a checkpoint, or one of no use."""
+        unfinished, target, files = self.path / f"{name}.tmp", self.path / name, {}
+        for problem, sums in parts:
+            if problem:
+                raise ValueError(problem)
+            files |= sums
+        dcp.FileSystemReader(unfinished).read_metadata()
+        content = {"at": at, "files": files}
+        content["checksum"] = zlib.crc32(json.dumps([at, files]).encode())
+        with (unfinished / "at.json").open("w") as stream:
+            json.dump(content, stream, indent=1)
+            stream.flush()
+            os.fsync(stream.fileno())  # else a power cut may leave the name on an empty file
+        old = self.previous if name == "newest" else target
+        if target.exists():  # a folder can't take the place of another
+            shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            os.replace(target, old)
+        os.replace(unfinished, target)
+
+    def wait(self):
+        """Until the last save is done; where it failed, all ranks end."""
+        while under_way:
+            try:
+                under_way.pop().result()
+            except ValueError as problem:
+                sys.exit(f"error: {problem}")
+
+    def log(self, at: dict, values: dict[str, float], more: str = ""):
+        place = f"{at['step']},{at['epoch']}"
+        self.csv.writelines(f"{place},{name},{value:.6g}\n" for name, value in values.items())
+        self.csv.flush()
+        told = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        print(f"epoch {at['epoch']}  step {at['step']}  {told}  {more}".rstrip(), flush=True)
+        track(at["step"], values)
+
+
+def checksum(file: Path) -> list[int]:
+    """Of a file that may be larger than the memory: its size and CRC-32."""
+    size, value = 0, 0
+    with file.open("rb") as stream:
+        while part := stream.read(1 << 24):
+            size, value = size + len(part), zlib.crc32(part, value)
+    return [size, value]
+
+
+def short(problem: BaseException) -> str:
+    """Of the first cause, such as a full disk, the line that tells most."""
+    if isinstance(problem, dcp.CheckpointException):
+        problem = min(problem.failures.items())[1][0]
+    while problem.__context__:
+        problem = problem.__context__
+    told = re.search("Unsupported[^\n]*|[^\n]+", str(problem))
+    return told[0] if told else type(problem).__name__
+
+
+def fill(part: nn.Module, device: torch.device, made: dict):
+    """Give the tensors of a part memory and first values; a shared one stays shared."""
+    owners, fresh = [], {}
+    for module in part.modules():
+        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        own = [(name, tensor) for name, tensor in own if tensor.is_meta]
+        owners += [module] if own else []
+        for name, tensor in own:
+            label = f"{type(module).__name__}.{name}"
+            if tensor not in made:
+                nothing = math.nan if tensor.is_floating_point() else 0
+                made[tensor] = torch.full_like(tensor, nothing, device=device)
+                if isinstance(tensor, nn.Parameter):
+                    made[tensor] = nn.Parameter(made[tensor], tensor.requires_grad)
+                fresh[label] = made[tensor]
+            elif not any(made[tensor] is other for other in fresh.values()):
+                sys.exit(f"error: two of blocks() share {label}: let one, or none, have both")
+            setattr(module, name, made[tensor])
+    for module in reversed(owners):  # children first, as if each had been made with its values
+        init_weights(module)
+    for label, tensor in fresh.items():
+        if tensor.isnan().any():
+            sys.exit(f"error: init_weights() gave no values to {label}")
+
+
+def lr_factor(step: int, warmup: int, steps: int) -> float:
+    """Up in a line over the first `warmup` steps, then down half a cosine to 0.01 at `steps`."""
+    done = min(1.0, max(0, step - warmup) / max(1, steps - warmup))
+    return min(1.0, (step + 1) / max(1, warmup)) * (0.505 + 0.495 * math.cos(math.pi * done))
+
+
+class Training:
+    """What a run is made of, and `at`: where it stands."""
+
+    def __init__(self, args: argparse.Namespace, device: torch.device):
+        self.args, self.device, self.folder = args, device, RunFolder(args.run_folder)
+        self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
+        on_rank_0(self.folder.open, args)
+        if not (args.run_folder / "lock").exists():
+            sys.exit(f"error: rank {self.rank} sees no {args.run_folder}: give one that all share")
+        saved = self.folder.read() if self.folder.newest.exists() else {}
+        if saved:
+            on_rank_0(self.folder.cut_log, saved["log_size"])
+
+        train_set, held_out = make_datasets()
+        self.at = {"epoch": 1, "done": 0, "step": 0, "loss": 0.0, "count": 0.0, "ranks": self.ranks}
+        self.at |= {"best": None, "best_epoch": 0, "samples": len(train_set), "seed": args.seed}
+        for name in ("samples", "seed"):  # others make another run of it
+            if saved.get(name, self.at[name]) != self.at[name]:
+                found = f"{name} {self.at[name]} found, {saved[name]} in {self.folder.newest}"
+                sys.exit(f"error: {found}: give that, or another --run-folder")
+        self.at |= saved
+        if self.rank == 0 and saved:
+            print(f"goes on in epoch {self.at['epoch']}, after step {self.at['step']}", flush=True)
+            if self.ranks != self.at["ranks"]:
+                what = "each step has the same samples; rounding and dropout differ"
+                print(f"note: {self.ranks} ranks, {self.at['ranks']} before: {what}", flush=True)
+        size = args.batch_size_per_rank
+        step_size = args.global_batch_size or self.at.get("step_size", size * self.ranks)
+        if (fewest := min(step_size, len(train_set))) < self.ranks:
+            sys.exit(f"error: {fewest} samples in a step, expected 1 or more for each rank")
+        self.batches = Batches(len(train_set), step_size, size, args.seed)
+        self.loader = self.load(train_set, self.batches)
+        mine = [(-1, index) for index in range(self.rank, len(held_out), self.ranks)]
+        mine = [mine[i : i + size] for i in range(0, len(mine), size)]
+        self.counted, most = len(mine), math.ceil(len(held_out) / self.ranks / size)
+        mine += [[(-1, 0)]] * (most - len(mine))  # all must call the model equally often
+        self.held_out = self.load(held_out, mine)
+        self.steps = args.epochs * sum(1 for _ in self.batches.steps(0))
+        # not anew from --epochs: more of them would lift a rate that has fallen already
+        decay_steps = args.decay_steps or self.at.get("decay_steps", self.steps)
+        self.at |= {"ranks": self.ranks, "step_size": step_size, "decay_steps": decay_steps}
+
+        torch.set_float32_matmul_precision("high")  # TF32 where the GPU has it
+        torch.manual_seed(args.seed)  # the same first weights on any number of ranks
+        self.model = self.make_shards()
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True
+        )
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        if saved:
+            states = self.states()
+            try:
+                self.folder.load(states)
+            except (ValueError, RuntimeError) as problem:
+                sys.exit(f"error: {self.folder.newest} is of another model: {problem}")
+            parts = {"model_state_dict": states["model"], "optim_state_dict": states["optimizer"]}
+            sd.set_state_dict(self.model, self.optimizer, **parts)
+
+    def make_shards(self) -> nn.Module:
+        """The model, part by part: each is whole until it is cut up, before the next is made."""
+        args, made = self.args, {}
+        with torch.device("meta"):
+            model = make_model()
+        mesh = init_device_mesh(self.device.type, (self.ranks,))
+        policy = MixedPrecisionPolicy(torch.bfloat16 if args.bf16 else None, torch.float32)
+        for part in (*blocks(model), model):  # the last one: what is in no block
+            fill(part, self.device, made)
+            if args.recompute and part is not model:
+                part.forward = functools.partial(checkpoint, part.forward, use_reentrant=False)
+            if args.compile and part is not model:
+                part.forward = torch.compile(part.forward)
+            fully_shard(part, mesh=mesh, mp_policy=policy)
+            made = dict.fromkeys(made)  # that it was there; let go of it
+        return model
+
+    def states(self) -> dict:
+        """This rank's shares of the weights and of the optimizer's state."""
+        for buffer in self.model.buffers():  # BatchNorm's statistics: rank 0's are the saved ones
+            dist.broadcast(buffer, 0)
+        both = sd.get_state_dict(self.model, self.optimizer)
+        return dict(zip(("model", "optimizer"), both, strict=True))
+
+    def load(self, samples: Dataset, batches) -> DataLoader:
+        workers = self.args.workers
+        return DataLoader(
+            Drawn(samples, self.args.seed),
+            batch_sampler=batches,
+            collate_fn=collate,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            multiprocessing_context="fork" if workers else None,
+            worker_init_fn=start_worker,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def loss_of(self, batch) -> tuple:
+        found = loss(self.model, batch)
+        if not isinstance(found, tuple) or len(found) != 2:
+            sys.exit(f"error: loss() gave {type(found).__name__}, expected a sum and its divisor")
+        return found
+
+    def step(self, feed: Iterator, pieces: list[range]) -> torch.Tensor:
+        """One step; gives the gradient's length, the signals, the count, and each rank's loss."""
+        at, told = self.at, torch.zeros(3 + self.ranks, dtype=torch.float64, device=self.device)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * lr_factor(at["step"], self.args.warmup, at["decay_steps"])
+        for number in range(len(pieces)):
+            batch = to(next(feed), self.device)
+            seed = seed_draws(self.args.seed, at["step"], number, self.rank)  # for dropout
+            if self.device.type == "cuda":
+                torch.cuda.manual_seed(seed)
+            # before the last piece each rank keeps whole gradients: costs memory, saves time
+            self.model.set_requires_gradient_sync(number == len(pieces) - 1)
+            total, count = self.loss_of(batch)
+            total.backward()
+            told[2] += count
+            told[3 + self.rank] += total.detach()
+        told[1] = len(stop_asked)
+        dist.all_reduce(told)
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:  # from FSDP's mean of the ranks' sums to the true mean
+                parameter.grad.to_local().mul_(self.ranks / told[2])
+        length = nn.utils.clip_grad_norm_(self.model.parameters(), self.args.clip)
+        told[0] = length.full_tensor()  # over all shares
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return told
+
+    def take_in(self, told: torch.Tensor) -> bool:
+        """Add up what the steps told, and end where it is not finite; whether a rank must stop."""
+        norm, stops, count, *losses = told.tolist()
+        finite = [math.isfinite(each) for each in losses]
+        if not all(finite) or not math.isfinite(norm):
+            who = f"loss of rank {finite.index(False)}" if not all(finite) else "gradient"
+            where = f"in epoch {self.at['epoch']}, at step {self.at['step']} or just before"
+            sys.exit(
+                f"error: the {who} is not finite {where}. Nothing was saved since; lower --lr?"
+            )
+        self.at["loss"] += sum(losses)
+        self.at["count"] += count
+        return stops > 0
+
+    def save(self):
+        self.folder.save("newest", self.states(), self.at)
+
+    def run_epoch(self) -> bool:
+        """The steps of this epoch that are left; whether they were stopped."""
+        at, args, gpu = self.at, self.args, self.device.type == "cuda"
+        self.batches.epoch, self.batches.done = at["epoch"], at["done"]
+        self.model.train()
+        seed_draws(args.seed, at["epoch"], self.rank)  # the loader draws its workers' seeds
+        feed, told, since, begin = iter(self.loader), 0, dict(at), time.perf_counter()
+        for pieces, done in self.batches.steps(at["done"]):
+            told = told + self.step(feed, pieces)
+            at["step"], at["done"] = at["step"] + 1, done
+            saves, logs = at["step"] % args.save_every == 0, at["step"] % args.log_every == 0
+            if gpu and not (saves or logs or done == at["samples"] or at["step"] % 10 == 0):
+                continue  # to look at a GPU's numbers is to wait for it
+            stops, told = self.take_in(told), 0
+            if logs and self.rank == 0:
+                self.log_step(since, time.perf_counter() - begin)
+                since, begin = dict(at), time.perf_counter()
+            if saves or stops:
+                self.save()
+            if stops:
+                return True
+        return False
+
+    def log_step(self, since: dict, seconds: float):
+        at = self.at
+        values = {"loss": (at["loss"] - since["loss"]) / (at["count"] - since["count"])}
+        values |= {"lr": self.optimizer.param_groups[0]["lr"]}
+        values |= {"samples_per_second": (at["done"] - since["done"]) / seconds}
+        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        used = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else used
+        values |= {"memory_gib": used / 2**30}
+        left = (self.steps - at["step"]) * seconds / (at["step"] - since["step"])
+        self.folder.log(at, values, f"left {timedelta(seconds=round(left))}")
+
+    def finish_epoch(self):
+        """Evaluate; keep the weights if they are the best; the next epoch is due."""
+        at, found = self.at, self.evaluate()
+        if BETTER[0] not in found:
+            sys.exit(f"error: metrics() gave {sorted(found)}, and BETTER asks for {BETTER[0]!r}")
+        if self.rank == 0:
+            self.folder.log(at, {"train_loss": at["loss"] / at["count"], **found})
+        best, value = at["best"], found[BETTER[0]]
+        if math.isfinite(value) and (best is None or BETTER[1](value, best) != best):
+            at |= {"best": value, "best_epoch": at["epoch"]}
+            self.folder.save("best", {"model": self.states()["model"]}, at)
+        at |= {"epoch": at["epoch"] + 1, "done": 0, "loss": 0.0, "count": 0.0}
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """The held-out set's loss and metrics: each sample counts once, on one rank. All call the
+        model equally often, as each call gathers the weights."""
+        for buffer in self.model.buffers():  # BatchNorm's statistics: rank 0's are the saved ones
+            dist.broadcast(buffer, 0)
+        self.model.eval()
+        sums = {}
+        for number, batch in enumerate(self.held_out):
+            batch = to(batch, self.device)
+            pairs = {"held_out_loss": self.loss_of(batch), **metrics(self.model, batch)}
+            if number >= self.counted:
+                break
+            for name, (total, count) in pairs.items():
+                pair = torch.tensor([float(total), float(count)], dtype=torch.float64)
+                sums[name] = sums.get(name, 0) + pair
+        told = [None] * self.ranks  # a small set leaves some ranks without a batch
+        dist.all_gather_object(told, sums)
+        names = {name: 0 for sums in told for name in sums}
+        pairs = {name: sum(sums[name] for sums in told if name in sums) for name in names}
+        return {name: (total / count).item() for name, (total, count) in pairs.items()}
+
+    def run(self) -> int:
+        """Train to the end, or until a rank was asked to stop; the exit code."""
+        at, args = self.at, self.args
+        while at["epoch"] <= args.epochs:
+            if self.run_epoch():
+                self.folder.wait()
+                if self.rank == 0:
+                    print("stopped and saved; the same command goes on from there", flush=True)
+                return os.EX_TEMPFAIL  # 75: try again
+            self.save()  # now: an evaluation may be long, and be cut off
+            self.finish_epoch()
+            if args.patience and at["epoch"] - 1 - at["best_epoch"] >= args.patience:
+                break
+        self.folder.wait()
+        if self.rank == 0 and at["best_epoch"]:
+            print(f"best {BETTER[0]} {at['best']:.4f} in epoch {at['best_epoch']}", flush=True)
+        return 0
+
+
+@record
+def main():
+    args = parse_args()
+    for stop in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(stop, lambda number, _: stop_asked.append(number))
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # if torchrun is killed, so is this rank
+    ask_slurm()
+    device = join_ranks()
+    try:
+        code = Training(args, device).run()
+        dist.barrier()  # leave together: a rank that goes first can make others abort
+    finally:  # after an error NCCL would wait in there for the others
+        futures.wait(under_way, timeout=60)  # what was sound before an error is kept
+        if device.type == "cpu" or sys.exc_info()[0] is None:
+            dist.destroy_process_group()
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
