@@ -79,12 +79,11 @@ def train_one_epoch(
         precision: "fp32", "bf16", "fp16" (GPU only), or a MixedPrecision that outlives the epoch.
         max_grad_norm: clip the averaged gradient to this norm.
         scheduler: stepped after each optimizer step.
-        loss: one of
-            - a loss of torch.nn such as `nn.MSELoss()`, or `CrossEntropy(ignore_index=...)`;
-            - f(outputs, targets), which gives the loss of each sample, or their mean;
-            - f(model, batch) -> (sum, count), for any batch, and any number of inputs and
-              outputs: the sum is what has the gradient, the count what the sum of all ranks is
-              divided by. It is told by the names of its parameters, `model` or `batch`.
+        loss: a loss of torch.nn such as `nn.MSELoss()`, or `CrossEntropy(ignore_index=...)`; or
+            f(outputs, targets), which gives the loss of each sample, or their mean; or
+            f(model, batch) -> (sum, count), for any batch and any number of inputs and outputs:
+            the sum is what has the gradient, the count what the sum of all ranks is divided by.
+            The last one is told by the names of its parameters, `model` or `batch`.
         uneven_inputs: allow ranks to have different numbers of batches.
         run: what `fit` saves in mid-epoch; its loader is `loader`.
 

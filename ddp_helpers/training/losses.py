@@ -44,6 +44,11 @@ class CrossEntropy:
     ignore_index: int | None = None
 
     def sum(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        if labels.is_floating_point():
+            raise ValueError(
+                f"labels of type {labels.dtype}, but cross-entropy expects the numbers of classes, "
+                "int64: give another loss, such as loss=nn.MSELoss(), or labels.long()"
+            )
         outputs = outputs.flatten(0, -2)
         if outputs.dtype in (torch.float16, torch.bfloat16):
             outputs = outputs.float()  # a sum of many terms does not fit into half precision

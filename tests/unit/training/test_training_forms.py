@@ -246,6 +246,17 @@ def test_own_collate_functions_are_used_everywhere():
     assert batch["x"].shape == (0, 1, 4)
 
 
+def test_a_regression_without_a_loss_is_told_which():
+    with pytest.raises(ValueError, match=r"labels of type torch\.float32.*loss=nn\.MSELoss\(\)"):
+        train_one_epoch(
+            make_model(),
+            [BATCH],
+            torch.optim.SGD(make_model().parameters(), lr=0.1),
+            device="cpu",
+            epoch=0,
+        )
+
+
 def test_an_objective_stays_itself():
     once = as_objective(nn.MSELoss())
     assert as_objective(once) is once
