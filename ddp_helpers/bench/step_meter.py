@@ -111,7 +111,8 @@ class _Meter:
         if not self.seconds or (self.job.profile and self.timeline is None):
             raise ValueError(
                 f"the function made {self.steps} training steps, bench needs {needed}: train "
-                "longer, or use --steps 5. A step is a forward of an nn.Module in training mode, "
+                "longer, or use --steps 5; a checkpoint that it went on from leaves fewer, so take "
+                "away those of earlier runs. A step is a forward of an nn.Module in training mode, "
                 "then optimizer.step() of a torch.optim optimizer"
             )
         rank = int(os.environ.get("RANK", 0))
