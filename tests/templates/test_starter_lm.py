@@ -318,6 +318,15 @@ def test_a_checkpoint_that_cannot_be_used_is_left_alone(runner, mine, damage: st
     assert "goes on in epoch 1" in runner.on_ranks(1, mine(), *FLAGS, folder=folder).out
 
 
+def test_killed_between_two_renames_it_goes_on_from_the_previous_one(runner, mine) -> None:
+    folder = runner.root / "between"
+    runner.on_ranks(1, mine(), *FLAGS, folder=folder)
+    os.replace(folder / "run" / "newest.pt", folder / "run" / "newest.pt.tmp")
+    run = runner.on_ranks(1, mine(), *FLAGS, folder=folder)
+    assert "goes on in epoch 1" in run.out
+    assert newest(folder)["at"]["epoch"] == 2
+
+
 def test_another_text_is_refused_in_a_run_that_goes_on(runner, mine, tmp_path, text) -> None:
     folder, other = runner.root / "other", tmp_path / "other.txt"
     runner.on_ranks(1, mine(), *FLAGS, folder=folder)
