@@ -245,6 +245,9 @@ class RunFolder:
         except BlockingIOError as problem:
             raise ValueError(f"{self.path} is in use by another run: give another") from problem
         (self.path / "args.json").write_text(json.dumps(vars(args), default=str, indent=1))
+        previous = self.path / "previous.pt"
+        if previous.exists() and not self.newest.exists():
+            os.replace(previous, self.newest)  # it was killed between two renames
         if not self.newest.exists():
             return
         try:
@@ -329,6 +332,8 @@ class Training:
                 print(f"note: {self.ranks} ranks, {self.at['ranks']} before: {what}", flush=True)
         size = args.batch_size_per_rank
         step_size = args.global_batch_size or self.at.get("step_size", size * self.ranks)
+        if (fewest := min(step_size, len(train_set))) < self.ranks:
+            sys.exit(f"error: {fewest} samples in a step, expected 1 or more for each rank")
         self.batches = Batches(len(train_set), step_size, size, args.seed)
         self.loader = self.load(train_set, self.batches)
         mine = [(-1, index) for index in range(self.rank, len(held_out), self.ranks)]

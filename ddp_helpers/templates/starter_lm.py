@@ -293,6 +293,9 @@ class RunFolder:
         except BlockingIOError as problem:
             raise ValueError(f"{self.path} is in use by another run: give another") from problem
         (self.path / "args.json").write_text(json.dumps(vars(args), default=str, indent=1))
+        previous = self.path / "previous.pt"
+        if previous.exists() and not self.newest.exists():
+            os.replace(previous, self.newest)  # it was killed between two renames
         if not self.newest.exists():
             return
         try:
@@ -456,11 +459,13 @@ class Training:
             last = number == len(pieces) - 1
             with contextlib.nullcontext() if last else self.parallel.no_sync():
                 total, count = self.loss_of(batch)
+                told[2] += count
+                told[3 + self.rank] += total.detach()
+                if last:
+                    told[1] = len(stop_asked)
+                    telling = dist.all_reduce(told, async_op=True)  # while the backward computes
                 total.backward()
-            told[2] += count
-            told[3 + self.rank] += total.detach()
-        told[1] = len(stop_asked)
-        dist.all_reduce(told)
+        telling.wait()
         for parameter in self.model.parameters():
             if parameter.grad is not None:  # from DDP's mean of the ranks' sums to the true mean
                 parameter.grad.mul_(self.ranks / told[2])

@@ -398,6 +398,20 @@ def test_a_checkpoint_that_cannot_be_used_is_left_alone(runner, mine, damage: st
     assert "goes on in epoch 1" in runner.on_ranks(1, mine(), *FLAGS, folder=folder).out
 
 
+def test_killed_between_two_renames_it_goes_on_from_the_previous_one(runner, mine) -> None:
+    folder = runner.root / "between"
+    runner.on_ranks(1, mine(), *FLAGS, folder=folder)
+    os.replace(folder / "run" / "newest.pt", folder / "run" / "newest.pt.tmp")
+    run = runner.on_ranks(1, mine(), *FLAGS, folder=folder)
+    assert "goes on in epoch 1" in run.out
+    assert newest(folder)["at"]["epoch"] == 2
+
+
+def test_too_few_samples_for_the_ranks(runner, mine) -> None:
+    told = refused(runner, mine(), "--global-batch-size", 1)
+    assert "error: 1 samples in a step, expected 1 or more for each rank" in told
+
+
 def test_an_object_that_could_not_be_read_again_is_refused_when_it_is_saved(runner, mine) -> None:
     script = mine(('{**states, "at": self.at}', '{**states, "at": self.at, "args": self.args}'))
     told = refused(runner, script)

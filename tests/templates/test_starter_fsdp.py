@@ -1,5 +1,6 @@
 """starter_fsdp.py: what starter.py promises, where no rank holds the whole model."""
 
+import ast
 import json
 import os
 import re
@@ -312,50 +313,52 @@ def test_a_full_disk_leaves_the_last_checkpoint(runner, mine) -> None:
 
 
 def test_two_runs_at_once(runner, mine) -> None:
-    script = mine(("        shift = ", "        import time; time.sleep(0.05)\n        shift = "))
+    script = mine(("        shift = ", "        import time; time.sleep(0.1)\n        shift = "))
     first = runner.start_warm(script, *FLAGS)
     first.wait_for("step 1")
     told = refused(runner, script, ranks=1, folder=first.folder)
     assert "error: run is in use by another run: give another" in told
-    run = runner.finish(first)
-    assert run.code == 0, run.err
+    os.kill(first.process.pid, signal.SIGTERM)  # it is well, and need not go on
+    assert runner.finish(first).code == os.EX_TEMPFAIL
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
 
 
-@pytest.mark.parametrize(
-    "damage", ["a flipped bit", "a cut share", "a lost share", "no at.json", "another model"]
-)
-def test_a_checkpoint_that_cannot_be_used_is_left_alone(runner, mine, damage: str) -> None:
-    folder, script = runner.root / "damaged", mine()
-    runner.on_ranks(2, script, *FLAGS, folder=folder)
-    newest = folder / "run" / "newest"
-    share = newest / "__1_0.distcp"
-    content = bytearray(share.read_bytes())
-    if damage == "a flipped bit":
+def test_a_checkpoint_that_cannot_be_used_is_left_alone(runner, mine) -> None:
+    whole, script = runner.root / "whole", mine()
+    runner.on_ranks(2, script, *FLAGS, folder=whole)
+
+    def flip(share: Path) -> None:
+        content = bytearray(share.read_bytes())
         content[len(content) // 2] ^= 1
         share.write_bytes(content)
-    elif damage == "a cut share":
-        share.write_bytes(content[: len(content) // 2])
-    elif damage == "a lost share":
-        share.unlink()
-    elif damage == "no at.json":
-        (newest / "at.json").unlink()
-    else:
-        script = mine(("in range(4)", "in range(3)"))
-    left = contents(newest)
-    told = refused(runner, script, folder=folder)
-    if damage == "another model":
-        assert "error: run/newest is of another model: only one of them has model.5." in told
-    else:
-        assert "error: can't read run/newest: " in told
-        assert "mv run/newest run/damaged; mv run/previous run/newest" in told
-    assert contents(newest) == left
+
+    damages = {
+        "wrong checksum of __1_0.distcp": flip,
+        "wrong checksum of __1_0.distcp: ": lambda share: os.truncate(share, 99),
+        "No such file or directory: 'run/newest/__1_0.distcp'": Path.unlink,
+        "No such file or directory: 'run/newest/at.json'": lambda share: share.with_name(
+            "at.json"
+        ).unlink(),
+        "is of another model: only one of them has model.5.": lambda share: None,
+    }
+    for number, (words, damage) in enumerate(damages.items()):
+        folder = runner.root / f"damaged-{number}"
+        shutil.copytree(whole, folder)
+        newest = folder / "run" / "newest"
+        damage(newest / "__1_0.distcp")
+        left = contents(newest)
+        another = mine(("in range(4)", "in range(3)"))
+        told = refused(runner, another if "another" in words else script, folder=folder)
+        assert words in told
+        assert "another" in words or "error: can't read run/newest: " in told
+        assert "another" in words or "mv run/newest run/damaged; mv run/previous run/new" in told
+        assert contents(newest) == left
     newest.rename(folder / "run" / "damaged")
     (folder / "run" / "previous").rename(newest)
-    assert "goes on in epoch 1" in runner.on_ranks(1, mine(), *FLAGS, folder=folder).out
+    assert "goes on in epoch 1" in runner.on_ranks(1, script, *FLAGS, folder=folder).out
 
 
 def test_killed_between_two_renames_it_goes_on_from_the_previous_one(runner, mine) -> None:
@@ -415,3 +418,27 @@ def test_torchrun_stops_it_and_it_goes_on(runner, mine) -> None:
     assert step < 12
     again = runner.on_ranks(2, script, *flags, folder=run.folder)
     assert f"after step {step}" in again.out
+
+
+def test_the_owner_edits_the_first_85_lines() -> None:
+    lines = STARTER.read_text().splitlines()
+    end = next(n for n, line in enumerate(lines) if line.startswith("# ruff"))
+    assert end <= 87
+    below = "\n".join(lines[end:])
+    assert not re.search(r"cross_entropy|Linear|accuracy|mnist", below)
+
+
+ALL = ("starter", "starter_fsdp", "starter_lm")
+SHARED = dict.fromkeys(("ask_slurm", "join_ranks", "on_rank_0", "seed_draws", "lr_factor"), ALL)
+SHARED |= dict.fromkeys(("Shifted", "make_datasets", "to", "Drawn", "start_worker"), ALL[:2])
+SHARED |= dict.fromkeys(("Batches", "RunFolder", "short"), ("starter", "starter_lm"))
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_what_the_starters_share_is_the_same_in_each(name: str) -> None:
+    found = set()
+    for file in SHARED[name]:
+        text = (TEMPLATES / f"{file}.py").read_text()
+        (node,) = (node for node in ast.parse(text).body if getattr(node, "name", "") == name)
+        found.add(ast.get_source_segment(text, node))
+    assert len(found) == 1

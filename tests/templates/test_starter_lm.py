@@ -295,8 +295,8 @@ def test_two_runs_at_once(runner, mine) -> None:
     first.wait_for("step 1")
     told = refused(runner, script, ranks=1, folder=first.folder)
     assert "error: run is in use by another run: give another" in told
-    run = runner.finish(first)
-    assert run.code == 0, run.err
+    os.kill(first.process.pid, signal.SIGTERM)  # it is well, and need not go on
+    assert runner.finish(first).code == os.EX_TEMPFAIL
 
 
 @pytest.mark.parametrize("damage", ["a flipped bit", "another model"])
@@ -316,6 +316,15 @@ def test_a_checkpoint_that_cannot_be_used_is_left_alone(runner, mine, damage: st
     assert file.read_bytes() == content
     shutil.move(folder / "run" / "previous.pt", file)
     assert "goes on in epoch 1" in runner.on_ranks(1, mine(), *FLAGS, folder=folder).out
+
+
+def test_killed_between_two_renames_it_goes_on_from_the_previous_one(runner, mine) -> None:
+    folder = runner.root / "between"
+    runner.on_ranks(1, mine(), *FLAGS, folder=folder)
+    os.replace(folder / "run" / "newest.pt", folder / "run" / "newest.pt.tmp")
+    run = runner.on_ranks(1, mine(), *FLAGS, folder=folder)
+    assert "goes on in epoch 1" in run.out
+    assert newest(folder)["at"]["epoch"] == 2
 
 
 def test_another_text_is_refused_in_a_run_that_goes_on(runner, mine, tmp_path, text) -> None:
