@@ -384,7 +384,7 @@ def test_a_checkpoint_that_cannot_be_used_is_left_alone(runner, mine, damage: st
     elif damage == "foreign":
         torch.save({"state_dict": {}}, file)
     else:
-        script = mine(("16", "17"))
+        script = mine(("(1, 16, ", "(1, 17, "), ("(16, 32, ", "(17, 32, "))  # layers, not paths
     left = file.read_bytes()
     told = refused(runner, script, folder=folder)
     if damage == "another model":
