@@ -145,17 +145,26 @@ def join_ranks() -> torch.device:
     return device
 
 
+def exchange(text: str) -> list[str]:
+    """What each rank says, on all of them; torch's own exchange of objects needs NumPy."""
+    said = torch.zeros(8192, dtype=torch.uint8)
+    said[: len(text.encode())] = torch.tensor([*text.encode()], dtype=torch.uint8)
+    said = said.to("cuda" if dist.get_backend() == "nccl" else "cpu")
+    heard = [torch.empty_like(said) for _ in range(dist.get_world_size())]
+    dist.all_gather(heard, said)
+    return [bytes(each.tolist()).rstrip(b"\0").decode() for each in heard]
+
+
 def on_rank_0(work: Callable, *args):
     """Rank 0 does it; where that fails, all ranks end."""
-    told = [None]
+    problem = ""
     if dist.get_rank() == 0:
         try:
             work(*args)
-        except (OSError, ValueError) as problem:
-            told = [f"error: {problem}"]
-    dist.broadcast_object_list(told)
-    if told[0]:
-        sys.exit(told[0])
+        except (OSError, ValueError) as found:
+            problem = f"error: {found}"[:2000]
+    if told := exchange(problem)[0]:
+        sys.exit(told)
 
 
 def to(tree, device: torch.device):
@@ -498,10 +507,10 @@ class Training:
             for name, (total, count) in pairs.items():
                 pair = torch.tensor([float(total), float(count)], dtype=torch.float64)
                 sums[name] = sums.get(name, 0) + pair
-        told = [None] * self.ranks  # a small set leaves some ranks without a batch
-        dist.all_gather_object(told, sums)
-        names = {name: 0 for sums in told for name in sums}
-        pairs = {name: sum(sums[name] for sums in told if name in sums) for name in names}
+        told = exchange(json.dumps({name: pair.tolist() for name, pair in sums.items()}))
+        pairs = {}  # a small set leaves some ranks without a batch, and so without names
+        for name, pair in (item for each in told for item in json.loads(each).items()):
+            pairs[name] = pairs.get(name, 0) + torch.tensor(pair, dtype=torch.float64)
         return {name: (total / count).item() for name, (total, count) in pairs.items()}
 
     def run(self) -> int:

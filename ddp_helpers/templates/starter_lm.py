@@ -189,17 +189,26 @@ def join_ranks() -> torch.device:
     return device
 
 
+def exchange(text: str) -> list[str]:
+    """What each rank says, on all of them; torch's own exchange of objects needs NumPy."""
+    said = torch.zeros(8192, dtype=torch.uint8)
+    said[: len(text.encode())] = torch.tensor([*text.encode()], dtype=torch.uint8)
+    said = said.to("cuda" if dist.get_backend() == "nccl" else "cpu")
+    heard = [torch.empty_like(said) for _ in range(dist.get_world_size())]
+    dist.all_gather(heard, said)
+    return [bytes(each.tolist()).rstrip(b"\0").decode() for each in heard]
+
+
 def on_rank_0(work: Callable, *args):
     """Rank 0 does it; where that fails, all ranks end."""
-    told = [None]
+    problem = ""
     if dist.get_rank() == 0:
         try:
             work(*args)
-        except (OSError, ValueError) as problem:
-            told = [f"error: {problem}"]
-    dist.broadcast_object_list(told)
-    if told[0]:
-        sys.exit(told[0])
+        except (OSError, ValueError) as found:
+            problem = f"error: {found}"[:2000]
+    if told := exchange(problem)[0]:
+        sys.exit(told)
 
 
 def seed_draws(*parts: int) -> int:

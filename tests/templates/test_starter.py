@@ -452,6 +452,22 @@ def test_torchrun_stops_it_with_its_loader_workers_and_it_goes_on(runner, mine) 
     assert f"after step {step}" in again.out
 
 
+def test_it_needs_no_numpy(runner, mine) -> None:
+    """torch does not install it, and some calls of torch.distributed take it for granted."""
+    script = mine()
+    without = script.with_name("without.py")
+    without.write_text(
+        "import runpy, sys\n\n"
+        "sys.modules['numpy'] = None\n"
+        f"sys.argv[0] = {str(script)!r}\n"
+        f"runpy.run_path({str(script)!r}, run_name='__main__')\n"
+    )
+    run = runner.run(*torchrun(2), without, *FLAGS, "--epochs", 1)
+    assert run.code == 0, run.err
+    again = runner.run(*torchrun(2), without, *FLAGS, folder=run.folder)
+    assert "goes on in epoch 1" in again.out, again.err
+
+
 def test_kill_9_of_a_rank_leaves_no_process(runner, mine) -> None:
     script = mine(("        shift = ", "        import time; time.sleep(0.02)\n        shift = "))
     started = runner.start(*torchrun(2), script, *FLAGS, "--workers", 2)
