@@ -139,13 +139,16 @@ def mean_shares(timelines: Sequence[RankTimeline]) -> dict[str, float]:
 def waiting_for_the_last(timelines: Sequence[RankTimeline]) -> float:
     """Share of the all-reduce time in which not all ranks had started: the price of stragglers.
 
-    For ranks of one machine only: it compares their clocks.
+    For ranks of one machine only: it compares their clocks. A step in which ranks have different
+    numbers of all-reduces is left out: one that is not waited for may end in the next step.
 
     Raises:
-        ValueError: the ranks recorded different numbers of steps or all-reduces.
+        ValueError: the ranks recorded different numbers of steps.
     """
     waited = whole = 0
     for steps in zip(*(timeline.steps for timeline in timelines), strict=True):
+        if len({len(step.all_reduces) for step in steps}) > 1:
+            continue
         for calls in zip(*(step.all_reduces for step in steps), strict=True):
             last = max(call.start_ns for call in calls)
             waited += sum(min(last, call.stop_ns) - call.start_ns for call in calls)

@@ -89,8 +89,16 @@ def test_waiting_for_the_last_rank():
     early = RankTimeline(0, 2, (step({}, [(10, 50)]),))
     late = RankTimeline(1, 2, (step({}, [(30, 50)]),))
     assert waiting_for_the_last([early, late]) == pytest.approx(20 / 60)
+    # a call that is not waited for may end in the next step: then the two are no pair
+    odd = [RankTimeline(rank, 2, (step({}, calls),)) for rank, calls in enumerate(([(0, 9)], []))]
+    assert waiting_for_the_last(odd) == 0.0
+    both = [
+        RankTimeline(r, 2, (*a.steps, *b.steps))
+        for r, (a, b) in enumerate(zip((early, late), odd, strict=True))
+    ]
+    assert waiting_for_the_last(both) == pytest.approx(20 / 60)
     with pytest.raises(ValueError, match="shorter"):
-        waiting_for_the_last([early, RankTimeline(1, 2, (step({}, []),))])
+        waiting_for_the_last([early, RankTimeline(1, 2, ())])
 
 
 def on_cpu():
