@@ -292,7 +292,8 @@ def _check_numbers(nnodes: int, node_rank: int, nproc_per_node: int | str, port:
 def _variables(card: str) -> str:
     """For a shell. NCCL takes a bare eth1 for eth10, too; zsh wants the = in quotes."""
     name = shlex.quote(card)
-    return f'GLOO_SOCKET_IFNAME={name} NCCL_SOCKET_IFNAME="="{name}'
+    exact = f"'={card}'" if name == card else shlex.quote(f"={card}")
+    return f"GLOO_SOCKET_IFNAME={name} NCCL_SOCKET_IFNAME={exact}"
 
 
 def _cards() -> dict[str, list[str]]:
