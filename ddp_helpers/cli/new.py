@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -48,9 +47,6 @@ def run(options: argparse.Namespace) -> int:
     target.write_text(_with_data(without_marks(text)), encoding="utf-8")
     shutil.copymode(source, target)  # a shell script stays executable
     print(f"{target} is yours: {name}{source.suffix}; its first lines say how to start it")
-    data = _data_of(text)
-    if data is not None:
-        print(f"to train it on the course's data, add --data {shlex.quote(str(data))}")
     return 0
 
 
@@ -92,13 +88,3 @@ def _quoted(text: str) -> str:
     """A Python string; in double quotes, as in the templates, where that needs no escapes."""
     shown = repr(text)
     return shown if {'"', "\\"} & {*shown} else f'"{text}"'
-
-
-def _data_of(template: str) -> Path | None:
-    """The course's data that a template takes by a flag, where it is on this machine."""
-    if '"--data"' not in template:
-        return None
-    for name in ("mnist_5k", "austen/pride_and_prejudice.txt"):
-        if name in template and (data_root() / name).exists():
-            return data_root() / name
-    return None

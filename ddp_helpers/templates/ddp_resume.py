@@ -61,15 +61,13 @@ def train(args: argparse.Namespace, device: torch.device):
     model = build_model().to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
     # NEW
-    found = [None]
-    if rank == 0 and os.path.exists(args.checkpoint):  # only rank 0 needs the disk
-        found = [torch.load(args.checkpoint, map_location="cpu", weights_only=True)]
-        print(f"goes on after epoch {found[0]['epoch']}", flush=True)
-    dist.broadcast_object_list(found)
-    saved = found[0] or {"epoch": 0}
-    if saved["epoch"] > 0:
+    saved = {"epoch": 0}
+    if os.path.exists(args.checkpoint):  # each rank reads it: keep it where all can
+        saved = torch.load(args.checkpoint, map_location="cpu", weights_only=True)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])  # without it Adam begins again
+    if rank == 0 and saved["epoch"] > 0:
+        print(f"goes on after epoch {saved['epoch']}", flush=True)
 
     parallel = nn.parallel.DistributedDataParallel(model)  # model stays the plain one
 
