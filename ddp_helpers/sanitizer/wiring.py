@@ -83,7 +83,7 @@ def make(session: Session) -> Parts:
         GradientChecker(session, events, registry),
         LoadingChecker(session, registry),
         LostGradientChecker(session),
-        UnwrappedChecker(session, events, registry),
+        UnwrappedChecker(session, events, registry, passes),
         StartChecker(session),
         peers,
         EpochChecker(session, passes),
@@ -107,6 +107,7 @@ def put_patches(parts: Parts) -> None:
         ("loading", p.loading.put_patches),
         ("unwrapped models", p.unwrapped.put_patches),
         ("data", p.passes.put_patches),
+        ("shuffles", p.epochs.put_patches),
         ("workers", p.first_steps.workers.put_patches),
         # of a sum that ends an evaluation its cause is told, before ranks are compared
         ("evaluation", p.evaluations.put_patches),
@@ -243,6 +244,7 @@ def _connect_events(parts: Parts) -> None:
 
 def _connect_passes(parts: Parts) -> None:
     p, passes, session = parts, parts.passes, parts.session
+    p.shares.are_together = p.unwrapped.are_together
     _fill(session, passes.on_start, ("shares", p.shares.next_begins))
     _fill(
         session,

@@ -42,6 +42,8 @@ def main(rank, store):
         optimizer.zero_grad()
         model(x).sum().backward()
         optimizer.step()
+    for p in model.parameters():
+        dist.all_reduce(p.data)
 """
 
 

@@ -89,6 +89,8 @@ UNEVEN = """
         optimizer.zero_grad()
         model(x).sum().backward()
         optimizer.step()
+    for p in model.parameters():
+        dist.all_reduce(p.data)
 """
 
 

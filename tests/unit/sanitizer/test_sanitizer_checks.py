@@ -571,7 +571,7 @@ class Own(Sampler):
     ],
 )
 def test_kinds_of_samplers(sampler, expected):
-    assert kind_of(sampler) == expected
+    assert kind_of(sampler, DATA) == expected
 
 
 def a_pass(sampler=None, data=DATA, batches=(), key="loop#0", **changes):
@@ -634,7 +634,6 @@ def test_the_record_of_a_pass():
     assert found.bag is not None
     assert sorted(found.contents) == [0, 1, 2, 3]
     assert found.sampler.kind == "plain"
-    assert found.again is False
     assert share_record(a_pass(batches=[[0]], key="loop#1")).samples.bag is None
     assert share_record(a_pass()).samples is None
     assert share_record(a_pass(indices=None)).samples is None
@@ -710,18 +709,23 @@ def test_passes_that_are_not_compared():
     assert first.findings == []
 
 
-def test_a_pass_as_long_as_the_one_before():
+def test_what_is_left_of_a_pass():
     made, (zero, _) = two_shares()
     seen = []
-    zero.exchange.leave = lambda name, record, ranks, compare: seen.append(record.samples.again)
-    for count, key in ((5, "loop#0"), (5, "loop#1"), (6, "loop#2"), (5, "other#0")):
-        zero.ended(a_pass(batches=[list(range(count))], key=key))
+    zero.exchange.leave = lambda name, record, ranks, compare: seen.append(record)
+    for together in (True, False):
+        zero.are_together = lambda together=together: together
+        done = a_pass(batches=[[1, 2]])
+        done.got(2, "hash")
+        done.got(1, None)
+        zero.ended(done)
         zero.leave()
-    assert seen == [False, True, False, False]
+    assert [record.together for record in seen] == [True, False]
+    assert (seen[0].rows, seen[0].inputs) == (2, ("hash", "?"))
     zero.peers.ranks = []
     zero.ended(a_pass(batches=[[1]]))
     zero.leave()
-    assert len(seen) == 4
+    assert len(seen) == 2
     assert made
 
 
@@ -933,7 +937,7 @@ def test_inputs_that_prove_nothing(mine, theirs):
 
 
 def draws(phase, count, states="xyz", name="torch"):
-    return [{phase: {name: (state, count)}} for state in states]
+    return [{phase: {name: (state, count, "block")}} for state in states]
 
 
 @pytest.mark.parametrize(
@@ -970,13 +974,13 @@ def test_other_generators_and_other_numbers():
 
 def test_the_same_random_numbers_in_workers():
     steps = inputs("a", "b", "c"), inputs("x", "y", "z")
-    worker = (WorkerBatch(4, {"numpy": ("s", 4)}),)
+    worker = (WorkerBatch(4, {"numpy": ("s", 4, "block")}),)
     found = judge_first_steps(first_steps(*steps, workers=((worker,), (worker,))))
     ((name, cause, advice),) = found
     assert name == "identical-random-draws"
     assert cause == "all ranks drew the same random numbers from `numpy` in the loader's workers"
     assert "generator=torch.Generator()" in advice
-    few = (WorkerBatch(5, {"numpy": ("s", 4)}),)
+    few = (WorkerBatch(5, {"numpy": ("s", 4, "block")}),)
     assert judge_first_steps(first_steps(*steps, workers=((few,), (worker,)))) == []
     assert judge_first_steps(first_steps(*steps, workers=((worker,), ()))) == []
     assert judge_first_steps(first_steps(*steps, workers=((worker,), ((),)))) == []
