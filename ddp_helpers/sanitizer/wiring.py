@@ -19,6 +19,7 @@ from ddp_helpers.sanitizer.checks.first_steps import FirstStepsChecker
 from ddp_helpers.sanitizer.checks.gradients import GradientChecker
 from ddp_helpers.sanitizer.checks.loading import LoadingChecker
 from ddp_helpers.sanitizer.checks.lost_gradient import LostGradientChecker
+from ddp_helpers.sanitizer.checks.modes import ModeChecker
 from ddp_helpers.sanitizer.checks.slow import SlowChecker
 from ddp_helpers.sanitizer.checks.start import StartChecker
 from ddp_helpers.sanitizer.checks.unwrapped import UnwrappedChecker
@@ -48,6 +49,7 @@ class Parts:
     gradients: GradientChecker
     loading: LoadingChecker
     lost: LostGradientChecker
+    modes: ModeChecker
     unwrapped: UnwrappedChecker
     start: StartChecker
     peers: Peers
@@ -78,11 +80,12 @@ def make(session: Session) -> Parts:
         order,
         registry,
         calls,
-        DdpCalls(session, events, calls.sequence, registry),
+        DdpCalls(session, events, calls.sequence, registry, passes),
         WeightsChecker(session, events, registry),
         GradientChecker(session, events, registry),
         LoadingChecker(session, registry),
         LostGradientChecker(session),
+        ModeChecker(session, registry),
         UnwrappedChecker(session, events, registry, passes),
         StartChecker(session),
         peers,
@@ -151,6 +154,7 @@ def _connect_session(parts: Parts) -> None:
         p.evaluations.forget,
         p.slow.forget,
         p.order.reset,
+        p.modes.forget,
         p.checkpoints.forget,
     ]
     # may end the run, so all the others have begun anew
@@ -160,6 +164,7 @@ def _connect_session(parts: Parts) -> None:
         session.at_end,
         # it asks for the pass that is still open
         ("first steps", p.first_steps.at_end),
+        ("DDP's communication", p.ddp.at_end),
         # the cause of a missing rank's call comes before what its absence leads to
         ("collectives", p.calls.sequence.look_at_pending),
         ("weights", p.weights.at_end),
@@ -211,6 +216,7 @@ def _connect_events(parts: Parts) -> None:
         (ddp, p.ddp.backward_begins),  # finds the models that the others ask about
         ("unused parameters", p.gradients.backward_begins),
         ("lost gradients", p.lost.backward_begins),
+        ("modes", p.modes.backward_begins),
         ("data", p.passes.went_back),
     )
     _fill(
@@ -277,7 +283,9 @@ def _connect_calls(parts: Parts) -> None:
         ("lost gradients", p.lost.call_begins),
         ("unwrapped models", p.unwrapped.call_begins),
     )
+    calls.sequence.doing = p.ddp.doing
     comparison = DdpComparison(session, session.guarded("weights", p.weights.before_backward))
+    comparison.modes = session.guarded("modes", p.modes.compare)
     calls.explain.append(comparison.compare)
     calls.sequence.explain_end = comparison.explain_end
 

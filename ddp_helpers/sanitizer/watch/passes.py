@@ -109,6 +109,8 @@ class PassRecorder:
         self.few: tuple[int, ...] = ()
         """The samples of the last whole training pass whose mixed numbers are the lowest."""
         self.trained = 0  # whole training passes
+        self.training: Pass | None = None  # the latest pass in which the program went back
+        self.trainings = 0  # such passes
         self._open: list[Pass] = []
         self._counts: dict[str, Iterator[int]] = {}
 
@@ -292,10 +294,14 @@ class PassRecorder:
         """A backward begins."""
         if self.current is not None:
             self.current.backwards += 1
+            if self.training is not self.current:
+                self.training = self.current
+                self.trainings += 1
 
     def forget_all(self) -> None:
         """A new process group starts."""
-        self.current, self.dealt, self.few, self.trained = None, False, (), 0
+        self.current = self.training = None
+        self.dealt, self.few, self.trained, self.trainings = False, (), 0, 0
         self._open.clear()
         self._counts.clear()
 

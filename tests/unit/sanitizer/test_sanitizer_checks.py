@@ -55,6 +55,7 @@ from ddp_helpers.sanitizer.compare.records import (
     BackwardRecord,
     CallBefore,
     CallRecord,
+    Doing,
     Edit,
     Edits,
     ModelState,
@@ -409,10 +410,37 @@ def test_a_rank_that_left_the_loop(loop):
     assert comparison().compare({0: evaluates, 1: leaves}, ()) is None
     last = backward(stack=loop["after"])
     assert comparison().compare({0: trains[0], 1: last}, ()).ranks == (1,)
-    alone = buffers("evaluation", stack=loop["if"])
-    assert comparison().compare({0: trains[0], 1: alone}, ()) is None
+    alone = replace(buffers("evaluation", stack=loop["if"]), doing=Doing(2, 9, True, 0, True))
+    trainer = replace(trains[0], doing=Doing(3, 1))
+    found = comparison().compare({0: trainer, 1: alone}, ())
+    assert (found.kind, found.ranks) == ("different-collective", (1,))
+    assert "the model of rank 1 is in evaluation mode while rank 0 trains" in found.cause
+    assert "or rank 1 had fewer batches" not in found.cause
+    unseen = replace(alone, doing=Doing(evaluates=True))
+    found = comparison().compare({0: trains[0], 1: unseen}, ())
+    assert "; or rank 1 had fewer batches, and went on to evaluate" in found.cause
     cleans = call("barrier", called=CLEAN_UP, stack=())
     assert comparison().compare({0: trains[0], 1: cleans}, ()).ranks == (1,)
+
+
+def test_a_rank_that_had_fewer_batches_and_went_on_to_evaluate(loop):
+    trainer = backward(stack=loop["in"])
+    trainer = replace(trainer, doing=Doing(2, 10))
+    ended = replace(buffers("evaluation", stack=loop["after"]), doing=Doing(2, 9, True, 0, True))
+    assert comparison().compare({0: trainer, 1: ended}, ()).kind == "uneven-batch-counts"
+    for doing in (Doing(2, 10), Doing(2, 11), Doing(3, 9)):  # it is not behind
+        barrier = replace(call("barrier", called="barrier", stack=loop["after"]), doing=doing)
+        assert comparison().compare({0: trainer, 1: barrier}, ()) is None
+
+
+def test_a_forward_without_a_backward():
+    trainer = replace(backward(), doing=Doing(idle=1))
+    for other in (call("barrier", called="barrier"), buffers("training")):
+        skipped = replace(other, doing=Doing(idle=2))
+        found = comparison().compare({0: trainer, 1: skipped}, ())
+        assert (found.kind, found.ranks) == ("steps-differ", (1,))
+        assert "rank 1 ran a forward of the wrapped model without a backward" in found.cause
+        assert found.advice.startswith("decide together")
 
 
 def test_a_rank_that_left_a_librarys_loop():
