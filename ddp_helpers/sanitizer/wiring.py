@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ParamSpec
 
+from ddp_helpers.evidence.records import Watched
 from ddp_helpers.sanitizer.checks.checkpoints import CheckpointChecker
 from ddp_helpers.sanitizer.checks.collectives import CollectiveChecker
 from ddp_helpers.sanitizer.checks.data_checks import Peers, ShareChecker
@@ -124,6 +125,10 @@ def put_patches(parts: Parts) -> None:
 
 def connect(parts: Parts) -> None:
     """Fill all lists of callbacks, in the order in which they are called."""
+    session, passes, sequence = parts.session, parts.passes, parts.calls.sequence
+    session.looked_at = lambda: Watched(
+        steps=session.step, passes=passes.trained, calls=sequence.made
+    )
     _connect_session(parts)
     _connect_events(parts)
     _connect_passes(parts)

@@ -174,6 +174,19 @@ def _inner(node: ast.AST, line: int) -> tuple[str, Part] | None:
     return None
 
 
+def lines_of_statement(filename: str, line: int) -> list[str]:
+    """The text of the statement at a line, of a loop or a condition only its head."""
+    text = linecache.getlines(filename)
+    tree = _parse(filename)
+    first = last = line
+    if tree is not None and (found := _path(tree, line)[1]) is not tree:
+        first, last = _lines(found)  # type: ignore[arg-type]  # no module, so a statement
+        body = getattr(found, "body", None)
+        if isinstance(body, list) and body:
+            last = max(line, _lines(body[0])[0] - 1)
+    return text[first - 1 : last]
+
+
 def _lines(node: Part) -> tuple[int, int]:
     """First and last line; a match's case has no numbers of its own."""
     if isinstance(node, ast.match_case):

@@ -50,6 +50,7 @@ class CallSequence:
         self.doing: Callable[[], Doing] = Doing
         """How far this rank's training is."""
         self.quiet = False
+        self.made = 0  # calls in all
         self._before: dict[str, CallBefore] = {}
         self._counts: dict[str, int] = defaultdict(int)
         self._pending: list[Pending] = []
@@ -81,6 +82,7 @@ class CallSequence:
         session = self.session
         if session.channel is None or self.quiet or len(ranks) < 2:
             return None
+        self.made += 1
         number = self._counts[group]
         self._counts[group] += 1
         record = replace(record, before=self._before.get(group), doing=self.doing())

@@ -301,7 +301,7 @@ class PassRecorder:
     def forget_all(self) -> None:
         """A new process group starts."""
         self.current = self.training = None
-        self.dealt, self.few, self.trained, self.trainings = False, (), 0, 0
+        self.dealt, self.few, self.trainings = False, (), 0
         self._open.clear()
         self._counts.clear()
 

@@ -104,8 +104,8 @@ class Wrapped:
         return [
             name
             for name, parameter, placed in kept
-            if placed is not None and (other := now.get(name)) is not None
-            if other is not parameter or _place(other) != placed
+            if placed is not None and name in now
+            if now[name] is not parameter or _place(now[name]) != placed
         ]
 
     def note_edits(self) -> str:
