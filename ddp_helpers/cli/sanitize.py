@@ -12,6 +12,7 @@ from pathlib import Path
 from ddp_helpers.arguments import check_whole
 from ddp_helpers.cli.child_process import run_child
 from ddp_helpers.sanitizer import marks
+from ddp_helpers.sanitizer.kinds import checked
 
 REMOTE = {"srun", "sbatch", "salloc", "mpirun", "mpiexec", "mpiexec.hydra", "ssh", "pdsh"}
 KEPT_OUT = (
@@ -22,13 +23,20 @@ KEPT_OUT = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    parser.usage = "python -m ddp_helpers sanitize [--every N] [--] COMMAND..."
+    parser.usage = "python -m ddp_helpers sanitize [--every N] [--ignore KIND] [--] COMMAND..."
     parser.add_argument(
         "--every",
         type=int,
         default=1,
         metavar="N",
         help="look at weights and data on each Nth step only, which costs less",
+    )
+    parser.add_argument(
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="KIND",
+        help="accept findings of this kind, and go on watching; may be given several times",
     )
     parser.add_argument(
         "command",
@@ -41,12 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command; returns the exit code of what it ran, 127 if there is no such thing."""
     check_whole("--every", options.every, least=1)
+    ignore = checked("--ignore", [kind for each in options.ignore for kind in each.split(",")])
     own_dashes = ["--"] if options.command and options.arguments else []
     command = [*options.command, *own_dashes, *options.arguments]
     _check(command)
     with tempfile.TemporaryDirectory(prefix="ddp-sanitize-", ignore_cleanup_errors=True) as folder:
         try:
-            code = run_child(command, marks.environment(options.every, folder))
+            code = run_child(command, marks.environment(options.every, folder, ignore))
         except OSError as error:
             print(f"error: {command[0]}: {error.strerror}{_hint(command[0])}", file=sys.stderr)
             return 127 if isinstance(error, FileNotFoundError) else 126

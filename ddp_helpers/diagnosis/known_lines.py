@@ -26,7 +26,7 @@ FAILURES = re.compile(r"(?:^|.*[\]\s])(Failures:|Root Cause \(first observed fai
 IN_FAILURE = re.compile(r"(?:^|.*[\]\s])(rank|exitcode)\s*: (-?\d+) \(")
 # a text of our own checker: its first line, the way out, and the name of the finding
 FINDING = re.compile(r"(.+?)\nwhat to do: ([^\n]+)\n(?:[^\n]*\n)*?\[([a-z][a-z0-9-]+)\]", re.DOTALL)
-PRINTED = re.compile(r"sanitizer(, a note)?: (.+)")  # one that no rank raised
+PRINTED = re.compile(r"sanitizer(, a note)?: (?!watched )(.+)")  # one that no rank raised
 LONGEST_FINDING = 30  # lines
 SHELL_ADDS = 128  # to a signal's number, to make it an exit code: POSIX asks for more than 128
 LONGEST = 200  # characters of a line of the log: two lines of a terminal say which one it is

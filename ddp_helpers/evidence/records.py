@@ -96,6 +96,22 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Watched:
+    """How much of a run the sanitizer saw."""
+
+    ranks: int = 1
+    """Of the largest process group."""
+    steps: int = 0
+    """Of optimizers, on rank 0 as all that follows."""
+    passes: int = 0
+    """Whole passes over a loader in which an optimizer stepped."""
+    calls: int = 0
+    """Collectives that were compared, DDP's own among them."""
+    accepted: tuple[tuple[str, int], ...] = ()
+    """Kinds of findings that the reader has accepted, and how often they came."""
+
+
+@dataclass(frozen=True)
 class RankResult(Generic[R_co]):
     """What one rank left: its value, everything it printed, and how it ended."""
 
@@ -118,6 +134,8 @@ class RankResult(Generic[R_co]):
     """The last collective it called."""
     stopped: bool = False
     """True if the process was paused (SIGSTOP, Ctrl-Z) when a hang was reported."""
+    watched: Watched | None = None
+    """How much the sanitizer saw, if it watched; on rank 0 only."""
 
     @property
     def ok(self) -> bool:

@@ -218,4 +218,5 @@ class LaunchedRank:
             findings=outcome.findings if outcome else (),
             last_call=self.last_call,
             stopped=self.stopped,
+            watched=outcome.watched if outcome else None,
         )

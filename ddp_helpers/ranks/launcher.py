@@ -36,7 +36,9 @@ from ddp_helpers.ranks.tracebacks import keep_tracebacks
 from ddp_helpers.ranks.travel import pack
 from ddp_helpers.ranks.view import PanelView, TextView, View, show
 from ddp_helpers.ranks.wire import Job
-from ddp_helpers.sanitizer.marks import every_asked
+from ddp_helpers.sanitizer.marks import every_asked, ignore_asked
+from ddp_helpers.sanitizer.talk.closing import closing_line
+from ddp_helpers.sanitizer.talk.session import Options as Watching
 from ddp_helpers.torch_private import torch_version
 
 R = TypeVar("R")
@@ -96,7 +98,7 @@ class Options(TypedDict, total=False):
     start_method: str
     echo: bool
     live: bool | View
-    sanitize: bool | int
+    sanitize: bool | int | Watching
 
 
 @overload
@@ -121,7 +123,7 @@ def launch(
     start_method: str = "forkserver",
     echo: bool = True,
     live: bool | View = False,
-    sanitize: bool | int = False,
+    sanitize: bool | int | Watching = False,
 ) -> LaunchResult[Any]:
     """Run `fn(*args, **kwargs)` on `nprocs` ranks and return what each one left.
 
@@ -139,7 +141,8 @@ def launch(
             or a `View` of your own.
         sanitize: watch the run for what goes wrong without telling (weights that drift apart,
             repeated shuffles, crossed collectives). A number n compares weights and data on each
-            n-th step only, which costs less.
+            n-th step only, which costs less; `sanitizer.Options(every=n, ignore=[kind])` accepts
+            findings, too.
 
     Returns:
         `result.values` in rank order; `result[rank].output` holds what a rank printed.
@@ -159,7 +162,7 @@ def launch(
     nprocs = default_nprocs() if nprocs is None else nprocs
     _check(fn, nprocs, timeout, threads_per_rank, start_method)
     _check_args(args)
-    every = _sanitize_every(sanitize)
+    every, ignore = _watching(sanitize)
     check_open_files(nprocs)
     check_tasks(nprocs)
     threads = threads_per_rank or max(1, usable_cpu_count() // nprocs)
@@ -178,6 +181,7 @@ def launch(
             temporary=_temporary_folder(start_method, nprocs),
             own_temporary=start_method == "spawn",
             sanitize=every,
+            ignore=ignore,
         )
         try:
             _prepare(start_method)
@@ -273,18 +277,28 @@ def _check_args(args: object) -> None:
         )
 
 
-def _sanitize_every(sanitize: bool | int) -> int:
-    """0 is off; under the command `sanitize` it is on for a program that is not to be changed."""
+def _watching(sanitize: object) -> tuple[int, tuple[str, ...]]:
+    """How closely to look, 0 is off, and what is accepted.
+
+    Under the command `sanitize` it is on for a program that is not to be changed.
+    """
+    if isinstance(sanitize, Watching):
+        return sanitize.every, (*sanitize.ignore, *ignore_asked())
     if not isinstance(sanitize, int) or sanitize < 0:
         raise ValueError(
-            f"sanitize={sanitize!r}: expected True, False, or a number n to look at each n-th step"
+            f"sanitize={sanitize!r}: expected True, False, a number n to look at each n-th step, "
+            "or ddp_helpers.sanitizer.Options(...)"
         )
-    return int(sanitize) or every_asked()
+    return int(sanitize) or every_asked(), ignore_asked()
 
 
 def _print_notes(result: LaunchResult[Any], echo: bool) -> None:
     for finding in result.findings if echo else []:
         show(f"sanitizer, a note: {finding}\n")
+    for rank in result.ranks if echo else ():
+        if rank.watched is not None:
+            kinds = {finding.kind for finding in result.findings}
+            show(f"{closing_line(rank.watched, kinds)}\n")
 
 
 def _check_script(target: str) -> None:

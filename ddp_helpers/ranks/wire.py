@@ -24,7 +24,7 @@ import struct
 from dataclasses import astuple, dataclass, field, fields
 from typing import NamedTuple
 
-from ddp_helpers.evidence.records import Finding, RankError
+from ddp_helpers.evidence.records import Finding, RankError, Watched
 
 STACK_SIGNAL = signal.SIGRTMIN + 5  # rarely used by others; USR1 and USR2 often are
 DONE = b"done"
@@ -56,6 +56,8 @@ class Job:
     own_temporary: bool = False
     sanitize: int = 0
     """Watch the run, and look at weights and data on each n-th step; 0 is off."""
+    ignore: tuple[str, ...] = ()
+    """Kinds of the sanitizer's findings that are accepted."""
 
     def temporary_folder(self, rank: int) -> str:
         """Where multiprocessing keeps this rank's sockets."""
@@ -71,6 +73,8 @@ class Outcome:
     exit_code: int
     seconds: float
     findings: tuple[Finding, ...] = ()
+    watched: Watched | None = None
+    """How much the sanitizer saw, on rank 0."""
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,10 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from ddp_helpers.evidence.last_call import keep_last_call
-from ddp_helpers.evidence.records import Finding
+from ddp_helpers.evidence.records import Finding, Watched
 from ddp_helpers.group.torch_mends import mend_destroy_process_group, mend_rendezvous
 from ddp_helpers.ranks import progress, wire
 from ddp_helpers.ranks.travel import cannot_travel, describe, dump_value, unpack
@@ -87,10 +88,10 @@ def _run(rank: int, job: Job, last_call: int) -> Outcome:
     started = time.monotonic()
     value: object = None
     error, exit_code = None, 0
-    findings: list[Finding] = []
+    said = Said()
     try:
         _settle_in(rank, job, last_call)
-        with _watched(job) as findings:
+        with _watched(job, said):
             fn, args, kwargs = unpack(job.function)
             value = fn(*args, **kwargs)
     except SystemExit as stop:
@@ -105,7 +106,8 @@ def _run(rank: int, job: Job, last_call: int) -> Outcome:
             packed = dump_value(value)
         except Exception as raised:
             error, exit_code = cannot_travel(value, raised), 1
-    return Outcome(packed, error, exit_code, time.monotonic() - started, tuple(findings))
+    seconds = time.monotonic() - started
+    return Outcome(packed, error, exit_code, seconds, said.findings, said.watched)
 
 
 def _settle_in(rank: int, job: Job, last_call: int) -> None:
@@ -149,21 +151,32 @@ def _use_temporary_folder(job: Job, rank: int) -> None:
         config["tempdir"] = folder
 
 
+@dataclass
+class Said:
+    """What the sanitizer says of one rank, also after an error."""
+
+    findings: tuple[Finding, ...] = ()
+    watched: Watched | None = None
+
+
 @contextlib.contextmanager
-def _watched(job: Job) -> Iterator[list[Finding]]:
-    """The sanitizer around the function, if it is asked for; what it finds, also after an error."""
+def _watched(job: Job, said: Said) -> Iterator[None]:
+    """The sanitizer around the function, if it is asked for."""
     if not job.sanitize:
-        yield []
+        yield
         return
     from ddp_helpers.sanitizer import FAILED, Options, install, uninstall
 
-    session = install(Options(every=job.sanitize), job.names)
+    session = install(Options(job.sanitize, job.ignore), job.names)
     try:
-        yield session.findings
+        yield
     except BaseException:
         uninstall(session, FAILED)
         raise
-    uninstall(session)
+    else:
+        uninstall(session)
+    finally:
+        said.findings, said.watched = tuple(session.findings), session.watched()
 
 
 def rank_environment(rank: int, nprocs: int) -> dict[str, str]:

@@ -10,6 +10,7 @@ import os
 import sys
 from types import TracebackType
 
+from ddp_helpers.sanitizer.marks import ignore_asked
 from ddp_helpers.sanitizer.switch import install, uninstall
 from ddp_helpers.sanitizer.talk.meeting import off_unless_all_meet
 from ddp_helpers.sanitizer.talk.notes import tell_notes_once
@@ -24,7 +25,7 @@ from ddp_helpers.sanitizer.talk.session import (
 
 def watch_script(every: int = 1) -> Session:
     """Begin to watch this process; what is found only at the end makes it fail, too."""
-    session = install(Options(every))
+    session = install(Options(every, ignore_asked()))
     off_unless_all_meet(session)
     tell_notes_once(session)
     at_end = functools.partial(_finish, session, _Failure(), os.getpid())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -74,11 +74,12 @@ def uninstall(session: Session, how: str = LEFT) -> None:
 
 
 @contextlib.contextmanager
-def sanitize(every: int = 1) -> Iterator[Session]:
+def sanitize(every: int = 1, ignore: Sequence[str] = ()) -> Iterator[Session]:
     """Watch the block; call it in each rank, before the process group starts or after.
 
     Args:
         every: compare weights and data on each `every`-th step only.
+        ignore: kinds of findings that are accepted; each finding ends with its kind.
 
     Raises:
         SanitizerError: as soon as something serious is found, or at the end.
@@ -88,7 +89,7 @@ def sanitize(every: int = 1) -> Iterator[Session]:
     if _session is not None:  # switched on from outside, too
         yield _session
         return
-    session, raised = install(Options(every)), None
+    session, raised = install(Options(every, ignore)), None
     tell_notes_once(session)
     try:
         yield session

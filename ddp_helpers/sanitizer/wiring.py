@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ParamSpec
 
+from ddp_helpers.evidence.records import Watched
 from ddp_helpers.sanitizer.checks.checkpoints import CheckpointChecker
 from ddp_helpers.sanitizer.checks.collectives import CollectiveChecker
 from ddp_helpers.sanitizer.checks.data_checks import Peers, ShareChecker
@@ -19,6 +20,7 @@ from ddp_helpers.sanitizer.checks.first_steps import FirstStepsChecker
 from ddp_helpers.sanitizer.checks.gradients import GradientChecker
 from ddp_helpers.sanitizer.checks.loading import LoadingChecker
 from ddp_helpers.sanitizer.checks.lost_gradient import LostGradientChecker
+from ddp_helpers.sanitizer.checks.modes import ModeChecker
 from ddp_helpers.sanitizer.checks.slow import SlowChecker
 from ddp_helpers.sanitizer.checks.start import StartChecker
 from ddp_helpers.sanitizer.checks.unwrapped import UnwrappedChecker
@@ -48,6 +50,7 @@ class Parts:
     gradients: GradientChecker
     loading: LoadingChecker
     lost: LostGradientChecker
+    modes: ModeChecker
     unwrapped: UnwrappedChecker
     start: StartChecker
     peers: Peers
@@ -78,12 +81,13 @@ def make(session: Session) -> Parts:
         order,
         registry,
         calls,
-        DdpCalls(session, events, calls.sequence, registry),
+        DdpCalls(session, events, calls.sequence, registry, passes),
         WeightsChecker(session, events, registry),
         GradientChecker(session, events, registry),
         LoadingChecker(session, registry),
         LostGradientChecker(session),
-        UnwrappedChecker(session, events, registry),
+        ModeChecker(session, registry),
+        UnwrappedChecker(session, events, registry, passes),
         StartChecker(session),
         peers,
         EpochChecker(session, passes),
@@ -107,6 +111,7 @@ def put_patches(parts: Parts) -> None:
         ("loading", p.loading.put_patches),
         ("unwrapped models", p.unwrapped.put_patches),
         ("data", p.passes.put_patches),
+        ("shuffles", p.epochs.put_patches),
         ("workers", p.first_steps.workers.put_patches),
         # of a sum that ends an evaluation its cause is told, before ranks are compared
         ("evaluation", p.evaluations.put_patches),
@@ -120,6 +125,10 @@ def put_patches(parts: Parts) -> None:
 
 def connect(parts: Parts) -> None:
     """Fill all lists of callbacks, in the order in which they are called."""
+    session, passes, sequence = parts.session, parts.passes, parts.calls.sequence
+    session.looked_at = lambda: Watched(
+        steps=session.step, passes=passes.trained, calls=sequence.made
+    )
     _connect_session(parts)
     _connect_events(parts)
     _connect_passes(parts)
@@ -150,6 +159,7 @@ def _connect_session(parts: Parts) -> None:
         p.evaluations.forget,
         p.slow.forget,
         p.order.reset,
+        p.modes.forget,
         p.checkpoints.forget,
     ]
     # may end the run, so all the others have begun anew
@@ -159,6 +169,7 @@ def _connect_session(parts: Parts) -> None:
         session.at_end,
         # it asks for the pass that is still open
         ("first steps", p.first_steps.at_end),
+        ("DDP's communication", p.ddp.at_end),
         # the cause of a missing rank's call comes before what its absence leads to
         ("collectives", p.calls.sequence.look_at_pending),
         ("weights", p.weights.at_end),
@@ -210,6 +221,7 @@ def _connect_events(parts: Parts) -> None:
         (ddp, p.ddp.backward_begins),  # finds the models that the others ask about
         ("unused parameters", p.gradients.backward_begins),
         ("lost gradients", p.lost.backward_begins),
+        ("modes", p.modes.backward_begins),
         ("data", p.passes.went_back),
     )
     _fill(
@@ -243,6 +255,7 @@ def _connect_events(parts: Parts) -> None:
 
 def _connect_passes(parts: Parts) -> None:
     p, passes, session = parts, parts.passes, parts.session
+    p.shares.are_together = p.unwrapped.are_together
     _fill(session, passes.on_start, ("shares", p.shares.next_begins))
     _fill(
         session,
@@ -275,7 +288,9 @@ def _connect_calls(parts: Parts) -> None:
         ("lost gradients", p.lost.call_begins),
         ("unwrapped models", p.unwrapped.call_begins),
     )
+    calls.sequence.doing = p.ddp.doing
     comparison = DdpComparison(session, session.guarded("weights", p.weights.before_backward))
+    comparison.modes = session.guarded("modes", p.modes.compare)
     calls.explain.append(comparison.compare)
     calls.sequence.explain_end = comparison.explain_end
 

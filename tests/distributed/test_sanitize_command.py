@@ -42,6 +42,8 @@ def main(rank, store):
         optimizer.zero_grad()
         model(x).sum().backward()
         optimizer.step()
+    for p in model.parameters():
+        dist.all_reduce(p.data)
 """
 
 
@@ -97,6 +99,29 @@ def test_what_is_found_at_the_end_of_a_rank_of_mp_spawn(method, sanitize, script
     done = sanitize(sys.executable, path, tmp_path / "store", method)
     assert done.returncode == 1
     assert "[uneven-batch-counts]" in done.stderr
+
+
+@pytest.mark.parametrize("method", ["spawn", "fork", "forkserver"])
+def test_a_right_run_of_mp_spawn_is_watched(method, sanitize, script, tmp_path):
+    right = UNLIKE.replace("3 + rank", "3").replace('print("not reached")', "step(rank)")
+    step = """
+def step(rank):
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(3, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(torch.randn(4, 3)).sum().backward()
+    optimizer.step()
+"""
+    done = sanitize(sys.executable, script(right, step, SPAWN), tmp_path / "store", method)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("sanitizer: watched 2 ranks, 1 step; nothing found\n") == 1
+    assert NOTHING not in done.stderr
+
+
+def test_a_kind_that_there_is_not(sanitize):
+    done = sanitize("--ignore", "missing-dat", sys.executable, "train.py")
+    assert done.returncode != 0
+    assert "--ignore: there is no finding of the kind 'missing-dat'; did you mean" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_an_error_in_a_rank_of_mp_spawn_stays_its_own(sanitize, script, tmp_path):

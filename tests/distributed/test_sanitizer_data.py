@@ -392,7 +392,7 @@ def test_constant_inputs_are_no_evidence():
 
 
 def test_uneven_batch_counts():
-    def train(join):
+    def train(join, average=True):
         from torch.distributed.algorithms.join import Join
 
         with process_group() as pg:
@@ -405,8 +405,12 @@ def test_uneven_batch_counts():
             else:  # no collective in the loop, so no hang tells
                 model = nn.Linear(3, 1)
                 fit(model, torch.optim.SGD(model.parameters(), lr=0.01), loader)
+                for p in model.parameters() if average else ():
+                    dist.all_reduce(p.data, op=dist.ReduceOp.AVG)
 
     assert "uneven-batch-counts" in kinds(train, False)
+    # nothing that ranks of one model share: it may be one on each
+    assert "uneven-batch-counts" not in kinds(train, False, False)
     assert kinds(train, True) == set()
 
 

@@ -54,7 +54,67 @@ def test_a_right_script_stays_silent(tmp_path):
     done = run(tmp_path, "train(True)\ndist.destroy_process_group()\nprint('done')")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("done") == 2
-    assert "sanitizer" not in done.stderr
+    assert [line for line in done.stderr.splitlines() if "sanitizer" in line] == [
+        "sanitizer: watched 2 ranks, 8 steps, 2 passes over the data; nothing found"
+    ]
+
+
+PADDED = """
+    def evaluate():
+        data = TensorDataset(torch.randn(31, 3))
+        count = torch.zeros(1)
+        loader = DataLoader(data, 4, sampler=DistributedSampler(data, shuffle=False))
+        for (x,) in loader:COMMENT
+            count += len(x)
+        dist.all_reduce(count)
+
+    evaluate()
+    train(ADVANCE)
+    evaluate()
+    dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("advance", [True, False])
+@pytest.mark.parametrize("how", ["option", "comment"])
+def test_an_accepted_finding_leaves_the_rest_watched(how, advance, tmp_path):
+    comment = "  # ddp: ignore[padded-evaluation]" if how == "comment" else ""
+    options = ["--ignore", "padded-evaluation"] if how == "option" else []
+    body = PADDED.replace("COMMENT", comment).replace("ADVANCE", str(advance))
+    done = run(tmp_path, body, command=[*SANITIZE[:3], *options, sys.executable])
+    assert "[padded-evaluation]" not in done.stderr
+    if advance:
+        assert done.returncode == 0, done.stderr
+        assert (
+            "8 steps, 2 passes over the data; nothing else found; accepted: padded" in done.stderr
+        )
+    else:
+        assert done.returncode != 0
+        assert "[epoch-not-advanced]" in done.stderr
+    if not options:
+        without = run(tmp_path, PADDED.replace("COMMENT", "").replace("ADVANCE", "True"))
+        assert "[padded-evaluation]" in without.stderr
+
+
+def test_a_run_without_a_step_says_so(tmp_path):
+    done = run(tmp_path, "dist.barrier()\ndist.destroy_process_group()\n")
+    assert done.returncode == 0, done.stderr
+    line = "sanitizer: watched 2 ranks, no optimizer step, 1 collective; nothing found\n"
+    assert done.stderr.count(line) == 1
+    done = run(tmp_path, "dist.destroy_process_group()\n")
+    assert done.stderr.count("sanitizer: watched nothing: 2 ranks took no optimizer step") == 1
+
+
+def test_a_note_of_another_rank_counts(tmp_path):
+    body = """
+        if dist.get_rank() == 1:
+            torch.set_num_threads(64)
+        train(True)
+        dist.destroy_process_group()
+    """
+    done = run(tmp_path, body)
+    assert done.returncode == 0, done.stderr
+    assert "2 passes over the data; found: too-many-threads\n" in done.stderr
 
 
 def test_a_finding_raises_in_the_rank(tmp_path):
@@ -89,6 +149,8 @@ UNEVEN = """
         optimizer.zero_grad()
         model(x).sum().backward()
         optimizer.step()
+    for p in model.parameters():
+        dist.all_reduce(p.data)
 """
 
 

@@ -8,7 +8,7 @@ from typing import Protocol
 from ddp_helpers.evidence.records import Finding, name_ranks
 from ddp_helpers.sanitizer.compare.callsite import innermost
 from ddp_helpers.sanitizer.compare.fingerprint import first_difference, first_setting, odd_ranks
-from ddp_helpers.sanitizer.compare.records import Edits, Stamped, StepRecord
+from ddp_helpers.sanitizer.compare.records import Edits, ModelState, Stamped, StepRecord
 from ddp_helpers.sanitizer.talk.session import Session
 
 
@@ -73,6 +73,21 @@ class Causes:
         ranks = odd if len(odd) < len(synced) else ahead
         cause = f"{name_ranks(ranks)} skipped an optimizer step that the other ranks took"
         return self._finding("steps-differ", cause, DECIDE_TOGETHER, ranks, records)
+
+    def within_step(self, states: Mapping[int, ModelState], records: Places) -> Finding:
+        """The ranks came apart where an optimizer calls a closure several times in one step."""
+        name = next(state.stepping for state in states.values() if state.stepping)
+        odd = odd_ranks({rank: state.weights for rank, state in states.items()})
+        cause = (
+            f"the ranks came apart within a step of {name}, which calls its closure several times "
+            "and decides by the loss that it returns: each rank returns its own"
+        )
+        advice = (
+            "let the closure return the mean of all ranks' losses: after backward(), "
+            "`mean = loss.detach().clone(); dist.all_reduce(mean); return mean / world_size`"
+        )
+        ranks = odd or tuple(states)
+        return self._finding("weights-differ", cause, advice, ranks, records)
 
     # ---- settings
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch.distributed as dist
@@ -76,7 +76,8 @@ class ShareChecker:
         self.peers = peers
         self._over: Pass | None = None
         self.exchange = Exchange(session, "shares", ShareRecord)
-        self._counts: dict[str, int] = {}  # samples of the latest pass of each loop
+        self.are_together: Callable[[], bool] = lambda: True
+        """Whether something was seen that keeps the ranks' models alike."""
 
     def forget(self) -> None:
         """A new process group starts."""
@@ -99,11 +100,7 @@ class ShareChecker:
         ranks = self.peers.ranks
         if ended is None or not ranks:
             return
-        record = share_record(ended)
-        if (samples := record.samples) is not None:
-            again = self._counts.get(ended.loop) == samples.count
-            record = replace(record, samples=replace(samples, again=again))
-            self._counts[ended.loop] = samples.count
+        record = replace(share_record(ended), together=self.are_together())
         self.exchange.leave(
             digest(ended.key.encode(), str(ranks).encode()), record, ranks, self._compare
         )
@@ -120,6 +117,7 @@ class ShareChecker:
                 verdict.ranks,
                 self.session.step,
                 self.session.frame_of(place),
+                serious=verdict.serious,
             )
             try:
                 self.session.found(finding)
@@ -132,7 +130,14 @@ class ShareChecker:
 def share_record(ended: Pass) -> ShareRecord:
     """What the other ranks need to know of a pass."""
     return ShareRecord(
-        ended.batches, ended.steps, ended.complete, ended.joined, ended.place, _samples(ended)
+        ended.batches,
+        ended.steps,
+        ended.complete,
+        ended.joined,
+        ended.place,
+        _samples(ended),
+        ended.rows,
+        tuple(ended.inputs),
     )
 
 
@@ -151,6 +156,7 @@ def _samples(ended: Pass) -> Samples | None:
         outer=encode_indices(consumed, _length(ended.dataset, consumed)),
         inner=encode_indices(inner, _length(root, inner)),
         length=_length(ended.dataset, consumed),
+        root_length=_length(root, inner),
         dataset=fingerprint(ended.dataset),
         root=fingerprint(root),
         bag=bag_and_order(root) if ended.key.endswith("#0") else None,
@@ -162,7 +168,7 @@ def _samples(ended: Pass) -> Samples | None:
 
 def about_sampler(ended: Pass) -> SamplerRecord:
     """What is to be expected of the sampler of a pass."""
-    sampler, kind = ended.sampler, kind_of(ended.sampler)
+    sampler, kind = ended.sampler, kind_of(ended.sampler, ended.dataset)
     inner = getattr(ended.loader(), "batch_sampler", None)
     drop_last = bool(getattr(inner, "drop_last", False))
     formula = not _holds_indices(sampler)
@@ -182,15 +188,23 @@ def about_sampler(ended: Pass) -> SamplerRecord:
     )
 
 
-def kind_of(sampler: object) -> str:
-    """What may be expected of a sampler."""
+def kind_of(sampler: object, dataset: object) -> str:
+    """What may be expected of a sampler of a loader's dataset."""
     if draws_with_replacement(sampler):
         return "replacement"
     if isinstance(sampler, DistributedSampler):
-        return "distributed"
+        return "distributed" if _deals(sampler, dataset) else "own"
     if isinstance(sampler, RandomSampler):
         return "random"
     return "plain" if type(sampler) in (SequentialSampler, SubsetRandomSampler) else "own"
+
+
+def _deals(sampler: DistributedSampler, dataset: object) -> bool:
+    """True if it is torch's own, and deals the loader's samples, not what another sampler gives."""
+    is_torchs = type(sampler).__iter__ is DistributedSampler.__iter__
+    return is_torchs and (
+        sampler.dataset is dataset or size_of(sampler.dataset) == size_of(dataset)
+    )
 
 
 def _holds_indices(sampler: object) -> bool:

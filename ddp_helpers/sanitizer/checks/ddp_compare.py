@@ -7,17 +7,25 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 
 from ddp_helpers.evidence.records import Finding, name_ranks
-from ddp_helpers.sanitizer.compare.callsite import CLEAN_UP, asks_for_rank, innermost, left_loop
+from ddp_helpers.sanitizer.compare.callsite import CLEAN_UP, innermost, left_loop
 from ddp_helpers.sanitizer.compare.fingerprint import odd_ranks
-from ddp_helpers.sanitizer.compare.records import BackwardRecord, CallRecord, ParameterKind
+from ddp_helpers.sanitizer.compare.records import BackwardRecord, CallRecord, Doing, ParameterKind
 from ddp_helpers.sanitizer.talk.sequence import Calls, describe
 from ddp_helpers.sanitizer.talk.session import Session
-from ddp_helpers.sanitizer.watch.ddp_calls import BACKWARD, BUFFERS, WRAP
+from ddp_helpers.sanitizer.watch.ddp_calls import BACKWARD, BUFFERS, DOING, WRAP
 
 TOLERANCE = 1e-3  # between the weights of one element on two ranks, relative
 EQUAL_COUNTS = (
     "give every rank equally many batches (DistributedSampler, drop_last=True, the same stop on "
     "all ranks), or train inside `with torch.distributed.algorithms.join.Join([ddp]):`"
+)
+TOGETHER = (
+    "decide together: all-reduce the check (is the loss finite?) and let all ranks skip the batch, "
+    "or none"
+)
+EVALUATE = (
+    "evaluate on every rank, or on one with `ddp.module(...)`, which sends nothing, and without "
+    "collectives"
 )
 SAME_MODEL = "build the model from what all ranks share, and wrap it on every rank, equally often"
 Backwards = Mapping[int, BackwardRecord]
@@ -36,6 +44,8 @@ class DdpComparison:
     ) -> None:
         self.session = session
         self.weights = weights
+        self.modes: Callable[[Backwards, Calls], Finding | None] = lambda backwards, records: None
+        """Asked about the modes of the models, too."""
 
     def compare(self, records: Calls, frames: Sequence[FrameType]) -> Finding | None:
         """What is wrong, or None where the general comparison is to say it."""
@@ -50,7 +60,11 @@ class DdpComparison:
             return finding
         backwards = {r: record.backward for r, record in records.items() if record.backward}
         if BACKWARD in ops.values() and self._same_models(backwards):
-            return self.weights(backwards, records) or self._batch_weights(backwards, records)
+            return (
+                self.weights(backwards, records)
+                or self.modes(backwards, records)
+                or self._batch_weights(backwards, records)
+            )
         return None
 
     def explain_end(
@@ -58,6 +72,10 @@ class DdpComparison:
     ) -> Finding | None:
         """Some ranks ended before a call that this one makes."""
         who = name_ranks(ranks)
+        channel = self.session.channel
+        ended = channel.read_those_here(DOING, ranks, Doing) if channel is not None else {}
+        if record.op == BACKWARD and (finding := self._skipped(record, ended, details)):
+            return finding
         if record.op == WRAP:
             cause = f"{who} ended without the wrap that other ranks make"
             return self._finding("different-models", cause, SAME_MODEL, ranks, record, details)
@@ -80,8 +98,42 @@ class DdpComparison:
         return self._left(records, ops)
 
     def _left(self, records: Calls, ops: Mapping[int, str]) -> Finding | None:
-        """One rank trains, another one is out of the loop."""
+        """One rank trains, another one does not."""
         training = [r for r, op in ops.items() if op == BACKWARD or _trains(records[r])]
+        others = {r: record.doing for r, record in records.items() if ops[r] != BACKWARD}
+        back = [records[r] for r, op in ops.items() if op == BACKWARD]
+        if back and (finding := self._skipped(back[0], others, self._details(records))):
+            return finding
+        others = {r: doing for r, doing in others.items() if r not in training}
+        if training and (evaluating := [r for r, doing in others.items() if doing.evaluates]):
+            trainer = records[training[0]]
+            if not all(_has_ended(others[r], trainer.doing) for r in evaluating):
+                return self._evaluating(evaluating, training, records)
+        return self._left_loop(training, records)
+
+    def _skipped(
+        self, trainer: CallRecord, others: Mapping[int, Doing], details: Sequence[str]
+    ) -> Finding | None:
+        """Ranks whose forwards were not all followed by a backward."""
+        ranks = [rank for rank, doing in others.items() if doing.idle > trainer.doing.idle]
+        if not ranks:
+            return None
+        cause = (
+            f"{name_ranks(ranks)} ran a forward of the wrapped model without a backward, which "
+            "the others did not: each backward since then met one of another batch"
+        )
+        return self._finding("steps-differ", cause, TOGETHER, ranks, trainer, details)
+
+    def _evaluating(self, ranks: Sequence[int], training: Sequence[int], records: Calls) -> Finding:
+        cause = (
+            f"the model of {name_ranks(ranks)} is in evaluation mode while "
+            f"{name_ranks(training)} trains: both wait for calls that the other does not make"
+        )
+        if not records[ranks[0]].doing.passes:  # no loader tells
+            cause += f"; or {name_ranks(ranks)} had fewer batches, and went on to evaluate"
+        return self._told("different-collective", cause, EVALUATE, ranks, records)
+
+    def _left_loop(self, training: Sequence[int], records: Calls) -> Finding | None:
         for trainer in training:
             gone = [r for r in records if _has_left(records[trainer], records[r])]
             if gone:
@@ -145,8 +197,11 @@ class DdpComparison:
     def _told(
         self, kind: str, cause: str, advice: str, ranks: Sequence[int], records: Calls
     ) -> Finding:
-        details = [describe(self.session, rank, record) for rank, record in sorted(records.items())]
-        return self._finding(kind, cause, advice, ranks, records[ranks[0]], details)
+        record, details = records[ranks[0]], self._details(records)
+        return self._finding(kind, cause, advice, ranks, record, details)
+
+    def _details(self, records: Calls) -> list[str]:
+        return [describe(self.session, rank, record) for rank, record in sorted(records.items())]
 
     def _finding(
         self,
@@ -171,8 +226,9 @@ def _has_left(trainer: CallRecord, other: CallRecord) -> bool:
         return False
     if other.called == CLEAN_UP:
         return True
-    if other.mode == "evaluation" and asks_for_rank(other.stack):
-        return False  # it evaluates alone
+    mine, theirs = trainer.doing, other.doing
+    if mine.passes and theirs.passes and not _is_behind(theirs, mine):
+        return False
     left = left_loop(trainer.stack, other.stack)
     if left is not None:
         return left
@@ -181,6 +237,16 @@ def _has_left(trainer: CallRecord, other: CallRecord) -> bool:
         before is not None and (before.op, before.stack) == (trainer.op, trainer.stack)
         for before in (trainer.before, other.before)
     )
+
+
+def _is_behind(doing: Doing, trainer: Doing) -> bool:
+    """True if a rank may have left the pass over the data that another one still goes through."""
+    return doing.passes == trainer.passes and doing.batches < trainer.batches
+
+
+def _has_ended(doing: Doing, trainer: Doing) -> bool:
+    """True if a rank's pass over the data is over, and the trainer has more batches in its own."""
+    return doing.complete and _is_behind(doing, trainer)
 
 
 def _parameter(entry: ParameterKind | None) -> str:

@@ -6,9 +6,10 @@ import weakref
 from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch.optim import Optimizer
+from torch.utils.data import DistributedSampler
 
 from ddp_helpers.evidence.records import Finding
 from ddp_helpers.sanitizer.compare.shares import FEW
@@ -16,6 +17,7 @@ from ddp_helpers.sanitizer.talk.session import Session
 from ddp_helpers.sanitizer.watch.passes import Pass, PassRecorder, shuffles
 
 KEPT = 8  # training passes that later ones are compared with
+MEANT = 2  # passes of one epoch number that a program may well want
 MOST = 1 << 16  # indices of a pass that are kept; so many in one order are no chance
 
 
@@ -41,6 +43,18 @@ class EpochChecker:
         self.session = session
         self.passes = passes
         self._before: deque[_Order] = deque(maxlen=KEPT)
+        self._set: weakref.WeakSet[DistributedSampler] = weakref.WeakSet()
+
+    def put_patches(self) -> None:
+        """Stand in for DistributedSampler.set_epoch."""
+        self.session.patches.put(DistributedSampler, "set_epoch", self._setting)
+
+    def _setting(self, original: Callable) -> Callable:
+        def set_epoch(sampler: DistributedSampler, epoch: int) -> None:
+            self._set.add(sampler)
+            original(sampler, epoch)
+
+        return set_epoch
 
     def forget(self) -> None:
         """A new process group starts."""
@@ -75,8 +89,19 @@ class EpochChecker:
             if together and (before.sampler() is current.sampler or before.loop == current.loop):
                 same = _same_epoch(current, before.epoch)
                 if repeats(before.indices, current.consumed[:MOST], same):
-                    self.session.found(self._finding(current))
+                    self._tell(current, before)
                 return
+
+    def _tell(self, current: Pass, before: _Order) -> None:
+        """Two passes for one set_epoch may be meant; three in a row hardly are."""
+        sampler = current.sampler
+        if before.sampler() is sampler and (current.epoch or sampler in self._set):
+            last = [order for order in self._before if order.sampler() is sampler][-MEANT:]
+            if len(last) < MEANT or len({order.epoch for order in last} | {current.epoch}) > 1:
+                return
+            self.session.found(replace(self._finding(current), serious=False))
+            return
+        self.session.found(self._finding(current))
 
     def _finding(self, current: Pass) -> Finding:
         name = type(current.sampler).__name__

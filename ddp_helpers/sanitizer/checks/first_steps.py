@@ -119,6 +119,8 @@ class FirstStepsChecker:
             self.drawn["between"] = draws_between(self.waiting, random_states())
             self.waiting = None
         self.inputs.append(contents_hash([args, kwargs]))
+        if (current := self.passes.current) is not None:
+            current.got(batch_size_of(args or kwargs), self.inputs[-1])
         self.place = self.place or innermost(places(user_frames(2)[0]))
 
     def stepped(self, optimizer: object) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch.optim.optimizer import Optimizer
 
-from ddp_helpers.evidence.records import Finding, name_ranks
+from ddp_helpers.evidence.records import Finding, Frame, name_ranks
 from ddp_helpers.sanitizer.compare.callsite import innermost
 from ddp_helpers.sanitizer.compare.graph import leaves
 from ddp_helpers.sanitizer.talk.session import Session
@@ -28,6 +28,22 @@ class UnusedRecord:
     names: tuple[str, ...]
 
 
+def lost_hooks(
+    names: Sequence[str], what: str, ranks: tuple[int, ...], step: int, place: Frame | None
+) -> Finding:
+    """Some parameters of a module are not those any more at which DDP put its hooks."""
+    how = f" by {what}" if what else ""
+    cause = (
+        f"{len(names)} parameters of the wrapped model were replaced, moved or cast after the "
+        f"wrap{how}, so DDP averages none of their gradients: {_listed(names)}"
+    )
+    advice = (
+        "load, move and cast the module first, and wrap it last; load_state_dict without "
+        "assign=True copies into the parameters that DDP knows"
+    )
+    return Finding("parameters-replaced", cause, advice, ranks, step, place)
+
+
 class GradientChecker:
     """Looks at which parameters a backward reaches, and at what an optimizer steps."""
 
@@ -39,9 +55,21 @@ class GradientChecker:
         self._wasted: Counter[int] = Counter()
         self._judged: dict[int, bool] = {}
 
+    # ---- parameters that are not DDP's any more
+
+    def _tell_lost(self, model: Wrapped, what: str = "") -> None:
+        if names := model.lost():
+            frame = self.session.here()
+            ranks = tuple(model.ranks)
+            self.session.found(lost_hooks(names, what, ranks, self.session.step, frame))
+
     # ---- unused
 
     def backward_begins(self, roots: Sequence[torch.Tensor]) -> None:
+        for model in self.registry.in_backward:
+            if what := model.suspect:
+                model.suspect = ""
+                self._tell_lost(model, what)
         looked = [m for m in self.registry.in_backward if self._needs_all(m)]
         self._before = [(model, _grads(model)) for model in looked]
 
@@ -63,6 +91,7 @@ class GradientChecker:
                 if now is None or (then == now or shared)
             ]
             if confirmed := self._confirmed(model, unused, roots):
+                self._tell_lost(model)
                 self._tell_unused([model.names[place] for place in confirmed])
 
     def _confirmed(
@@ -118,6 +147,8 @@ class GradientChecker:
         late = [p for p in _parameters(optimizer) if p.grad is not None and self._is_late(p)]
         if not late:
             return
+        for model in self.registry.models:
+            self._tell_lost(model)
         names = [self._name(p) for p in late]
         cause = (
             f"the optimizer steps {len(names)} parameters that became trainable, or were added, "

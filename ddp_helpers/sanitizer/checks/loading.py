@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from torch.nn.modules.module import _IncompatibleKeys
 
 
+MOVES = ("to", "cuda", "cpu", "half", "float", "double", "bfloat16", "type", "to_empty")
+
+
 class LoadingChecker:
     """Notes which call changed a wrapped model, and loads in which hardly a name fitted."""
 
@@ -25,12 +28,15 @@ class LoadingChecker:
         self.session = session
         self.registry = registry
         self._note = session.guarded("loading", self.note)
+        self._suspect = session.guarded("loading", self.suspect)
         self._count_keys = session.guarded("loading", self.count_keys)
 
     def put_patches(self) -> None:
         """Stand in for load_state_dict and for what torch.nn.init offers."""
         put = self.session.patches.put
         put(torch.nn.Module, "load_state_dict", self._load)
+        for name in MOVES:
+            put(torch.nn.Module, name, self._move)
         for name in vars(torch.nn.init):
             if name.endswith("_") and not name.startswith("_"):
                 put(torch.nn.init, name, self._init)
@@ -39,12 +45,29 @@ class LoadingChecker:
         def load_state_dict(module: torch.nn.Module, state_dict, *args, **kwargs) -> object:
             result = original(module, state_dict, *args, **kwargs)
             self._note("load_state_dict", module.parameters())
+            if kwargs.get("assign") or args[1:2] == (True,):
+                self._suspect("load_state_dict(assign=True)")
             strict = args[0] if args else kwargs.get("strict", True)
             if not strict:
                 self._count_keys(state_dict, result)
             return result
 
         return load_state_dict
+
+    def _move(self, original: Callable) -> Callable:
+        def move(module: torch.nn.Module, *args: object, **kwargs: object) -> object:
+            result = original(module, *args, **kwargs)
+            self._suspect(f".{original.__name__}()")
+            return result
+
+        return move
+
+    def suspect(self, what: str) -> None:
+        """Have each wrapped model looked at before its next backward."""
+        for model in self.registry.models:
+            frames, _ = user_frames()
+            at = self.session.frame(places(frames)[-1]) if frames else "an unknown line"
+            model.suspect = f"{what} at {at}"
 
     def _init(self, original: Callable) -> Callable:
         def init(tensor: torch.Tensor, *args: object, **kwargs: object) -> object:

@@ -18,6 +18,7 @@ from ddp_helpers.sanitizer.compare.callsite import Place, innermost, places, use
 from ddp_helpers.sanitizer.compare.fingerprint import fingerprint, first_difference
 from ddp_helpers.sanitizer.talk.ledger import Ledger
 from ddp_helpers.sanitizer.talk.session import Session
+from ddp_helpers.sanitizer.watch.passes import PassRecorder
 from ddp_helpers.sanitizer.watch.training_events import TrainingEvents
 from ddp_helpers.sanitizer.watch.wrapped import Registry, Wrapped
 
@@ -45,6 +46,10 @@ class LooseRecord:
     """There is no other sign of ranks that work together: no wrapper, no shards, no messages."""
     stack: tuple[Place, ...]
     step: int
+    dealt: bool = False
+    """The data was dealt by a sampler that knows several ranks."""
+    few: tuple[int, ...] | None = ()
+    """A few samples of the last whole training pass; None if there is no loader."""
 
     @property
     def alike(self) -> object:
@@ -81,8 +86,15 @@ class Loose:
 class UnwrappedChecker:
     """Compares loose parameters between ranks; what the program sends itself speaks for it."""
 
-    def __init__(self, session: Session, events: TrainingEvents, registry: Registry) -> None:
+    def __init__(
+        self,
+        session: Session,
+        events: TrainingEvents,
+        registry: Registry,
+        passes: PassRecorder,
+    ) -> None:
         self.session = session
+        self.passes = passes
         self.events = events
         self.registry = registry
         self.sharded = False  # FSDP keeps its own order
@@ -141,9 +153,11 @@ class UnwrappedChecker:
             gone,
             loose.steps,
             loose.synchronised,
-            alone=not (self._shared_models() or self.sharded or self.sends),
+            alone=not self.are_together(),
             stack=loose.stack,
             step=self.session.step,
+            dealt=self.passes.dealt,
+            few=None if self.passes.current is None else self.passes.few,
         )
         everyone = range(self.session.world_size)
         loose.seen = now
@@ -163,6 +177,10 @@ class UnwrappedChecker:
             elif p.requires_grad and id(p) not in wrapped and not self._is_shared(p):
                 found.append(p)
         return found
+
+    def are_together(self) -> bool:
+        """True if something was seen that keeps the ranks' models alike."""
+        return bool(self._shared_models()) or self.sharded or self.sends
 
     def _shared_models(self) -> list[Wrapped]:
         """Without those whose process group is one rank: DDP averages nothing there."""
@@ -198,11 +216,14 @@ class UnwrappedChecker:
         if not last and steps < PATIENT_STEPS:
             return
         drifted = len({record.first for record in records.values()}) == 1
-        if drifted or all(record.alone for record in records.values()):
-            self._tell(loose, records, drifted)
+        sure = are_one_training(records, drifted)
+        if not sure and not last:
+            return  # what they trained on may tell
+        if (drifted or all(record.alone for record in records.values())) and sure is not False:
+            self._tell(loose, records, drifted, sure is True)
         loose.settled = True
 
-    def _tell(self, loose: Loose, records: Records, drifted: bool) -> None:
+    def _tell(self, loose: Loose, records: Records, drifted: bool, sure: bool) -> None:
         place = first_difference([record.now for record in records.values()])
         name = _name_of(loose.parameters[place]()) if place is not None else "?"
         record = records[min(records)]
@@ -215,15 +236,39 @@ class UnwrappedChecker:
             "wrap the model and use what comes back: `model = DistributedDataParallel(model)`; or "
             "average the gradients yourself before each step"
         )
+        if not sure:
+            advice = f"if each rank trains a model of its own, all is well; if not: {advice}"
         frame = self.session.frame_of(innermost(record.stack))
         kind, ranks = "unwrapped-model", tuple(records)
-        self.session.found(Finding(kind, cause, advice, ranks, record.step, frame))
+        found = Finding(kind, cause, advice, ranks, record.step, frame, serious=sure)
+        self.session.found(found)
 
     def at_end(self) -> None:
         for loose in self._loose:
             if loose.size and loose.steps and not loose.settled:
                 loose.synchronised |= self._sent >= loose.size
                 self._leave(loose, "end", last=True)
+
+
+def are_one_training(records: Records, drifted: bool) -> bool | None:
+    """True if the ranks were meant to train one model, False if each trains its own; else None.
+
+    Args:
+        records: by rank.
+        drifted: their weights began alike.
+    """
+    if any(record.dealt for record in records.values()):
+        return True
+    few = [set(record.few) if record.few is not None else None for record in records.values()]
+    known = [samples for samples in few if samples is not None]
+    if not known:
+        return True if drifted else None
+    if len(known) < len(few) or not all(known):
+        return None
+    common = set.intersection(*known)
+    if not common:
+        return True if drifted else None  # a split by hand
+    return None if all(samples == known[0] for samples in known) else False  # folds
 
 
 def _is_sharded(parameter: torch.Tensor) -> bool:
@@ -235,7 +280,8 @@ def _is_sharded(parameter: torch.Tensor) -> bool:
 def _name_of(parameter: torch.Tensor | None) -> str:
     """Its name in the smallest module that holds it; only asked for when something is told."""
     for module in gc.get_objects():
-        if isinstance(module, torch.nn.Module):
+        # one whose __init__ has not run, or failed, has no parameters to ask for
+        if isinstance(module, torch.nn.Module) and "_parameters" in vars(module):
             for name, other in module.named_parameters(recurse=False):
                 if other is parameter:
                     return f"`{name}` of a {type(module).__name__}"

@@ -9,6 +9,7 @@ from torch.optim.optimizer import Optimizer
 
 from ddp_helpers.evidence.records import Finding
 from ddp_helpers.sanitizer.checks.causes import Causes
+from ddp_helpers.sanitizer.checks.gradients import lost_hooks
 from ddp_helpers.sanitizer.compare.callsite import places, user_frames
 from ddp_helpers.sanitizer.compare.fingerprint import fingerprint, first_difference, settings
 from ddp_helpers.sanitizer.compare.records import (
@@ -26,6 +27,8 @@ from ddp_helpers.sanitizer.watch.training_events import TrainingEvents
 from ddp_helpers.sanitizer.watch.wrapped import Registry, Wrapped
 
 OFF = "weights-off"  # a rank's record that its checks of weights have ended
+# what parameters that are not DDP's any more lead to
+BY_LOST_HOOKS = ("gradients-differ", "forward-skipped-ddp", "weights-differ")
 Backwards = Mapping[int, BackwardRecord]
 
 
@@ -104,8 +107,13 @@ class WeightsChecker:
 
     def _reporter(self, model: Wrapped) -> Callable[[Mapping[int, StepRecord]], None]:
         def report(records: Mapping[int, StepRecord]) -> None:
-            if finding := self._tell(self.causes.of_step(records, model.names)):
-                self.session.found(finding)
+            finding = self._tell(self.causes.of_step(records, model.names))
+            if finding is None:
+                return
+            if finding.kind in BY_LOST_HOOKS and (names := model.lost()):
+                ranks, step = tuple(records), finding.step or 0
+                finding = lost_hooks(names, "", ranks, step, finding.place)
+            self.session.found(finding)
 
         return report
 
@@ -129,9 +137,12 @@ class WeightsChecker:
     def _compare(
         self, model: Wrapped, states: Mapping[int, ModelState], records: Calls
     ) -> Finding | None:
+        place = first_difference([state.weights for state in states.values()])
+        steps = {(state.steps, state.stepping) for state in states.values()}
+        if any(inside for _, inside in steps) and (place is not None or len(steps) > 1):
+            return self.causes.within_step(states, records)
         if finding := self.causes.of_steps(states, records):
             return finding
-        place = first_difference([state.weights for state in states.values()])
         if place is None:
             return None
         last = model.steps - 1

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import functools
+import inspect
 import linecache
+import operator
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import Any  # of two values that one operator compares
 
 from ddp_helpers.evidence.frames import is_user_file
 
@@ -19,8 +22,21 @@ _SKIPPED = ("contextlib.py", "c10d_logger.py", "_decorators.py", "threading.py")
 _SANITIZER = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _RANK = re.compile(r"rank|main|master|leader|primary|chief", re.I)
 CLEAN_UP = "the clean-up of its process group"
-_QUESTIONS = ("get_rank", "is_main_process", "get_world_size", "get_local_rank")
+_QUESTIONS = ("get_rank", "is_main_process", "get_world_size")
 _UNKNOWN = object()
+_PLAIN, _BOTH = (bool, int, float, str, type(None)), (True, False)
+_COMPARE: dict[type, Callable[[Any, Any], bool]] = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Is: operator.is_,
+    ast.IsNot: operator.is_not,
+    ast.In: lambda item, items: item in items,
+    ast.NotIn: lambda item, items: item not in items,
+}
 
 
 def user_frames(depth: int = 1) -> tuple[list[FrameType], str]:
@@ -83,6 +99,8 @@ def _do_cross(filename: str, mine: int, theirs: int, frame: FrameType | None) ->
     tree = _parse(filename)
     if tree is None:
         return False
+    if _function(tree, mine) is not _function(tree, theirs):
+        return False  # two methods of one name: neither comes by the other's lines
     (path, leaf), (other, other_leaf) = _path(tree, mine), _path(tree, theirs)
     if leaf is other_leaf:  # one statement over several lines
         return False
@@ -132,6 +150,17 @@ def _path(tree: ast.Module, line: int) -> tuple[list[Block], ast.AST]:
     return path, node
 
 
+def _function(tree: ast.Module, line: int) -> ast.AST:
+    """The innermost function that holds this line, or the module."""
+    node: ast.AST = tree
+    found: ast.AST = tree
+    while (inner := _inner(node, line)) is not None:
+        node = inner[1]
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            found = node
+    return found
+
+
 Part = ast.stmt | ast.ExceptHandler | ast.match_case
 
 
@@ -143,6 +172,19 @@ def _inner(node: ast.AST, line: int) -> tuple[str, Part] | None:
             if first <= line <= last:
                 return field, statement
     return None
+
+
+def lines_of_statement(filename: str, line: int) -> list[str]:
+    """The text of the statement at a line, of a loop or a condition only its head."""
+    text = linecache.getlines(filename)
+    tree = _parse(filename)
+    first = last = line
+    if tree is not None and (found := _path(tree, line)[1]) is not tree:
+        first, last = _lines(found)  # type: ignore[arg-type]  # no module, so a statement
+        body = getattr(found, "body", None)
+        if isinstance(body, list) and body:
+            last = max(line, _lines(body[0])[0] - 1)
+    return text[first - 1 : last]
 
 
 def _lines(node: Part) -> tuple[int, int]:
@@ -186,41 +228,78 @@ def _holds(guards: Sequence[tuple[ast.AST, str]], frame: FrameType | None) -> bo
 
 
 def _value(node: ast.expr, frame: FrameType | None) -> object:
-    """The value of a plain condition in this frame, without any side effect, or _UNKNOWN."""
+    """The value of a plain condition in this frame, or _UNKNOWN.
+
+    Nothing of the reader's runs: neither a property nor a comparison of a class of its own.
+    """
     if frame is None:
         return _UNKNOWN
-    for part in ast.walk(node):
-        call = isinstance(part, ast.Call) and _is_question(part)
-        plain = isinstance(
-            part,
-            ast.Name
-            | ast.Attribute
-            | ast.Constant
-            | ast.Compare
-            | ast.BoolOp
-            | ast.UnaryOp
-            | ast.BinOp
-            | ast.boolop
-            | ast.cmpop
-            | ast.unaryop
-            | ast.operator
-            | ast.expr_context
-            | ast.Tuple
-            | ast.List
-            | ast.Set,
+    value = _read(node, frame)
+    return bool(value) if type(value) in _PLAIN else _UNKNOWN
+
+
+def _read(node: ast.expr, frame: FrameType) -> object:
+    """What an expression of names, attributes and numbers stands for; it is not evaluated."""
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, ast.Name):
+        return frame.f_locals.get(node.id, frame.f_globals.get(node.id, _UNKNOWN))
+    if isinstance(node, ast.Attribute):
+        return inspect.getattr_static(_read(node.value, frame), node.attr, _UNKNOWN)
+    if isinstance(node, ast.Call):
+        return _answer(node)
+    if isinstance(node, ast.UnaryOp | ast.BoolOp | ast.Compare):
+        return _combined(node, frame)
+    return _UNKNOWN
+
+
+def _combined(node: ast.UnaryOp | ast.BoolOp | ast.Compare, frame: FrameType) -> object:
+    if isinstance(node, ast.Compare):
+        return _compared(node, frame)
+    parts = [node.operand] if isinstance(node, ast.UnaryOp) else node.values
+    values = [_value(part, frame) for part in parts]
+    if isinstance(node, ast.UnaryOp):
+        return not values[0] if isinstance(node.op, ast.Not) and values[0] in _BOTH else _UNKNOWN
+    decides = isinstance(node.op, ast.Or)
+    for value in values:  # as Python does: what comes after the one that decides does not count
+        if value is _UNKNOWN or value is decides:
+            return value
+    return not decides
+
+
+def _compared(node: ast.Compare, frame: FrameType) -> object:
+    sides = [_items(side, frame) for side in (node.left, *node.comparators)]
+    if any(side is _UNKNOWN for side in sides):
+        return _UNKNOWN
+    try:
+        return all(
+            _COMPARE[type(op)](first, second)
+            for op, first, second in zip(node.ops, sides, sides[1:], strict=False)
         )
-        if not (plain or call):
-            return _UNKNOWN
-    try:  # names, attributes and comparisons only; even a property may raise
-        code = compile(ast.Expression(node), "<condition>", "eval")
-        return bool(eval(code, frame.f_globals, dict(frame.f_locals)))
-    except Exception:
+    except (KeyError, TypeError):  # `"a" < 1`
         return _UNKNOWN
 
 
-def _is_question(call: ast.Call) -> bool:
+def _items(node: ast.expr, frame: FrameType) -> object:
+    """A plain value, or a tuple of such that stands there."""
+    if isinstance(node, ast.Tuple | ast.List | ast.Set):
+        items = [_read(item, frame) for item in node.elts]
+        return tuple(items) if all(type(item) in _PLAIN for item in items) else _UNKNOWN
+    value = _read(node, frame)
+    return value if type(value) in _PLAIN else _UNKNOWN
+
+
+def _answer(call: ast.Call) -> object:
+    """What torch says to a question for the rank; the reader's function of that name isn't run."""
     name = getattr(call.func, "attr", getattr(call.func, "id", ""))
-    return name in _QUESTIONS and not call.args and not call.keywords
+    if name not in _QUESTIONS or call.args or call.keywords:
+        return _UNKNOWN
+    dist = sys.modules.get("torch.distributed")
+    started = dist is not None and dist.is_initialized()
+    if name == "get_world_size":
+        return dist.get_world_size() if dist is not None and started else 1
+    rank = dist.get_rank() if dist is not None and started else 0
+    return rank == 0 if name == "is_main_process" else rank
 
 
 def left_loop(trainer: Sequence[Place], other: Sequence[Place]) -> bool | None:

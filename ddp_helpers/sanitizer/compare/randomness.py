@@ -18,7 +18,7 @@ from ddp_helpers.sanitizer.compare.samples import tensor_raw
 
 WORDS = 624  # numbers that a Mersenne Twister, which all three are, makes at a time
 States = dict[str, tuple[str, str, int]]
-Draws = dict[str, tuple[str, int]]
+Draws = dict[str, tuple[str, int, str]]
 
 
 def random_states() -> States:
@@ -30,9 +30,10 @@ def random_states() -> States:
 
 
 def draws_between(before: States, after: States) -> Draws:
-    """For each generator: the hash of its state before, and at least how many were drawn since."""
+    """For each generator: the hash of its state before, at least how many were drawn since, and
+    the hash of the block that it is in now."""
     return {
-        name: (before[name][0], _drawn(before[name], after[name]))
+        name: (before[name][0], _drawn(before[name], after[name]), after[name][1])
         for name in before.keys() & after.keys()
     }
 
@@ -58,12 +59,15 @@ def same_draws(entries: Mapping[int, list[Draws]], least: list[int], enough: int
     first = entries[ranks[0]]
     count = {name: 0 for draws in first for name in draws}
     for moment, draws in enumerate(first):
-        for name, (state, _) in draws.items():
+        for name, (state, _, block) in draws.items():
             theirs = [
                 entries[rank][moment].get(name) for rank in ranks if moment < len(entries[rank])
             ]
+            # who ends in another block was seeded anew meanwhile, by each sample's number perhaps
             together = len(theirs) == len(ranks) and all(
-                other is not None and other[0] == state and other[1] >= least[moment]
+                other is not None
+                and (other[0], other[2]) == (state, block)
+                and other[1] >= least[moment]
                 for other in theirs
             )
             count[name] += together

@@ -80,6 +80,10 @@ class ModelState:
     weights: str
     """Their fingerprint, empty where ranks drift apart on purpose."""
     edits: Edits = Edits()
+    stepping: str = ""
+    """The optimizer within whose step this is: it calls a closure."""
+    training: bool = True
+    """The module is in training mode."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,22 @@ class BackwardRecord:
     """By their number in the group."""
     terms: tuple[Term, ...] | None
     """What the loss is built of; None where a hook of the program's own does the averaging."""
+
+
+@dataclass(frozen=True)
+class Doing:
+    """How far a rank's training is, as far as that was seen."""
+
+    passes: int = 0
+    """Passes over a loader in which it went back; 0 where there is no loader."""
+    batches: int = 0
+    """Of the latest of them."""
+    complete: bool = False
+    """That one was gone through to its end."""
+    idle: int = 0
+    """Forwards of wrapped models, for training, that no backward followed."""
+    evaluates: bool = False
+    """Each wrapped model is in evaluation mode."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +144,7 @@ class CallRecord:
     """Of the model that is wrapped."""
     backward: BackwardRecord | None = None
     before: CallBefore | None = None
+    doing: Doing = Doing()
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ RICH = 4  # whole numbers in a sample that are too many to agree by chance, as a
 FEW_VALUES = 2  # different values of a tensor that tell nothing: a mask, ones, zeros
 MOST_COLUMNS = 8  # tensors of a batch whose samples are compared
 LOOKED_AT = 64  # items of a list that go into a fingerprint
+LONG_TEXT = 512  # characters that make a text data, as for a model of language
 DATA = 8  # items that make a list data; fewer may be settings, as a mean for each colour
 
 
@@ -250,8 +251,10 @@ def _describe(value: object, found: list[bytes], depth: int) -> bool:
         found.append(tensor_bytes(value, FEW_ELEMENTS) or b"?")
         return value.numel() >= DATA
     if isinstance(value, str | bytes | PurePath):
-        found.append(repr(value)[:FEW_ELEMENTS].encode())
-        return not isinstance(value, bytes) and _is_path(str(value))
+        text = str(value) if isinstance(value, PurePath) else value
+        found.append(f"{len(text)}{text[:FEW_ELEMENTS]!r}".encode())
+        is_path = isinstance(text, str) and _is_path(text)
+        return is_path or len(text) >= LONG_TEXT
     if value is None or isinstance(value, int | float | complex):
         found.append(repr(value).encode())
         return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -27,6 +27,11 @@ OTHER_ORDER = (
     "the ranks' datasets hold the same samples in different orders: an index means another sample "
     "on each rank, so DistributedSampler gives some samples twice and others to nobody"
 )
+MAY_BE = "if that is meant so, all is well; if each sample was to go to one rank: "
+ONE_SPLIT = (
+    "split with one seed on all ranks, random_split(..., generator=torch.Generator()."
+    "manual_seed(0)), or let DistributedSampler do it"
+)
 SORT = "sort what you list (`sorted(os.listdir(folder))`), and shuffle with one seed on all ranks"
 
 
@@ -35,7 +40,8 @@ class SamplerRecord:
     """What is to be expected of the sampler of a pass."""
 
     kind: str
-    """`distributed`, `random`, `plain`, `replacement`, or the reader's `own`."""
+    """`distributed` (torch's own, over the loader's dataset), `random`, `plain`, `replacement`, or
+    the reader's `own`, which may well be built around one of these."""
     padding: int = 0
     """Samples that a DistributedSampler gives twice."""
     dropped: int = 0
@@ -67,6 +73,8 @@ class Samples:
     """The same as indices of the dataset inside of Subset(Subset(...))."""
     length: int
     """Of the loader's dataset."""
+    root_length: int
+    """Of the dataset inside."""
     dataset: DatasetPrint
     root: DatasetPrint
     """The dataset inside."""
@@ -77,8 +85,6 @@ class Samples:
     batch: int
     """The largest batch size."""
     sampler: SamplerRecord
-    again: bool = False
-    """The pass before went through equally many."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,12 @@ class ShareRecord:
     place: Place | None
     samples: Samples | None = None
     """None where the indices are no plain numbers."""
+    rows: int = 0
+    """The most samples that one of the first forwards got, 0 where that was not seen."""
+    inputs: tuple[str, ...] = ()
+    """Hashes of what these forwards got."""
+    together: bool = True
+    """Something was seen that keeps the ranks' models alike: a wrapper, shards, collectives."""
 
 
 Shares = Mapping[int, Samples]
@@ -107,6 +119,8 @@ class Verdict:
     cause: str
     advice: str
     ranks: tuple[int, ...]
+    serious: bool = True
+    """False where a correct program may look the same."""
 
 
 @dataclass(frozen=True)
@@ -143,12 +157,28 @@ def judge(records: Mapping[int, ShareRecord]) -> list[Verdict]:
     Args:
         records: by rank.
     """
-    verdicts = [*_judge_counts(records)]
+    together = any(record.together for record in records.values())
+    verdicts = [*_judge_counts(records)] if together else []
     shares = {rank: r.samples for rank, r in records.items() if r.samples is not None}
-    if len(shares) == len(records):
-        complete = all(record.complete for record in records.values())
-        verdicts = [*_judge_shares(shares, complete), *verdicts]
-    return verdicts
+    # ranks that train models of their own may have whatever data, unless a sampler splits it
+    if len(shares) < len(records) or not (together or _kinds(shares) == {"distributed"}):
+        return verdicts
+    if are_sliced(records):
+        return verdicts
+    complete = all(record.complete for record in records.values())
+    found = _judge_shares(shares, complete)
+    return [*(v if together else replace(v, serious=False) for v in found), *verdicts]
+
+
+def are_sliced(records: Mapping[int, ShareRecord]) -> bool:
+    """True if all ranks load whole batches, and each trains on a part of its own of each."""
+    most = max(record.rows for record in records.values())
+    batch = max(r.samples.batch if r.samples is not None else 0 for r in records.values())
+    seen = all(record.rows for record in records.values())
+    if not seen or most == batch or most > -(-batch // len(records)):
+        return False
+    together = zip(*(record.inputs for record in records.values()), strict=False)
+    return all(len(set(inputs)) > 1 for inputs in together)
 
 
 def _judge_counts(records: Mapping[int, ShareRecord]) -> list[Verdict]:
@@ -184,6 +214,8 @@ def _judge_shares(shares: Shares, complete: bool) -> list[Verdict]:
         {rank: decode_indices(indices) for rank, indices in packed.items()},
         max(indices.every for indices in packed.values()),
     )
+    if not alike and complete and (twice := _judge_split_twice(shares, sets)):
+        return [twice]
     slack = SAMPLED_SLACK * sets.every if sets.every > 1 else 0
     found = []
     if sets.extra > _padding(shares, alike) + slack:
@@ -253,13 +285,24 @@ def _judge_overlap(shares: Shares, sets: Sets, complete: bool) -> list[Verdict]:
         return []
     if complete and sets.equal:
         what = f"every rank goes through the same {count} samples, each in its own order"
-        advice = split_advice(samplers)
-        return [Verdict("same-data-on-every-rank", what + who(samplers), advice, ranks)]
-    if not complete and not kinds <= {"distributed"} and _all_same_datasets(shares):
-        return []  # a part of each rank's own shuffle overlaps by chance
+        advice, sure = split_advice(samplers), "own" not in kinds
+        advice = advice if sure else MAY_BE + advice
+        what += who(samplers)
+        return [Verdict("same-data-on-every-rank", what, advice, ranks, serious=sure)]
     some = "about " if sets.every > 1 else ""
     what = f"{some}{sets.extra} samples of one training pass went to more than one rank"
-    return [Verdict("overlapping-data", what + who(samplers), _shard_advice(samplers), ranks)]
+    if kinds == {"distributed"}:
+        return [Verdict("overlapping-data", what + who(samplers), _shard_advice(samplers), ranks)]
+    if not complete and _all_same([share.dataset.hash for share in shares.values()]):
+        return []  # a part of each rank's own shuffle overlaps by chance
+    plain = kinds <= {"plain", "random"}
+    if all(_is_run(own, sets.every, shares[r].count) for r, own in sets.by_rank.items()):
+        advice = SHARDS if plain else MAY_BE + SHARDS
+        return [Verdict("overlapping-data", what, advice, ranks, serious=plain)]
+    if plain and abs(sum(s.count for s in shares.values()) - _held(shares)) < len(shares):
+        what += ", though together they went through as many as there are"
+        return [Verdict("overlapping-data", what, MAY_BE + ONE_SPLIT, ranks, serious=False)]
+    return []  # hard examples for all, repeated augmentation, folds: on purpose
 
 
 def _judge_missing(shares: Shares, sets: Sets, slack: int) -> list[Verdict]:
@@ -275,14 +318,60 @@ def _judge_missing(shares: Shares, sets: Sets, slack: int) -> list[Verdict]:
         whole = all(share.count + batch > share.sampler.share for share in values)
     else:
         allowed = dropped + _one_batch_each(shares)
-        whole = all(share.sampler.formula for share in values) and (
-            all(share.again for share in values) or _is_periodic(sets, size, len(shares))
-        )
+        # an epoch may be a part of the data; a stride that is too long leaves a trace of its own
+        whole = all(share.sampler.formula for share in values)
+        whole = whole and _is_periodic(sets, size, len(shares))
     if not whole or missing <= allowed + slack:
         return []
     some = "about " if sets.every > 1 else ""
     what = f"{some}{missing} of {size} samples went to no rank in one training pass{who(samplers)}"
-    return [Verdict("missing-data", what, _shard_advice(samplers), tuple(shares))]
+    advice, sure = _shard_advice(samplers), kinds == {"distributed"}
+    advice = advice if sure else MAY_BE + advice
+    return [Verdict("missing-data", what, advice, tuple(shares), serious=sure)]
+
+
+def _judge_split_twice(shares: Shares, sets: Sets) -> Verdict | None:
+    """Parts of the data that are split once more: what a rank holds, it does not go through."""
+    ranks = tuple(shares)
+    if _kinds(shares) != {"distributed"} or who(_samplers(shares)) or sets.every > 1:
+        return None
+    held = sum(share.length for share in shares.values())
+    used = sum(share.count for share in shares.values())
+    parts = sets.extra <= len(ranks) and held <= _held(shares) + len(ranks)
+    dealt = all(share.count <= share.sampler.share < share.length for share in shares.values())
+    if not parts or not dealt or held - used <= _one_batch_each(shares):
+        return None
+    what = (
+        f"each rank holds a part of the data of its own, and DistributedSampler splits it again: "
+        f"{held - used} of {held} samples went to no rank in one training pass"
+    )
+    advice = (
+        "split once: give DistributedSampler the whole dataset, or go through each rank's own part "
+        "with shuffle=True and no sampler"
+    )
+    return Verdict("missing-data", what, advice, ranks)
+
+
+def _held(shares: Shares) -> int:
+    """How many samples there are, in the dataset inside."""
+    return max(share.root_length for share in shares.values())
+
+
+def _is_run(indices: torch.Tensor, every: int, count: int) -> bool:
+    """True for a block, or every n-th: what a formula for a split gives.
+
+    Args:
+        indices: sorted, each once.
+        every: only one of so many was looked at, of so many as `count`.
+    """
+    if len(indices) < COMPARED:
+        return False
+    if every == 1:
+        return len(torch.unique(torch.diff(indices))) == 1
+    span = int(indices[-1] - indices[0]) + 1
+    step = max(1, round(span / count))
+    in_step = bool((indices % step == indices[0] % step).all())
+    return in_step and abs(span - step * count) <= step * every * SAMPLED_SLACK
 
 
 def _is_periodic(sets: Sets, size: int, world_size: int) -> bool:
@@ -343,10 +432,6 @@ def _shard_advice(samplers: Samplers) -> str:
             "or leave both out"
         )
     return SHARDS
-
-
-def _all_same_datasets(shares: Shares) -> bool:
-    return _all_same([share.dataset.hash for share in shares.values()])
 
 
 def _all_same(values: Sequence[object]) -> bool:

@@ -27,5 +27,8 @@ def tell_notes_once(session: Session) -> None:
             session.line.wait("notes", lower, NotesRecord, PATIENCE_AT_END, session.have_ended)
         for told in session.line.read_those_here("notes", lower, NotesRecord).values():
             session.told |= set(told.notes)
+        if session.rank == 0:  # which closes with what all of them found
+            for others in session.gather("notes", NotesRecord(notes)).values():
+                session.told_elsewhere |= {kind for kind, _ in others.notes}
 
     session.at_last.append(session.guarded("notes", compare))

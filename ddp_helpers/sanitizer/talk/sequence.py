@@ -10,7 +10,7 @@ from types import FrameType
 
 from ddp_helpers.evidence.records import Finding, name_ranks
 from ddp_helpers.sanitizer.compare.callsite import innermost
-from ddp_helpers.sanitizer.compare.records import CallBefore, CallRecord, WaitRecord
+from ddp_helpers.sanitizer.compare.records import CallBefore, CallRecord, Doing, WaitRecord
 from ddp_helpers.sanitizer.talk.channel import Gone
 from ddp_helpers.sanitizer.talk.session import FAILED, LEFT, Session
 
@@ -47,7 +47,10 @@ class CallSequence:
         self.session = session
         self.compare = compare
         self.explain_end: ExplainEnd = lambda record, ranks, details: None
+        self.doing: Callable[[], Doing] = Doing
+        """How far this rank's training is."""
         self.quiet = False
+        self.made = 0  # calls in all
         self._before: dict[str, CallBefore] = {}
         self._counts: dict[str, int] = defaultdict(int)
         self._pending: list[Pending] = []
@@ -79,9 +82,10 @@ class CallSequence:
         session = self.session
         if session.channel is None or self.quiet or len(ranks) < 2:
             return None
+        self.made += 1
         number = self._counts[group]
         self._counts[group] += 1
-        record = replace(record, before=self._before.get(group))
+        record = replace(record, before=self._before.get(group), doing=self.doing())
         self._before[group] = CallBefore(record.op, record.stack)
         pending = Pending(group, list(ranks), number, record)
         session.channel.publish(_name(group, number), record)

@@ -9,17 +9,26 @@ import os
 import sys
 import traceback
 import weakref
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ParamSpec, TypeVar
 
 from ddp_helpers.arguments import check_whole
 from ddp_helpers.evidence.frames import make_frame
 from ddp_helpers.evidence.patches import Patches
-from ddp_helpers.evidence.records import Finding, Frame
-from ddp_helpers.sanitizer.compare.callsite import Place, innermost, places, user_frames
+from ddp_helpers.evidence.records import Finding, Frame, Watched
+from ddp_helpers.sanitizer.compare.callsite import (
+    Place,
+    innermost,
+    lines_of_statement,
+    places,
+    user_frames,
+)
+from ddp_helpers.sanitizer.kinds import accepted_in, checked
 from ddp_helpers.sanitizer.marks import mark_watched
 from ddp_helpers.sanitizer.talk.channel import Channel, Gone, open_channel
+from ddp_helpers.sanitizer.talk.closing import closing_line
 from ddp_helpers.torch_private import TESTED, NotInThisTorch
 
 DEFAULT_TIMEOUT = 1800.0  # seconds; init_process_group's own, where the program gives none
@@ -44,12 +53,20 @@ class Options:
     Args:
         every: compare weights, gradients and data on each `every`-th step only; collectives that
             the program calls itself are compared always.
+        ignore: kinds of findings that are accepted, such as `padded-evaluation`: they are counted,
+            and neither told nor do they stop the run. A comment `# ddp: ignore[kind]` at the line
+            that a finding names does the same for this line.
+
+    Raises:
+        ValueError, TypeError: an argument is wrong.
     """
 
     every: int = 1
+    ignore: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         check_whole("every", self.every, least=1)
+        object.__setattr__(self, "ignore", checked("ignore", self.ignore))
 
 
 class Session:
@@ -69,6 +86,13 @@ class Session:
         self.names = dict(names or {})
         self.patches = Patches()
         self.findings: list[Finding] = []
+        self.accepted: Counter[str] = Counter()
+        """How often findings came that the reader has accepted, by their kind."""
+        self.told_elsewhere: set[str] = set()
+        """Kinds of findings that other ranks have, as far as they said so."""
+        self.looked_at: Callable[[], Watched] = Watched
+        """How much of the run was seen."""
+        self._widest = 1  # ranks of the largest group
         self.channel: Channel | None = None
         self.rank, self.world_size = 0, 1
         self.step = 0  # optimizer steps so far
@@ -99,6 +123,7 @@ class Session:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.timeout = timeout
         self._groups_started += 1
+        self._widest = max(self._widest, self.world_size)
         mark_watched()
         if self.world_size > 1:
             # numbered: records of an earlier group may still lie in the same store
@@ -201,11 +226,25 @@ class Session:
         Raises:
             SanitizerError: if it is serious.
         """
+        if self._is_accepted(finding):
+            self.accepted[finding.kind] += 1
+            return
         known = any((f.kind, f.cause) == (finding.kind, finding.cause) for f in self.findings)
         if not known:
             self.findings.append(finding)
         if finding.serious:
             raise SanitizerError(finding)
+
+    def _is_accepted(self, finding: Finding) -> bool:
+        if finding.kind in self.options.ignore:
+            return True
+        place = finding.place
+        if place is None:
+            return False
+        # names of cells are told to the reader in place of their files
+        files = {shown: name for name, shown in self.names.items()}
+        lines = lines_of_statement(files.get(place.filename, place.filename), place.line)
+        return finding.kind in accepted_in(lines)
 
     def frame(self, place: Place) -> Frame:
         """A place in the reader's code, with its text."""
@@ -222,13 +261,27 @@ class Session:
         return self.frame_of(innermost(places(frames)))
 
     def print_findings(self, raised: BaseException | None = None) -> None:
-        """Tell on stderr what was found and neither raised nor told by another rank."""
+        """Tell on stderr what was found and neither raised nor told by another rank.
+
+        Args:
+            raised: what ended the run; where nothing did, rank 0 closes with how much was seen.
+        """
         shown = getattr(raised, "finding", None)
         for finding in self.findings:
             if finding is shown or (finding.kind, finding.cause) in self.told:
                 continue
             head = "sanitizer" if finding.serious else "sanitizer, a note"
             print(f"{head}: {finding}", file=sys.stderr, flush=True)
+        if raised is None and (watched := self.watched()):
+            kinds = {finding.kind for finding in self.findings} | self.told_elsewhere
+            print(closing_line(watched, kinds), file=sys.stderr, flush=True)
+
+    def watched(self) -> Watched | None:
+        """How much was seen, for rank 0 to tell; None on another one, or with one rank alone."""
+        if self.rank or self._widest == 1:
+            return None
+        accepted = tuple(sorted(self.accepted.items()))
+        return replace(self.looked_at(), ranks=self._widest, accepted=accepted)
 
 
 def _own_fault(check: str, error: Exception) -> Finding:

@@ -15,6 +15,7 @@ from ddp_helpers.sanitizer.compare.graph import Term, leaves, loss_terms, number
 from ddp_helpers.sanitizer.compare.records import (
     BackwardRecord,
     CallRecord,
+    Doing,
     Edits,
     ModelState,
     ParameterKind,
@@ -22,11 +23,13 @@ from ddp_helpers.sanitizer.compare.records import (
 )
 from ddp_helpers.sanitizer.talk.sequence import CallSequence
 from ddp_helpers.sanitizer.talk.session import Session
+from ddp_helpers.sanitizer.watch.passes import PassRecorder
 from ddp_helpers.sanitizer.watch.training_events import TrainingEvents
 from ddp_helpers.sanitizer.watch.wrapped import Registry, SinceStep, Wrapped
 from ddp_helpers.torch_private import FIND_TENSORS
 
 WRAP, BUFFERS, BACKWARD = "ddp_wrap", "ddp_buffers", "ddp_backward"
+DOING = "doing"  # the name under which a rank that ends leaves how far it came
 
 
 class DdpCalls:
@@ -36,9 +39,15 @@ class DdpCalls:
     """
 
     def __init__(
-        self, session: Session, events: TrainingEvents, sequence: CallSequence, registry: Registry
+        self,
+        session: Session,
+        events: TrainingEvents,
+        sequence: CallSequence,
+        registry: Registry,
+        passes: PassRecorder,
     ) -> None:
         self.session = session
+        self.passes = passes
         self.events = events
         self.sequence = sequence
         self.registry = registry
@@ -90,6 +99,7 @@ class DdpCalls:
         found = [number_of(tensor) for tensor in FIND_TENSORS.get()(output)]
         numbers = {number for number in found if number is not None}
         model.outputs |= numbers
+        model.trains = ddp.training
         model.opaque = not numbers
         model.since.ended_in_no_sync = not ddp.require_backward_grad_sync
         model.expects = model.expects or ddp.require_backward_grad_sync
@@ -168,7 +178,15 @@ class DdpCalls:
         now = model.fingerprint() if self.events.stepping else model.note_edits()
         weights = "" if model.is_local_sgd() else now
         edits = model.edits() if model.edited else Edits()
-        return ModelState(model.steps, model.last_step, weights, edits)
+        ddp = model.ddp()
+        return ModelState(
+            model.steps,
+            model.last_step,
+            weights,
+            edits,
+            stepping=self.events.stepper if self.events.stepping else "",
+            training=ddp is None or ddp.module.training,
+        )
 
     def _terms_of(self, roots: Sequence[torch.Tensor]) -> tuple[Term, ...]:
         given = self.events.gradients_given
@@ -187,6 +205,7 @@ class DdpCalls:
     def stepped(self, optimizer: Optimizer) -> None:
         for model in self.registry.stepped_by(optimizer):
             model.steps += 1
+            model.idle = model.idle_forwards()
             model.since = SinceStep()
             model.outputs.clear()
             model.edited, model.edit = [], None
@@ -196,6 +215,23 @@ class DdpCalls:
             model.start_anew()
 
     # ---- records
+
+    def doing(self) -> Doing:
+        """How far this rank's training is."""
+        passes, models = self.passes, self.registry.models
+        wrappers = [ddp for model in models if (ddp := model.ddp()) is not None]
+        last = passes.training
+        return Doing(
+            passes.trainings,
+            last.batches if last is not None else 0,
+            last is not None and last.complete,
+            sum(model.idle_forwards() for model in models),
+            bool(wrappers) and not any(ddp.module.training for ddp in wrappers),
+        )
+
+    def at_end(self) -> None:
+        """What others may ask about a rank that has ended."""
+        self.session.line.publish(DOING, self.doing())
 
     def _announce(
         self, group: str, ranks: list[int], record: CallRecord, blocking: bool = True

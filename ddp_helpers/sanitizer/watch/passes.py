@@ -58,12 +58,21 @@ class Pass:
     """Those that stepped."""
     backwards: int = 0
     joined: bool = False
+    rows: int = 0
+    """The most samples that one of the first forwards got."""
+    inputs: list[str] = field(default_factory=list)
+    """Hashes of what the first forwards got."""
     contents: SampledContents = field(default_factory=SampledContents)
 
     @property
     def consumed(self) -> array | None:
         """The indices of the batches that were delivered, in order."""
         return None if self.indices is None else self.indices[: self.delivered]
+
+    def got(self, rows: int, contents: str | None) -> None:
+        """A model is about to get something of this pass."""
+        self.rows = max(self.rows, rows)
+        self.inputs.append(contents or "?")
 
     @property
     def loop(self) -> str:
@@ -96,6 +105,12 @@ class PassRecorder:
         self.on_batch: list[Callable[[Pass, object], None]] = []
         self.on_end: list[Callable[[Pass], None]] = []
         self.joins = 0  # Join contexts that are open
+        self.dealt = False  # a training pass had a sampler of torch's that deals to several ranks
+        self.few: tuple[int, ...] = ()
+        """The samples of the last whole training pass whose mixed numbers are the lowest."""
+        self.trained = 0  # whole training passes
+        self.training: Pass | None = None  # the latest pass in which the program went back
+        self.trainings = 0  # such passes
         self._open: list[Pass] = []
         self._counts: dict[str, Iterator[int]] = {}
 
@@ -250,6 +265,10 @@ class PassRecorder:
         found = getattr(iterator, MARK, None)
         if found is not None and not found.closed:
             found.complete = True
+            if found.steps:
+                self.trained += 1
+                chosen = array("q", found.contents.hashes)
+                self.few = tuple(sorted(root_indices(found.dataset, chosen)))
             self._close(found)
 
     def close_all(self) -> None:
@@ -268,16 +287,21 @@ class PassRecorder:
         """An optimizer has stepped."""
         if self.current is not None:
             self.current.steps += 1
+            self.dealt |= getattr(self.current.sampler, "num_replicas", 1) > 1
             self.current.optimizers.add(optimizer)
 
     def went_back(self, roots: object) -> None:
         """A backward begins."""
         if self.current is not None:
             self.current.backwards += 1
+            if self.training is not self.current:
+                self.training = self.current
+                self.trainings += 1
 
     def forget_all(self) -> None:
         """A new process group starts."""
-        self.current = None
+        self.current = self.training = None
+        self.dealt, self.few, self.trainings = False, (), 0
         self._open.clear()
         self._counts.clear()
 

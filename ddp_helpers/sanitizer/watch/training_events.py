@@ -50,6 +50,7 @@ class TrainingEvents:
         self.gradients_given: torch.Tensor | Sequence[torch.Tensor | None] | None = None
         self.inputs_given: torch.Tensor | Sequence[torch.Tensor] | None = None
         self.joining = 0  # `with Join(...)` blocks around us
+        self.stepper = ""  # the class of the optimizer that steps, or stepped last
         self.stepping = 0  # optimizer steps around us: a closure runs within one
         self._in_backward = False
 
@@ -116,6 +117,7 @@ class TrainingEvents:
     def _step_begins(self, optimizer: Optimizer) -> None:
         self.stepping += 1
         if self.stepping == 1:
+            self.stepper = type(optimizer).__name__
             self._tell(self.before_step, optimizer)
 
     def _step_ends(self, optimizer: Optimizer) -> None:

@@ -47,6 +47,10 @@ class Wrapped:
     reduced: set[int]
     """The ids of those that DDP averages: they were trainable at the wrap."""
     ddp: weakref.ref[DistributedDataParallel]
+    placed: list[object] = field(default_factory=list)
+    """Each parameter's dtype and device at the wrap; None for one that DDP does not average."""
+    suspect: str = ""
+    """What was done to the module since, that may have left DDP with the wrong parameters."""
     weights: str = ""
     """Their fingerprint after the wrap, or after the last step looked at."""
     weights_at: int | None = 0
@@ -64,6 +68,10 @@ class Wrapped:
     expects: bool = False
     """A forward has prepared DDP for a backward that averages."""
     outputs: set[int] = field(default_factory=set)
+    idle: int = 0
+    """Steps that left a forward without a backward."""
+    trains: bool = False
+    """The last forward that a backward can follow was in training mode."""
     opaque: bool = False
     """The output holds no tensor that we can find."""
     since: SinceStep = field(default_factory=SinceStep)
@@ -83,6 +91,22 @@ class Wrapped:
     def fingerprint(self) -> str:
         """Of its weights as they are now."""
         return fingerprint(self.alive())
+
+    def lost(self) -> list[str]:
+        """Names of the parameters that DDP would average, if its hooks still were at them.
+
+        A parameter may have been replaced by another tensor, or have got data of another dtype or
+        on another device: then torch adds up its gradient at a new place, without DDP's hooks.
+        """
+        ddp = self.ddp()
+        now = dict(ddp.module.named_parameters()) if ddp is not None else {}
+        kept = zip(self.names, self.alive(), self.placed, strict=True)
+        return [
+            name
+            for name, parameter, placed in kept
+            if placed is not None and name in now
+            if now[name] is not parameter or _place(now[name]) != placed
+        ]
 
     def note_edits(self) -> str:
         """Find out which weights changed since the last step; returns their fingerprint."""
@@ -104,6 +128,10 @@ class Wrapped:
     def has_hook(self) -> bool:
         """True if the program took DDP's communication into its own hands."""
         return bool(getattr(self.ddp(), "_comm_hooks", None))
+
+    def idle_forwards(self) -> int:
+        """Forwards for training that no backward followed; several before one step count once."""
+        return self.idle + bool(self.outputs and self.trains)
 
     def start_anew(self) -> None:
         """A Join block is over: the ranks may have counted differently."""
@@ -151,6 +179,7 @@ class Registry:
             parameters=[weakref.ref(p) for _, p in named],
             reduced={id(p) for _, p in named if p.requires_grad},
             ddp=weakref.ref(ddp),
+            placed=[_place(p) if p.requires_grad else None for _, p in named],
         )
         model.weights = model.fingerprint()
         self._counts[model.group] += 1
@@ -185,6 +214,10 @@ class Registry:
             found = self.models_of(p for group in optimizer.param_groups for p in group["params"])
             known = self._stepped_by[optimizer] = (sizes, found)
         return known[1]
+
+
+def _place(parameter: torch.Tensor) -> object:
+    return parameter.dtype, parameter.device
 
 
 def _name(hook: object) -> str:

@@ -15,7 +15,7 @@ import cloudpickle
 import pytest
 from torch.distributed import TCPStore
 
-from ddp_helpers.evidence.records import Finding, LaunchResult, RankError, RankResult
+from ddp_helpers.evidence.records import Finding, LaunchResult, RankError, RankResult, Watched
 from ddp_helpers.ranks import (
     LaunchError,
     LaunchStopped,
@@ -26,6 +26,7 @@ from ddp_helpers.ranks import (
 )
 from ddp_helpers.ranks.supervisor import Ending
 from ddp_helpers.ranks.view import PanelView, TextView
+from ddp_helpers.sanitizer import Options
 
 
 def fn():
@@ -164,6 +165,14 @@ def test_what_the_sanitizer_noted(supervised, capsys, echo):
     launch(fn, 1, echo=echo)
     printed = capsys.readouterr().out
     assert printed == (f"sanitizer, a note: {note}\n" if echo else "")
+    supervised.results = [
+        RankResult(0, exit_code=0, findings=(), watched=Watched(2, 6, 2, 9)),
+        RankResult(1, exit_code=0, findings=(note,)),
+    ]
+    launch(fn, 2, echo=echo)
+    printed = capsys.readouterr().out
+    line = "sanitizer: watched 2 ranks, 6 steps, 2 passes over the data; found: slow\n"
+    assert printed == (f"sanitizer, a note: {note}\n{line}" if echo else "")
 
 
 # ---- the job
@@ -414,12 +423,14 @@ async def later():
         (
             {"sanitize": -1},
             ValueError,
-            "sanitize=-1: expected True, False, or a number n to look at each n-th step",
+            "sanitize=-1: expected True, False, a number n to look at each n-th step, "
+            "or ddp_helpers.sanitizer.Options(...)",
         ),
         (
             {"sanitize": "yes"},
             ValueError,
-            "sanitize='yes': expected True, False, or a number n to look at each n-th step",
+            "sanitize='yes': expected True, False, a number n to look at each n-th step, "
+            "or ddp_helpers.sanitizer.Options(...)",
         ),
     ],
 )
@@ -462,6 +473,15 @@ def test_the_sanitizer_by_argument_or_command(supervised, monkeypatch, given, va
         monkeypatch.setenv("DDP_HELPERS_SANITIZE_EVERY", variable)
     launch(fn, 2, sanitize=given)
     assert supervised.job.sanitize == every
+    assert supervised.job.ignore == ()
+
+
+def test_what_is_accepted_by_argument_and_command(supervised, monkeypatch):
+    launch(fn, 2, sanitize=Options(3, ["padded-evaluation"]))
+    assert (supervised.job.sanitize, supervised.job.ignore) == (3, ("padded-evaluation",))
+    monkeypatch.setenv("DDP_HELPERS_SANITIZE_IGNORE", "steps-differ,tiny-buckets")
+    launch(fn, 2, sanitize=True)
+    assert supervised.job.ignore == ("steps-differ", "tiny-buckets")
 
 
 # ---- scripts

@@ -21,7 +21,7 @@ import torch
 from small_ranks import Child, memory_file
 from test_launched import is_alive
 
-from ddp_helpers.evidence.records import Finding
+from ddp_helpers.evidence.records import Finding, Watched
 from ddp_helpers.ranks import progress, travel, wire, worker
 
 CODE = "def run(x):\n    return x\n"
@@ -432,6 +432,9 @@ def test_a_spawned_rank_makes_its_own_folder_when_it_needs_one(run, tmp_path):
 class Session:
     findings = (Finding("kind", "cause", "advice"),)
 
+    def watched(self):
+        return Watched(2, 7)
+
 
 @pytest.mark.parametrize("fails", [True, False])
 def test_the_sanitizer_watches_if_it_is_asked(run, monkeypatch, fails):
@@ -445,8 +448,10 @@ def test_the_sanitizer_watches_if_it_is_asked(run, monkeypatch, fails):
         if fails:
             raise ValueError
 
-    ran = run(fn, sanitize=5, names={"a": "b"})
+    ran = run(fn, sanitize=5, ignore=("padded-evaluation",), names={"a": "b"})
     assert [finding.kind for finding in ran.outcome.findings] == ["kind"]
+    assert ran.outcome.watched == Watched(2, 7)
     assert seen[0][0].every == 5
+    assert seen[0][0].ignore == ("padded-evaluation",)
     assert seen[0][1] == {"a": "b"}
     assert len(seen[1]) == (2 if fails else 1)

@@ -55,6 +55,7 @@ from ddp_helpers.sanitizer.compare.records import (
     BackwardRecord,
     CallBefore,
     CallRecord,
+    Doing,
     Edit,
     Edits,
     ModelState,
@@ -409,10 +410,37 @@ def test_a_rank_that_left_the_loop(loop):
     assert comparison().compare({0: evaluates, 1: leaves}, ()) is None
     last = backward(stack=loop["after"])
     assert comparison().compare({0: trains[0], 1: last}, ()).ranks == (1,)
-    alone = buffers("evaluation", stack=loop["if"])
-    assert comparison().compare({0: trains[0], 1: alone}, ()) is None
+    alone = replace(buffers("evaluation", stack=loop["if"]), doing=Doing(2, 9, True, 0, True))
+    trainer = replace(trains[0], doing=Doing(3, 1))
+    found = comparison().compare({0: trainer, 1: alone}, ())
+    assert (found.kind, found.ranks) == ("different-collective", (1,))
+    assert "the model of rank 1 is in evaluation mode while rank 0 trains" in found.cause
+    assert "or rank 1 had fewer batches" not in found.cause
+    unseen = replace(alone, doing=Doing(evaluates=True))
+    found = comparison().compare({0: trains[0], 1: unseen}, ())
+    assert "; or rank 1 had fewer batches, and went on to evaluate" in found.cause
     cleans = call("barrier", called=CLEAN_UP, stack=())
     assert comparison().compare({0: trains[0], 1: cleans}, ()).ranks == (1,)
+
+
+def test_a_rank_that_had_fewer_batches_and_went_on_to_evaluate(loop):
+    trainer = backward(stack=loop["in"])
+    trainer = replace(trainer, doing=Doing(2, 10))
+    ended = replace(buffers("evaluation", stack=loop["after"]), doing=Doing(2, 9, True, 0, True))
+    assert comparison().compare({0: trainer, 1: ended}, ()).kind == "uneven-batch-counts"
+    for doing in (Doing(2, 10), Doing(2, 11), Doing(3, 9)):  # it is not behind
+        barrier = replace(call("barrier", called="barrier", stack=loop["after"]), doing=doing)
+        assert comparison().compare({0: trainer, 1: barrier}, ()) is None
+
+
+def test_a_forward_without_a_backward():
+    trainer = replace(backward(), doing=Doing(idle=1))
+    for other in (call("barrier", called="barrier"), buffers("training")):
+        skipped = replace(other, doing=Doing(idle=2))
+        found = comparison().compare({0: trainer, 1: skipped}, ())
+        assert (found.kind, found.ranks) == ("steps-differ", (1,))
+        assert "rank 1 ran a forward of the wrapped model without a backward" in found.cause
+        assert found.advice.startswith("decide together")
 
 
 def test_a_rank_that_left_a_librarys_loop():
@@ -571,7 +599,7 @@ class Own(Sampler):
     ],
 )
 def test_kinds_of_samplers(sampler, expected):
-    assert kind_of(sampler) == expected
+    assert kind_of(sampler, DATA) == expected
 
 
 def a_pass(sampler=None, data=DATA, batches=(), key="loop#0", **changes):
@@ -634,7 +662,6 @@ def test_the_record_of_a_pass():
     assert found.bag is not None
     assert sorted(found.contents) == [0, 1, 2, 3]
     assert found.sampler.kind == "plain"
-    assert found.again is False
     assert share_record(a_pass(batches=[[0]], key="loop#1")).samples.bag is None
     assert share_record(a_pass()).samples is None
     assert share_record(a_pass(indices=None)).samples is None
@@ -710,18 +737,23 @@ def test_passes_that_are_not_compared():
     assert first.findings == []
 
 
-def test_a_pass_as_long_as_the_one_before():
+def test_what_is_left_of_a_pass():
     made, (zero, _) = two_shares()
     seen = []
-    zero.exchange.leave = lambda name, record, ranks, compare: seen.append(record.samples.again)
-    for count, key in ((5, "loop#0"), (5, "loop#1"), (6, "loop#2"), (5, "other#0")):
-        zero.ended(a_pass(batches=[list(range(count))], key=key))
+    zero.exchange.leave = lambda name, record, ranks, compare: seen.append(record)
+    for together in (True, False):
+        zero.are_together = lambda together=together: together
+        done = a_pass(batches=[[1, 2]])
+        done.got(2, "hash")
+        done.got(1, None)
+        zero.ended(done)
         zero.leave()
-    assert seen == [False, True, False, False]
+    assert [record.together for record in seen] == [True, False]
+    assert (seen[0].rows, seen[0].inputs) == (2, ("hash", "?"))
     zero.peers.ranks = []
     zero.ended(a_pass(batches=[[1]]))
     zero.leave()
-    assert len(seen) == 4
+    assert len(seen) == 2
     assert made
 
 
@@ -933,7 +965,7 @@ def test_inputs_that_prove_nothing(mine, theirs):
 
 
 def draws(phase, count, states="xyz", name="torch"):
-    return [{phase: {name: (state, count)}} for state in states]
+    return [{phase: {name: (state, count, "block")}} for state in states]
 
 
 @pytest.mark.parametrize(
@@ -970,13 +1002,13 @@ def test_other_generators_and_other_numbers():
 
 def test_the_same_random_numbers_in_workers():
     steps = inputs("a", "b", "c"), inputs("x", "y", "z")
-    worker = (WorkerBatch(4, {"numpy": ("s", 4)}),)
+    worker = (WorkerBatch(4, {"numpy": ("s", 4, "block")}),)
     found = judge_first_steps(first_steps(*steps, workers=((worker,), (worker,))))
     ((name, cause, advice),) = found
     assert name == "identical-random-draws"
     assert cause == "all ranks drew the same random numbers from `numpy` in the loader's workers"
     assert "generator=torch.Generator()" in advice
-    few = (WorkerBatch(5, {"numpy": ("s", 4)}),)
+    few = (WorkerBatch(5, {"numpy": ("s", 4, "block")}),)
     assert judge_first_steps(first_steps(*steps, workers=((few,), (worker,)))) == []
     assert judge_first_steps(first_steps(*steps, workers=((worker,), ()))) == []
     assert judge_first_steps(first_steps(*steps, workers=((worker,), ((),)))) == []

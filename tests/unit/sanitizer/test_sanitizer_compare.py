@@ -230,7 +230,8 @@ HOLDS = [
     (Path(__file__), True),
     (__file__.encode(), False),
     (os.path.join("no", "such", "file"), False),
-    ("a" + "/" * 5000, False),
+    ("a" + "/" * 400, False),
+    ("a" + "/" * 5000, True),  # a long text: what a model of language learns from
     ("with a \0/", False),
     (0.5, False),
     (None, False),
@@ -289,7 +290,8 @@ def test_datasets_are_looked_at_in_part():
     assert dataset_print(Held(v=large)) == dataset_print(Held(v=other))
     other[0] = 1
     assert dataset_print(Held(v=large)) != dataset_print(Held(v=other))
-    assert dataset_print(Held(v="a" * 5000)) == dataset_print(Held(v="a" * 5001))
+    assert dataset_print(Held(v="a" * 5000)) == dataset_print(Held(v="a" * 4999 + "b"))
+    assert dataset_print(Held(v="a" * 5000)) != dataset_print(Held(v="a" * 5001))
 
 
 def test_the_same_samples_in_another_order():
@@ -344,7 +346,7 @@ def test_states_of_a_new_block():
     before = random_states()
     assert before.keys() == {"torch", "random", "numpy"}
     torch.rand(700), [random.random() for _ in range(400)], np.random.rand(400)
-    drawn = {name: count for name, (_, count) in draws_between(before, random_states()).items()}
+    drawn = {name: count for name, (_, count, _) in draws_between(before, random_states()).items()}
     assert drawn["torch"] == 624 - 1 + (701 - 624)
     assert drawn["random"] == 624 - 2 + (802 - 624)
     assert drawn["numpy"] == 624 - 2 + (802 - 624)
@@ -395,9 +397,12 @@ def test_a_generator_that_only_one_look_knows():
     ],
 )
 def test_how_often_the_same_numbers_were_drawn(draws, least, enough, expected):
-    entries = [{"torch": draw, "random": (f"{number}", 0)} for number, draw in enumerate(draws)]
+    draws = [(*draw, "block") for draw in draws]
+    entries = [{"torch": draw, "random": (f"{number}", 0, "")} for number, draw in enumerate(draws)]
     assert same_draws({0: entries, 1: entries}, least, enough) == expected
-    other = [{"torch": ("x", 9)} for _ in draws]
+    seeded = [{"torch": (*draw[:2], "another")} for draw in draws]  # by each sample's number
+    assert same_draws({0: entries, 1: seeded}, least, enough) == []
+    other = [{"torch": ("x", 9, "block")} for _ in draws]
     assert same_draws({0: entries, 1: entries, 2: other}, least, enough) == []
     assert same_draws({0: entries, 1: [{}, {}]}, least, enough) == []
     assert same_draws({0: entries, 1: []}, least, enough) == []

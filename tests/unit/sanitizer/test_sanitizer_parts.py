@@ -227,6 +227,63 @@ def test_conditions_that_can_be_told(condition, expected):
     assert not crossed([], mine, theirs)  # there is no frame to look at
 
 
+class Touchy:
+    """Whatever is done with it is counted."""
+
+    touched = 0
+
+    @property
+    def ready(self):
+        Touchy.touched += 1
+        return True
+
+    def __gt__(self, other):
+        Touchy.touched += 1
+        return True
+
+    def __bool__(self):
+        Touchy.touched += 1
+        return True
+
+    def __getattr__(self, name):
+        Touchy.touched += 1
+        return True
+
+
+def test_looking_at_conditions_runs_nothing_of_the_readers():
+    def get_rank():
+        Touchy.touched += 1
+        return 0
+
+    for condition in ("it.ready", "it > 1", "it", "it.missing", "not it", "it.plain == 3"):
+        text = f"""
+            def run():
+                if mine:
+                    call()  # A
+                if {condition} or get_rank() == 5:
+                    call()  # B
+            """
+        it = Touchy()
+        vars(it)["plain"] = 3
+        mine, theirs, frames = stacks(text, mine=True, it=it, get_rank=get_rank)
+        assert crossed(frames, mine, theirs) is (condition == "it.plain == 3")
+    assert Touchy.touched == 0
+
+
+def test_methods_of_one_name():
+    mine, theirs, frames = stacks("""
+        class Leader:
+            def run(self):
+                call()  # A
+
+        class Worker:
+            def run(self):
+                call()  # B
+        """)
+    mine, theirs = ([(name, line, "run") for name, line, _ in stack] for stack in (mine, theirs))
+    assert not crossed(frames, mine, theirs)
+
+
 def test_cases_are_conditions_that_cannot_be_told():
     text = """
         def run():

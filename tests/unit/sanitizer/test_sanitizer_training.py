@@ -622,9 +622,13 @@ def test_signs_of_ranks_that_work_together(watched):
 
 
 def test_models_that_were_never_alike(watched):
-    _, mirror, _ = watched()
-    mirror.change("loose", LooseRecord, lambda r: replace(r, now="x,y", first="x,y"))
-    assert "were never alike, and are kept so by nothing" in found_by(lambda: plain(12)).cause
+    session, mirror, _ = watched()
+    mirror.change("loose", LooseRecord, lambda r: replace(r, now="x,y", seen="x,y", first="x,y"))
+    plain(12)
+    session.group_ends()
+    (found,) = session.findings
+    assert "were never alike, and are kept so by nothing" in found.cause
+    assert not found.serious  # each rank may train a model of its own
 
 
 @pytest.mark.parametrize(
@@ -841,10 +845,23 @@ def test_a_shuffle_that_repeats(watched):
     ddp, optimizer = epoch(loader)
     sampler.set_epoch(1)
     epoch(loader, ddp, optimizer)
-    found = found_by(lambda: epoch(loader, ddp, optimizer))
-    assert found.kind == "epoch-not-advanced"
+    epoch(loader, ddp, optimizer)
+    assert not session.findings  # two passes for one set_epoch may be meant
+    epoch(loader, ddp, optimizer)
+    (found,) = session.findings
+    assert (found.kind, found.serious) == ("epoch-not-advanced", False)
     assert "its epoch stayed 1" in found.cause
-    assert session.step == 6  # at the first step of the third pass
+    assert found.step == 9  # at the first step of the fourth pass
+
+
+def test_a_shuffle_whose_epoch_is_never_set(watched):
+    session, _, _ = watched()
+    loader = DataLoader(DATA, 4, sampler=DistributedSampler(DATA, 2, 1))
+    ddp, optimizer = epoch(loader)
+    found = found_by(lambda: epoch(loader, ddp, optimizer))
+    assert (found.kind, found.serious) == ("epoch-not-advanced", True)
+    assert "its epoch stayed 0" in found.cause
+    assert session.step == 3  # at the first step of the second pass
 
 
 def test_the_weights_at_the_end_of_a_pass(watched):

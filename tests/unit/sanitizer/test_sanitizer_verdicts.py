@@ -15,6 +15,8 @@ from ddp_helpers.sanitizer.compare.samples import (
     mix,
 )
 from ddp_helpers.sanitizer.compare.shares import (
+    MAY_BE,
+    ONE_SPLIT,
     OTHER_ORDER,
     SHARDS,
     SORT,
@@ -42,8 +44,8 @@ def samples(indices, size=100, **changes):
     packed = encode_indices(own, size)
     usual = Samples(
         count=len(own), twice=count_repeated(own), order=str(list(own)), outer=packed,
-        inner=packed, length=size, dataset=HELD, root=HELD, bag=None, contents={}, batch=1,
-        sampler=OWN,
+        inner=packed, length=size, root_length=size, dataset=HELD, root=HELD, bag=None,
+        contents={}, batch=1, sampler=OWN,
     )  # fmt: skip
     return replace(usual, **changes)
 
@@ -138,7 +140,11 @@ def test_the_same_samples_each_in_its_own_order():
     found = only(share(range(9)), share(reversed(range(9))))
     assert found.kind == "same-data-on-every-rank"
     assert found.cause == "every rank goes through the same 9 samples, each in its own order"
-    assert found.advice == SPLIT
+    assert found.advice == MAY_BE + SPLIT
+    assert not found.serious  # a sampler of the reader's own may mean it
+    plain = {"sampler": SamplerRecord("random")}
+    found = only(share(range(9), **plain), share(reversed(range(9)), **plain))
+    assert (found.advice, found.serious) == (SPLIT, True)
     assert found.ranks == (0, 1)
     assert not verdicts(share(range(9), complete=False), share(reversed(range(9))))
 
@@ -164,8 +170,68 @@ def test_samples_that_go_to_several_ranks():
     found = only(share(range(6)), share(range(4, 12)), share([20, 5]))
     assert found.kind == "overlapping-data"
     assert found.cause == "3 samples of one training pass went to more than one rank"
-    assert found.advice == SHARDS
+    assert found.advice == MAY_BE + SHARDS
     assert found.ranks == (0, 1, 2)
+    assert not found.serious
+    dealt = [distributed(3, rank) for rank in range(3)]
+    given = [range(6), range(4, 12), [20, 5]]
+    found = only(*[share(own, sampler=s) for own, s in zip(given, dealt, strict=True)])
+    assert (found.advice, found.serious) == (SHARDS, True)
+
+
+def test_samples_that_may_go_to_several_ranks():
+    """Hard examples for all ranks, folds of a cross-validation, repeated augmentation."""
+    assert not verdicts(share([1, 2, 3, 50, 61]), share([7, 8, 9, 50, 61]))
+    plain = {"sampler": SamplerRecord("plain")}
+    folds = [[*range(20), *range(40, 100)], [*range(40), *range(60, 100)]]
+    assert not verdicts(*[share(own, **plain) for own in folds])
+
+
+def test_parts_that_overlap_though_they_are_as_many_as_the_samples():
+    """random_split without a seed, each rank its part."""
+    parts = [1, 2, 5, 6, 8], [2, 3, 6, 8, 9]
+    found = only(*[share(own, 10, sampler=SamplerRecord("plain")) for own in parts])
+    assert (found.kind, found.serious) == ("overlapping-data", False)
+    assert "though together they went through as many as there are" in found.cause
+    assert found.advice == MAY_BE + ONE_SPLIT
+
+
+def test_batches_of_which_each_rank_trains_on_a_part():
+    def got(rows, *inputs):
+        return replace(share(range(40), batch=8), rows=rows, inputs=inputs)
+
+    assert not verdicts(got(4, "a", "b"), got(4, "c", "d"))
+    assert not verdicts(got(4, "a"), got(3, "c"))
+    assert verdicts(got(8, "a", "b"), got(8, "c", "d"))  # augmented, but the same samples
+    assert verdicts(got(4, "a", "b"), got(4, "a", "d"))  # in small parts, one after the other
+    assert verdicts(got(4, "a", "b"), got(0))
+
+
+def test_ranks_that_train_models_of_their_own():
+    alone = [replace(share(range(8)), together=False) for _ in range(2)]
+    assert not verdicts(*alone)
+    fewer = replace(alone[1], batches=3, steps=3)
+    assert not verdicts(alone[0], fewer)
+    dealt = [replace(r, samples=replace(r.samples, sampler=distributed(2, 0))) for r in alone]
+    assert [(v.kind, v.serious) for v in verdicts(*dealt)] == [("same-data-on-every-rank", False)]
+
+
+def test_parts_that_are_split_again():
+    def part(rank, used, sampler=None):
+        own = list(range(rank, 40, 2))
+        dealt = sampler or distributed(2, rank, share=10)
+        dataset, packed = DatasetPrint(f"part {rank}", data=True), array("q", own[:used])
+        return share(
+            range(used), 20, sampler=dealt, dataset=dataset, root_length=40, order=str(rank),
+            inner=encode_indices(packed, 40),
+        )  # fmt: skip
+
+    found = only(part(0, 10), part(1, 10))
+    assert (found.kind, found.serious) == ("missing-data", True)
+    assert "20 of 40 samples went to no rank" in found.cause
+    whole = [part(rank, 20, distributed(2, rank, share=20)) for rank in range(2)]
+    assert not verdicts(*whole)
+    assert not verdicts(*[part(rank, 10, SamplerRecord("random")) for rank in range(2)])
 
 
 @pytest.mark.parametrize(
@@ -225,10 +291,13 @@ def test_a_part_of_a_pass():
 def test_of_a_large_dataset_only_a_part_is_looked_at():
     def large(indices):
         found = IndexSet(4, *_packed(indices))
-        return share(range(8), 4 * MOST_INDICES, outer=found, inner=found, order=str(indices))
+        count = 4 * len(indices)
+        return share(
+            range(8), 4 * MOST_INDICES, outer=found, inner=found, order=str(indices), count=count
+        )
 
     def _packed(indices):
-        packed = encode_indices(array("q", indices), 100)
+        packed = encode_indices(array("q", [4 * index for index in indices]), 400)
         return packed.narrow, packed.steps
 
     few, many = large(range(40, 80)), large(range(29, 69))
@@ -324,14 +393,11 @@ def test_a_formula_that_leaves_samples_out():
     found = only(*missing(*shares, sampler=by_formula))
     assert found.kind == "missing-data"
     assert found.cause == "20 of 40 samples went to no rank in one training pass"
+    assert (found.advice, found.serious) == (MAY_BE + SHARDS, False)
     assert not verdicts(*missing(*shares, sampler=SamplerRecord("own")))  # given indices
     chosen = [i for i in range(40) if i % 7 and i not in (3, 5, 8, 13)]
     irregular = chosen[::2], chosen[1::2]
     assert not verdicts(*missing(*irregular, sampler=by_formula))
-    assert verdicts(*missing(*irregular, sampler=by_formula, again=True))
-    filled = missing(range(20), range(20, 38), sampler=by_formula, again=True)
-    assert verdicts(*filled)
-    assert not verdicts(*missing(range(20), range(20, 39), sampler=by_formula, again=True))
 
 
 @pytest.mark.parametrize(("stride", "told"), [(8, True), (9, False)])

@@ -1,0 +1,234 @@
+"""Causes that the sanitizer tells from what it recorded, however the training is written."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch_age import of_the_run
+
+from ddp_helpers import LaunchError, launch, process_group
+
+pytestmark = pytest.mark.usefixtures("no_process_left")
+
+
+def samples(size=48):
+    x = torch.randn(size, 4, generator=torch.Generator().manual_seed(1))
+    return TensorDataset(x, torch.arange(size) % 3)
+
+
+def loader(data=None):
+    data = data or samples()
+    return DataLoader(data, 8, sampler=DistributedSampler(data))
+
+
+def net(*extra):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), *extra, nn.Linear(8, 3))
+
+
+def wrap(module=None, **options):
+    ddp = DistributedDataParallel(module or net(), **options)
+    return ddp, torch.optim.SGD(ddp.parameters(), lr=0.1)
+
+
+def fit(ddp, optimizer, batches):
+    for x, y in batches:
+        optimizer.zero_grad()
+        F.cross_entropy(ddp(x), y).backward()
+        optimizer.step()
+
+
+def found(training):
+    """All that is found in a run of two ranks."""
+
+    def run():
+        with process_group() as pg:
+            training(pg.rank)
+
+    try:
+        result = launch(run, 2, sanitize=True, echo=False, timeout=60)
+    except LaunchError as error:
+        result = error.result
+    return of_the_run(result.findings)
+
+
+def only(training):
+    (finding,) = found(training)
+    return finding
+
+
+# ---- forwards and backwards
+
+
+@pytest.mark.parametrize("extra", [(), (nn.BatchNorm1d(8),)])
+def test_a_batch_that_one_rank_skips(extra):
+    def train(rank):
+        data = samples()
+        data.tensors[0][17] = float("nan")
+        ddp, optimizer = wrap(net(*extra))
+        sampler = DistributedSampler(data, shuffle=False)
+        for x, y in DataLoader(data, 8, sampler=sampler):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(ddp(x), y)
+            if not torch.isfinite(loss):
+                continue
+            loss.backward()
+            optimizer.step()
+
+    finding = only(train)
+    assert (finding.kind, finding.ranks) == ("steps-differ", (1,))
+    assert "rank 1 ran a forward of the wrapped model without a backward" in finding.cause
+
+
+def test_a_closure_that_returns_each_ranks_own_loss():
+    def train(rank):
+        ddp, _ = wrap()
+        optimizer = torch.optim.LBFGS(ddp.parameters(), lr=1, line_search_fn="strong_wolfe")
+        for x, y in loader():
+
+            def closure(x=x, y=y):
+                optimizer.zero_grad()
+                loss = F.cross_entropy(ddp(x), y)
+                loss.backward()
+                return loss
+
+            optimizer.step(closure)
+
+    finding = only(train)
+    assert finding.kind == "weights-differ"
+    assert "within a step of LBFGS" in finding.cause
+    assert "init_sync" not in str(finding)
+
+
+# ---- parameters
+
+
+def assign(ddp):
+    state = copy.deepcopy(ddp.module.state_dict())
+    ddp.module.load_state_dict(state, assign=True)
+    for p in ddp.module.parameters():
+        p.requires_grad_(True)
+
+
+def cast(ddp):
+    ddp.double()
+
+
+def cast_within(ddp):
+    ddp.module.to(torch.float64)
+
+
+def replace_one(ddp):
+    ddp.module[0] = copy.deepcopy(ddp.module[0])
+
+
+CHANGES = [(assign, "load_state_dict(assign=True)"), (cast, ".double()"), (cast_within, ".to()"),
+           (replace_one, "")]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "named"), CHANGES, ids=lambda value: getattr(value, "__name__", "")
+)
+def test_parameters_that_are_not_ddps_any_more(change, named):
+    def train(rank):
+        ddp, _ = wrap()
+        change(ddp)
+        optimizer = torch.optim.SGD(ddp.parameters(), lr=0.1)
+        dtype = next(ddp.parameters()).dtype
+        fit(ddp, optimizer, ((x.to(dtype), y) for x, y in loader()))
+
+    finding = only(train)
+    assert finding.kind == "parameters-replaced"
+    assert f"after the wrap{' by ' + named if named else ','}" in finding.cause
+    assert "find_unused_parameters" not in str(finding)
+
+
+def test_a_module_that_is_moved_to_where_it_is():
+    def train(rank):
+        ddp, optimizer = wrap()
+        ddp.to("cpu").float()
+        fit(ddp, optimizer, loader())
+        best = copy.deepcopy(ddp.module).half()  # another one
+        ddp.module.load_state_dict(best.float().state_dict())
+        fit(ddp, optimizer, loader())
+
+    assert found(train) == []
+
+
+# ---- modes
+
+
+class Logger:
+    def __init__(self, on):
+        self.on = on
+
+    def epoch_end(self, act):
+        if self.on:
+            act()
+
+
+def guarded_by_a_name(rank, act):
+    verbose = rank == 0
+    if verbose:
+        act()
+
+
+def guarded_by_not(rank, act):
+    if not rank:
+        act()
+
+
+def guarded_elsewhere(rank, act):
+    Logger(rank == 0).epoch_end(act)
+
+
+@pytest.mark.parametrize("guard", [guarded_by_a_name, guarded_by_not, guarded_elsewhere])
+def test_one_rank_evaluates_through_the_wrapper(guard):
+    def train(rank):
+        ddp, optimizer = wrap(net(nn.BatchNorm1d(8)))
+        batches = loader()
+
+        def validate():
+            ddp.eval()
+            with torch.no_grad():
+                for x, _ in DataLoader(samples(), 8):
+                    ddp(x)
+
+        for epoch in range(2):
+            batches.sampler.set_epoch(epoch)
+            ddp.train()
+            fit(ddp, optimizer, batches)
+            guard(rank, validate)
+
+    finding = only(train)
+    assert (finding.kind, finding.ranks) == ("different-collective", (0,))
+    assert "the model of rank 0 is in evaluation mode while rank 1 trains" in finding.cause
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_evaluation_mode_that_is_left_on(alone):
+    def train(rank):
+        ddp, optimizer = wrap(net(nn.Dropout(0.5)))
+        torch.manual_seed(rank)
+        batches = loader()
+        for epoch in range(2):
+            batches.sampler.set_epoch(epoch)
+            fit(ddp, optimizer, batches)
+            if rank == 0 or not alone:
+                ddp.module.eval()
+
+    finding = only(train)
+    assert (finding.kind, finding.serious) == ("eval-left-on", alone)
+
+
+def test_evaluation_mode_from_the_start():
+    def train(rank):
+        ddp, optimizer = wrap(net(nn.BatchNorm1d(8)))
+        ddp.eval()  # fine-tuning with fixed statistics
+        fit(ddp, optimizer, loader())
+
+    assert found(train) == []
