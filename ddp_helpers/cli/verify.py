@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 
 from ddp_helpers.cli.options import add_nprocs
@@ -15,6 +16,9 @@ or more: on n ranks; on one rank with the same batches, united, and the same fir
 once more, moved by a rounding, to learn what rounding makes.
 
 Exit code: 0 equal, 1 it parts, 2 it can't be compared.
+
+A script that divides by the batch size it was given needs another one on one rank, the global one:
+verify train.py -n 2 --alone "--batch-size 64" -- --batch-size 32
 
 The function's own files (checkpoints, logs) are written as always. "{folder}" in an argument
 becomes an empty folder, one for each run:  verify train.py -n 2 -- --run-folder "{folder}"
@@ -30,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_nprocs(parser)
     add("--steps", type=int, default=5, help="of the first optimizer that are compared")
     add("--float64", action="store_true", help="double precision, no autocast: little can hide")
+    add("--alone", default="", metavar="WORDS", help="arguments for the run on one rank, besides")
     add("--threads-per-rank", type=int, help="the same in all runs; by default cores // ranks")
     add("--timeout", type=float, default=600.0, help="seconds for each run")
 
@@ -43,6 +48,7 @@ def run(options: argparse.Namespace) -> int:
         options.nprocs,
         steps=options.steps,
         float64=options.float64,
+        alone=shlex.split(options.alone),
         timeout=options.timeout,
         threads_per_rank=options.threads_per_rank,
     )

@@ -89,6 +89,14 @@ def compare(ranks: Sequence[RankRecord], one: RankRecord, perturbed: RankRecord)
     return done
 
 
+def turning_matters(one: RankRecord, perturbed: RankRecord) -> bool:
+    """True if the first step shows far more than rounding: the order within a batch counts."""
+    ours, moved = one.steps[0].gradients, perturbed.steps[0].gradients
+    total = math.sqrt(sum(g.norm**2 for g in ours.values()))
+    far = math.sqrt(sum(distance(g, moved[n]) ** 2 for n, g in ours.items() if n in moved))
+    return far > max(1e-3, 32 * max(one.eps, perturbed.eps)) * total
+
+
 def _ranks_part(number: int, steps: Sequence[Step], eps: float, stage: str) -> Parting | None:
     """DDP gives all ranks the same numbers, to the bit or nearly."""
     first = _of(steps[0], stage)

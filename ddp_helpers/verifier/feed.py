@@ -254,13 +254,13 @@ class _Pass:
         batches = [p.batches[number] for p in self.theirs if number < len(p.batches)]
         if not all(b.listed for b in batches):
             parts = [self._batch(pickle.loads(b.samples)) for b in batches]
-            if self.feed.plan.perturbed:
+            if self.feed.plan.perturbed and not self.feed.plan.in_order:
                 parts.reverse()
             batch = join(parts)
             self.feed.begin_batch(None, 0)
             return batch
         samples, keys, repeats = self._united(batches)
-        if self.feed.plan.perturbed:
+        if self.feed.plan.perturbed and not self.feed.plan.in_order:
             samples.reverse()
         batch = self._batch(samples)
         self.feed.begin_batch(keys, repeats)

@@ -18,8 +18,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ddp_helpers.evidence.patches import Patches
-from ddp_helpers.verifier.records import Plan, RankRecord
+from ddp_helpers.verifier.records import CannotCompare, Plan, RankRecord
 
+WRAPPERS = ("module", "_orig_mod", "module")
 _DROPOUTS = (
     "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout"
 ).split()
@@ -37,6 +38,7 @@ def neutral(plan: Plan, record: RankRecord) -> Iterator[None]:
     patches.put(nn.functional, "scaled_dot_product_attention", lambda own: _attend(own, record))
     patches.put(DataLoader, "__init__", _without_workers)
     patches.put(torch, "compile", _not_compiled)
+    patches.put(torch.multiprocessing, "spawn", _refuse_to_spawn)
     patches.put(nn.Module, "compile", lambda _: lambda *_, **__: None)
     if plan.float64:
         torch.set_default_dtype(torch.float64)
@@ -51,8 +53,8 @@ def neutral(plan: Plan, record: RankRecord) -> Iterator[None]:
 
 def quieten(root: nn.Module, plan: Plan, record: RankRecord) -> None:
     """Before each forward: `model.train()` may have set the modules back."""
-    for name, module in root.named_modules():
-        kind = type(module).__name__
+    for long_name, module in root.named_modules():
+        kind, name = type(module).__name__, plain_name(long_name)
         if "drop" in kind.lower() and module.training and not any(module.parameters()):
             module.eval()
             if getattr(module, "p", 1):  # one that drops nothing is no news
@@ -66,6 +68,13 @@ def quieten(root: nn.Module, plan: Plan, record: RankRecord) -> None:
                 record.batchnorm.append(text)
             if plan.freeze_batchnorm:
                 module.eval()
+
+
+def plain_name(name: str) -> str:
+    """Without what DistributedDataParallel and torch.compile put in front."""
+    for wrapper in WRAPPERS:
+        name = name.removeprefix(f"{wrapper}.")
+    return name
 
 
 def as_float64(tree: Any) -> Any:
@@ -136,6 +145,17 @@ def _no_autocast(own: Callable) -> Callable:
         own(self, *args, **kwargs | {"enabled": False})
 
     return init
+
+
+def _refuse_to_spawn(_: Callable) -> Callable:
+    def refuse(*_: object, **__: object) -> None:
+        raise CannotCompare(
+            "the function starts processes of its own (mp.spawn), where verify can't look: give it "
+            "the function that trains in one rank, and takes rank and world_size from the "
+            "environment, as under torchrun"
+        )
+
+    return refuse
 
 
 def _not_compiled(_: Callable) -> Callable:

@@ -14,8 +14,8 @@ from pathlib import Path
 from ddp_helpers.ranks.travel import load_function
 from ddp_helpers.verifier.feed import Feed
 from ddp_helpers.verifier.neutral import neutral
-from ddp_helpers.verifier.recorder import CannotCompare, Enough, Recorder, leave_group
-from ddp_helpers.verifier.records import Plan, RankRecord
+from ddp_helpers.verifier.recorder import Enough, Recorder, leave_group
+from ddp_helpers.verifier.records import CannotCompare, Plan, RankRecord
 
 FOLDER = "{folder}"  # in an argument: an empty folder for this run
 
@@ -45,7 +45,8 @@ def note_this_rank(plan: Plan) -> None:
 def _function(plan: Plan) -> Callable[[], object]:
     if isinstance(plan.target, str) and ":" not in Path(plan.target).name:
         return lambda: _run_program(str(plan.target))
-    return lambda: load_function(plan.target)(*plan.args, **plan.kwargs)
+    kwargs = {**plan.kwargs, **(plan.alone_kwargs if plan.follows else {})}
+    return lambda: load_function(plan.target)(*plan.args, **kwargs)
 
 
 def _run_program(path: str) -> None:
@@ -63,4 +64,5 @@ def _fill_in_folder(plan: Plan) -> None:
     own = Path(plan.folder) / f"files-of-{plan.name}"
     if any(FOLDER in word for word in sys.argv):
         own.mkdir(exist_ok=True)
-    sys.argv = [word.replace(FOLDER, str(own)) for word in sys.argv]
+    alone = plan.alone_arguments if plan.follows else ()
+    sys.argv = [word.replace(FOLDER, str(own)) for word in (*sys.argv, *alone)]

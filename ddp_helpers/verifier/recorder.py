@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.join import Join
 from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
@@ -28,23 +29,27 @@ from ddp_helpers.evidence.patches import Patches
 from ddp_helpers.ranks.travel import dump_value
 from ddp_helpers.verifier.feed import Feed, in_order
 from ddp_helpers.verifier.neutral import as_float64, drawn_state, quieten
-from ddp_helpers.verifier.records import Backward, LossCall, Plan, RankRecord, Sampled, Step
+from ddp_helpers.verifier.records import (
+    Backward,
+    CannotCompare,
+    LossCall,
+    Plan,
+    RankRecord,
+    Sampled,
+    Step,
+)
 
 MOST = 1 << 14  # elements of a tensor that are compared one by one
+MOST_FROZEN = 1000
 _SPREAD = 2654435761  # without it the chosen elements could be one column of a matrix
 _LOSSES = (
     "cross_entropy nll_loss binary_cross_entropy binary_cross_entropy_with_logits mse_loss l1_loss "
     "smooth_l1_loss huber_loss kl_div"
 ).split()
-_WRAPPERS = ("module", "_orig_mod")  # DistributedDataParallel's and torch.compile's
 
 
 class Enough(BaseException):
     """Ends the function; no Exception, so that `except Exception` in it does not hold it up."""
-
-
-class CannotCompare(Exception):
-    """Says why this run can't be compared."""
 
 
 def sampled(tensor: Tensor) -> Sampled:
@@ -96,6 +101,8 @@ class Recorder:
             patches.on_undo(hook.remove)
         patches.put(torch.autograd, "backward", self._backward)
         patches.put(DistributedDataParallel, "__init__", self._wrapping)
+        patches.put(DistributedDataParallel, "register_comm_hook", self._hooking)
+        patches.put(Join, "__enter__", _refuse_join)
         for owner in (nn.utils, nn.utils.clip_grad):
             patches.put(owner, "clip_grad_norm_", self._clipping)
             patches.put(owner, "clip_grad_value_", self._clipping)
@@ -130,9 +137,24 @@ class Recorder:
 
         return init
 
+    def _hooking(self, own: Callable) -> Callable:
+        def register(ddp: DistributedDataParallel, state: object, hook: Callable) -> None:
+            name = getattr(hook, "__name__", type(hook).__name__)
+            self.record.hooks.append(name)
+            for low, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+                if low in name:
+                    self._coarsest(torch.finfo(dtype).eps, f"the comm hook {name}")
+            own(ddp, state, hook)
+
+        return register
+
     def _before_forward(self, module: nn.Module, args: tuple) -> tuple | None:
         self.depth += 1
-        if self.depth > 1 or not (torch.is_grad_enabled() and module.training):
+        if self.depth > 1:
+            return None
+        if not any(p.requires_grad for p in module.parameters()):
+            self._note_frozen(module)
+        if not (torch.is_grad_enabled() and module.training):
             return None
         trained = [p for p in module.parameters() if p.requires_grad]
         if not trained:
@@ -164,14 +186,7 @@ class Recorder:
     def _meet(self, module: nn.Module) -> None:
         """A model is called for the first time: learn its names, and begin with equal weights."""
         wrapped = isinstance(module, DistributedDataParallel)
-        root: nn.Module = module
-        while any(
-            hasattr(root, "_modules") and name in root._modules for name in _WRAPPERS[1:]
-        ) or (isinstance(root, DistributedDataParallel)):
-            inner = root._modules.get("_orig_mod") or root._modules.get("module")
-            assert inner is not None
-            wrapped = wrapped or isinstance(inner, DistributedDataParallel)
-            root = inner
+        root: nn.Module = module.module if wrapped else module
         if self.plan.float64 and not wrapped:
             root.double()
         prefix = f"{_variable(module) or type(root).__name__}." if self.roots else ""
@@ -234,9 +249,20 @@ class Recorder:
         tf32 = torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32
         if kind == "cuda" and tensor.dtype == torch.float32 and tf32 and eps < 1e-3:
             eps, why = 2**-10, "TF32"
+        self._coarsest(eps, why)
+        return eps
+
+    def _coarsest(self, eps: float, why: str) -> None:
         if eps > self.record.eps:
             self.record.eps, self.record.coarse = eps, why
-        return eps
+
+    def _note_frozen(self, module: nn.Module) -> None:
+        """A teacher, or a loss with weights: no optimizer and no DDP looks after it."""
+        kind = _variable(module) or type(module).__name__
+        for name, parameter in module.named_parameters():
+            key = f"{kind}.{name}"
+            if key not in self.record.frozen and len(self.record.frozen) < MOST_FROZEN:
+                self.record.frozen[key] = sampled(parameter).norm
 
     # ---- losses and backwards
 
@@ -322,6 +348,7 @@ class Recorder:
         held = [p for group in optimizer.param_groups for p in group["params"]]
         for parameter in held[:1]:
             self._rounding(parameter)
+        self.record.world = dist.get_world_size() if dist.is_initialized() else 0
         self.record.steps.append(
             Step(
                 optimizer=number,
@@ -353,6 +380,16 @@ class Recorder:
             (folder / "first.pkl").write_bytes(dump_value(self.firsts))
         path = folder / f"{self.plan.name}-{self.record.rank:05}.pkl"
         path.write_bytes(pickle.dumps(self.record))
+
+
+def _refuse_join(_: Callable) -> Callable:
+    def refuse(*_: object) -> None:
+        raise CannotCompare(
+            "the ranks train with Join, on unequal numbers of batches: a step of the ranks has no "
+            "step of one process beside it. Compare without Join, with equal numbers (drop_last)"
+        )
+
+    return refuse
 
 
 def _numbers(group: dict) -> dict[str, float]:

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
 EQUAL, PARTS, NOT_COMPARED = "equal", "parts", "can't be compared"
 
 
+class CannotCompare(Exception):
+    """Says why a run can't be compared with another."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """One run of the training function: which one it is, and what is changed from outside."""
@@ -20,6 +24,10 @@ class Plan:
     """A function, `path/script.py:function`, or `path/script.py` to run it as a program."""
     args: tuple
     kwargs: Mapping[str, object]
+    alone_kwargs: Mapping[str, object]
+    """In place of those on one rank, such as its batch size."""
+    alone_arguments: tuple[str, ...]
+    """The same for a script: words after its own."""
     steps: int
     folder: str
     """Where the ranks leave what they saw, and a run on one rank finds what it shall repeat."""
@@ -30,6 +38,8 @@ class Plan:
     """Begin with the first weights of the n ranks."""
     perturbed: bool = False
     """Move weights by a rounding, and turn the order of each batch round."""
+    in_order: bool = False
+    """Leave each batch in its order, when perturbed."""
     keep_repeats: bool = False
     """Keep what a DistributedSampler has filled up with."""
     freeze_batchnorm: bool = False
@@ -105,12 +115,18 @@ class RankRecord:
     outside: set[str] = field(default_factory=set)
     """Parameters of models that are not inside DistributedDataParallel."""
     wrapped: bool = False
+    world: int = 0
+    """Of its process group when it stepped; 0 without one."""
     eps: float = 0.0
     """A rounding in the coarsest arithmetic that was used."""
     coarse: str = ""
     """What that is."""
     batchnorm: list[str] = field(default_factory=list)
     dropout: set[str] = field(default_factory=set)
+    frozen: dict[str, float] = field(default_factory=dict)
+    """Lengths of weights that are used and not trained."""
+    hooks: list[str] = field(default_factory=list)
+    """Comm hooks of DDP models."""
     draws: list[str] = field(default_factory=list)
     """Where random numbers were drawn between a batch and optimizer.step()."""
     trouble: str = ""

@@ -30,6 +30,7 @@ def verify(
     kwargs: Mapping[str, object] | None = None,
     steps: int = 5,
     float64: bool = False,
+    alone: Mapping[str, object] | Sequence[str] = (),
     timeout: float = 600.0,
     threads_per_rank: int | None = None,
 ) -> Verdict:
@@ -42,6 +43,8 @@ def verify(
         args, kwargs: for the function, the same on every rank.
         steps: of the first optimizer; the function is ended after them.
         float64: compute in double precision, without autocast: shows what rounding hides.
+        alone: what the run on one rank gets besides: keyword arguments, as {"batch_size": 64} for a
+            function that divides by the batch size it was given; or words for a script's sys.argv.
         timeout: seconds for each run.
         threads_per_rank: the same in all runs; by default cores // nprocs.
 
@@ -58,7 +61,17 @@ def verify(
     _check_target(fn)
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="ddp-verify-") as folder:
-        plan = Plan(fn, tuple(args), dict(kwargs or {}), steps, folder, "", float64=float64)
+        plan = Plan(
+            target=fn,
+            args=tuple(args),
+            kwargs=dict(kwargs or {}),
+            alone_kwargs=dict(alone) if isinstance(alone, Mapping) else {},
+            alone_arguments=() if isinstance(alone, Mapping) else tuple(alone),
+            steps=steps,
+            folder=folder,
+            name="",
+            float64=float64,
+        )
         threads = threads_per_rank or max(1, usable_cpu_count() // nprocs)
         verdict = _Verification(plan, nprocs, timeout, threads).verdict()
     verdict = replace(verdict, seconds=time.monotonic() - begin)
@@ -176,7 +189,7 @@ class _Verification:
             records = self._run(replace(plan, name="ranks"), self.nprocs)
         except LaunchError as error:
             raise _CannotCompare(
-                f"the function fails on {self.nprocs} ranks: {error}",
+                f"the function fails on {self.nprocs} ranks: {_short(error)}",
                 f"mend that first; python -m ddp_helpers run tries it with -n {self.nprocs}",
             ) from None
         counts = [len(record.steps) for record in records]
@@ -185,6 +198,13 @@ class _Verification:
                 "no optimizer.step() of a torch.optim optimizer was seen",
                 "give the function that trains, in the ranks themselves: not one that starts "
                 "processes (mp.spawn); and let it train for at least one step",
+            )
+        if records[0].world < self.nprocs:
+            raise _CannotCompare(
+                "the ranks train without a process group, each alone"
+                if not records[0].world
+                else f"the process group has {records[0].world} of {self.nprocs} ranks",
+                "call torch.distributed.init_process_group(), which reads the environment",
             )
         if len(set(counts)) > 1:
             self.notes.append(f"the ranks made unequal numbers of steps: {counts}")
@@ -196,8 +216,9 @@ class _Verification:
             record = self._run(plan, 1)[0]
         except LaunchError as error:
             raise _CannotCompare(
-                f"one rank can't run the function: {error}",
-                "let it run with world_size 1, too; what needs several ranks can't be compared",
+                f"one rank can't run the function on the whole batch: {_short(error)}",
+                "let it run with world_size 1, and with sizes taken from the batch; what needs "
+                "several ranks can't be compared",
             ) from None
         if not record.steps:
             raise _CannotCompare(
@@ -207,8 +228,8 @@ class _Verification:
         return record
 
     def _compare(self, plan: Plan) -> _Three:
-        from ddp_helpers.verifier.compare import compare
-        from ddp_helpers.verifier.why import explain
+        from ddp_helpers.verifier.compare import compare, turning_matters
+        from ddp_helpers.verifier.why import ORDER, explain
 
         ranks = self._ranks(plan)
         replays = ranks[0].loaders and not ranks[0].own_batches
@@ -219,9 +240,14 @@ class _Verification:
         if told := _other_batches(ranks, one):
             raise _CannotCompare(*self._other(told, ranks[0].loaders))
         perturbed = self._alone(plan, "perturbed", replays=replays, perturbed=True)
+        order = turning_matters(one, perturbed)
+        if order:  # then a batch turned round tells nothing of rounding
+            perturbed = self._alone(plan, "moved", replays=replays, perturbed=True, in_order=True)
         found = compare(ranks, one, perturbed)
         three = _Three(ranks, one, perturbed, found)
         three.cause = explain(ranks, one, found.parting) if found.parting else None
+        if found.parting and three.cause is None and order and not one.batchnorm:
+            three.cause = ORDER
         return three
 
     def _other(self, told: str, loaders: bool) -> tuple[str, str]:
@@ -391,6 +417,12 @@ def _other_batches(ranks: Sequence[RankRecord], one: RankRecord) -> str:
         if rows != ours.rows + ours.repeats:
             return f"{ours.rows} in step {number + 1}, and {rows} on all ranks"
     return ""
+
+
+def _short(error: LaunchError) -> str:
+    """Its report, without the way to a traceback that is gone by then."""
+    lines = str(error).splitlines()
+    return "\n  ".join(line for line in lines if not line.startswith("full traceback"))
 
 
 def _same_samples(ranks: Sequence[RankRecord]) -> bool:

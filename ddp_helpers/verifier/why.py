@@ -23,18 +23,32 @@ class Cause:
     """False where the two can't be compared at all."""
 
 
+ORDER = Cause(
+    "order in a batch",
+    "what one process computes depends on the order of the samples in a batch, and several ranks "
+    "put them together in another order",
+    "look for what is done to the first or last sample of a batch, or to neighbours (mixup, "
+    "negatives of the same batch)",
+    compared=False,
+)
+
+
 def explain(ranks: Sequence[RankRecord], one: RankRecord, parting: Parting) -> Cause | None:
     """The cause that the evidence names, or None."""
     here = _Evidence(ranks, one, parting)
     for look in (
         _other_samples,
+        _other_frozen,
         _weights_moved,
         _not_reduced,
+        _other_parameters,
         _options,
+        _fixed_divisor,
         _clipped,
         _factor,
         _mean_of_means,
         _drawn,
+        _hooked,
     ):
         if (found := look(here)) is not None:
             return found
@@ -132,6 +146,51 @@ def _other_samples(here: _Evidence) -> Cause | None:
     )
 
 
+def _other_frozen(here: _Evidence) -> Cause | None:
+    first = here.ranks[0].frozen
+    names = [
+        name
+        for name, norm in first.items()
+        if any(not near(r.frozen.get(name, norm), norm, 1e-5) for r in here.ranks[1:])
+    ]
+    if not names:
+        return None
+    return Cause(
+        "other frozen weights",
+        f"the ranks use different weights in {some(names)}, which nobody trains: DDP copies only "
+        "what is inside the model that it wraps",
+        "load or initialize them the same way on every rank, or dist.broadcast() them from rank 0",
+    )
+
+
+def _other_parameters(here: _Evidence) -> Cause | None:
+    if here.parting.stage != GRADIENTS or here.parting.ranks_differ:
+        return None
+    theirs, ours = here.theirs[0].gradients, here.ours.gradients
+    names = [name for name in here.parting.names if (name in theirs) != (name in ours)]
+    if not names:
+        return None
+    who = f"{here.n} ranks" if names[0] in theirs else "one process"
+    return Cause(
+        "other parameters used",
+        f"{some(names)} get a gradient on {who} only: the rank, or the number of ranks, decides "
+        "what is computed",
+        "choose layers, tasks and losses by the step or by the data, not by the rank",
+        compared=False,
+    )
+
+
+def _hooked(here: _Evidence) -> Cause | None:
+    hooks = here.ranks[0].hooks
+    if not hooks:
+        return None
+    return Cause(
+        "comm hook",
+        f"the comm hook {hooks[0]} changes what is sent: the gradients are not the plain mean",
+        "a compressing hook does so on purpose; compare without it to see everything else",
+    )
+
+
 def _weights_moved(here: _Evidence) -> Cause | None:
     if here.parting.stage != WEIGHTS:
         return None
@@ -162,6 +221,9 @@ def _not_reduced(here: _Evidence) -> Cause | None:
     if not any(r.wrapped for r in here.ranks):
         why = "no model is wrapped in DistributedDataParallel, so no gradient is averaged"
         way_out = "ddp = DistributedDataParallel(model), and train ddp"
+    elif every and here.ranks[0].hooks:
+        why = f"no gradient is averaged, and the comm hook {here.ranks[0].hooks[0]} decides that"
+        way_out = "a hook may average later on purpose (local SGD); compare without it"
     elif every:
         why = "no gradient is averaged: each rank steps with its own"
         way_out += "; and the last backward before optimizer.step() must not be in no_sync()"
@@ -209,6 +271,24 @@ def _options(here: _Evidence) -> Cause | None:
     return Cause(kind, f"the gradients agree, the step does not: {told[0]}", way_out)
 
 
+def _fixed_divisor(here: _Evidence) -> Cause | None:
+    """A sum divided by what the script takes for the rank's batch size; one process has another."""
+    theirs, ours = here.theirs[0], here.ours
+    scales = [*here.scales(theirs), *here.scales(ours)]
+    if not here.sums or not scales or not near(min(scales), max(scales)):
+        return None
+    if theirs.rows and near(scales[0], 1 / theirs.rows) and ours.rows != theirs.rows:
+        return Cause(
+            "fixed divisor",
+            f"the sum of the losses is divided by {theirs.rows}, the samples of one rank's step, "
+            f"on one process too, whose step has {ours.rows}",
+            "give the run on one rank its own batch size: alone={...}, or on the command line "
+            f'--alone "--batch-size {ours.rows}"; or divide by len() of the batch',
+            compared=False,
+        )
+    return None
+
+
 def _clipped(here: _Evidence) -> Cause | None:
     lists = [step.clipped for step in here.theirs]
     if not lists[0] or len({len(norms) for norms in lists}) > 1:
@@ -227,7 +307,7 @@ def _clipped(here: _Evidence) -> Cause | None:
 
 def _factor(here: _Evidence) -> Cause | None:
     factor = here.parting.factor
-    if factor is None or here.parting.stage != GRADIENTS:
+    if factor is None or here.parting.stage != GRADIENTS or near(factor, 1.0, 0.01):
         return None
     names = here.parting.names
     who = "all gradients are" if here.all_part else f"only {some(names)} have gradients"

@@ -334,9 +334,7 @@ def test_a_rate_that_grows_with_the_ranks():
     def optimizer(parameters):
         return torch.optim.AdamW(parameters, lr=1e-3 * dist.get_world_size())
 
-    verdict = parts(
-        lambda: train(optimizer=optimizer), cause="learning rate", stage="updates"
-    )
+    verdict = parts(lambda: train(optimizer=optimizer), cause="learning rate", stage="updates")
     assert "lr is 0.002 on 2 ranks and 0.001 on one" in verdict.why
 
 
