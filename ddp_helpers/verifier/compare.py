@@ -146,7 +146,7 @@ def _gradients(
             continue
         usual = total * math.sqrt(h.values.numel() / count)
         noise, far = distance(h, m), distance(g, h)
-        limit = TIMES * noise + ROUNDINGS * eps * max(size_of(h), FAINT * usual)
+        limit = TIMES * noise + ROUNDINGS * eps * max(size_of(h), usual)
         if far > limit or not math.isfinite(far):
             if not found.names:
                 found.distance = far / (size_of(h) or 1.0)

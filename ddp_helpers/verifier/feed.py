@@ -24,7 +24,7 @@ from ddp_helpers.ranks.travel import dump_value
 from ddp_helpers.sanitizer.compare.samples import RICH, leaves
 from ddp_helpers.torch_private import NEXT_INDEX
 from ddp_helpers.verifier.neutral import as_float64, seed_all
-from ddp_helpers.verifier.records import Plan, RankRecord
+from ddp_helpers.verifier.records import CannotCompare, Plan, RankRecord
 
 FIRST_SEED = 5_000  # of the draws after a batch: the same on all ranks
 MARK = "_verified_pass"
@@ -57,14 +57,10 @@ class NotedPass:
     """By a DistributedSampler: some samples are there twice."""
 
 
-class NotEnough(Exception):
-    """The n ranks got no more batches than these."""
-
-
 class Feed:
     """Stands between a DataLoader and the loop.
 
-    `on_batch(keys, repeats)` is called for each training batch.
+    `on_batch(count, keys, repeats)` is called for each training batch.
     """
 
     def __init__(self, plan: Plan, record: RankRecord) -> None:
@@ -76,7 +72,7 @@ class Feed:
         self.cache: dict[Any, Any] | None = None
         self.batches = 0
         self.step = lambda: 0
-        self.on_batch: Callable[[list | None, int], None] = lambda *_: None
+        self.on_batch: Callable[[int, list | None, int], None] = lambda *_: None
         self.enough: Callable[[], None] = lambda: None
 
     def put_patches(self, patches: Patches) -> None:
@@ -121,7 +117,7 @@ class Feed:
             for site, noted in self.ranks[0].items():
                 same = site.startswith(f"{kind}@") and noted.samples == size
                 if same and noted.length is not None:
-                    return noted.length
+                    return noted.length * (len(self.ranks) if self.plan.in_turn else 1)
             return natural
 
         return length
@@ -155,11 +151,11 @@ class Feed:
         self.counts[name] = self.counts.get(name, 0) + 1
         return f"{name}#{self.counts[name]}"
 
-    def begin_batch(self, keys: list | None, repeats: int) -> None:
+    def begin_batch(self, count: int, keys: list | None, repeats: int) -> None:
         """A training batch is about to be given: from here all ranks draw alike."""
         self.batches += 1
         seed_all(FIRST_SEED + self.batches)
-        self.on_batch(keys, repeats)
+        self.on_batch(count, keys, repeats)
 
     def look_up(self, key: object) -> Any:
         """A sample as a rank had it, or None."""
@@ -212,10 +208,16 @@ class _Pass:
 
     def next_replayed(self) -> int:
         """The number of the batch to come."""
-        if self.given >= max(len(p.batches) for p in self.theirs):
+        turns = len(self.theirs) if self.feed.plan.in_turn else 1
+        if self.given >= turns * max(len(p.batches) for p in self.theirs):
             if all(p.complete for p in self.theirs):
                 raise StopIteration
             self.feed.enough()
+            raise CannotCompare(
+                "on one rank the function trains on other samples: it takes "
+                f"{self.given + 1} batches of {self.name.partition('@')[0]} where the ranks took "
+                f"{self.given}"
+            )
         return self.given
 
     def _fetch(self, index: Any) -> Any:
@@ -240,7 +242,7 @@ class _Pass:
             self.feed.passes[self.name] = self.noted
             self.noted.batches.append(Noted(keys, dump_value(data), listed))
         batch = self._batch(data)
-        self.feed.begin_batch(keys, 0)
+        self.feed.begin_batch(len(data) if listed else _rows(batch), keys, 0)
         return batch
 
     def _batch(self, data: Any) -> Any:
@@ -251,19 +253,22 @@ class _Pass:
 
     def _replay(self, number: int) -> Any:
         self.given += 1
-        batches = [p.batches[number] for p in self.theirs if number < len(p.batches)]
+        theirs = self.theirs
+        if self.feed.plan.in_turn:
+            theirs, number = [theirs[number % len(theirs)]], number // len(theirs)
+        batches = [p.batches[number] for p in theirs if number < len(p.batches)]
         if not all(b.listed for b in batches):
             parts = [self._batch(pickle.loads(b.samples)) for b in batches]
             if self.feed.plan.perturbed and not self.feed.plan.in_order:
                 parts.reverse()
             batch = join(parts)
-            self.feed.begin_batch(None, 0)
+            self.feed.begin_batch(_rows(batch), None, 0)
             return batch
         samples, keys, repeats = self._united(batches)
         if self.feed.plan.perturbed and not self.feed.plan.in_order:
             samples.reverse()
         batch = self._batch(samples)
-        self.feed.begin_batch(keys, repeats)
+        self.feed.begin_batch(len(samples), keys, repeats)
         return batch
 
     def _united(self, batches: list[Noted]) -> tuple[list, list | None, int]:
@@ -366,6 +371,11 @@ def join(parts: list) -> Any:
         columns = [join(list(column)) for column in zip(*parts, strict=True)]
         return type(first)(*columns) if hasattr(first, "_fields") else type(first)(columns)
     return first
+
+
+def _rows(batch: Any) -> int:
+    found = next(iter(leaves(batch)), None)
+    return len(found) if found is not None and found.ndim else 1
 
 
 def _hashable(key: Any) -> Any:

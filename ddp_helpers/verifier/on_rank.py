@@ -38,8 +38,6 @@ def note_this_rank(plan: Plan) -> None:
     leave_group()
     record.seconds = time.monotonic() - begin
     recorder.save()
-    if not plan.follows:
-        recorder.feed.save()
 
 
 def _function(plan: Plan) -> Callable[[], object]:

@@ -27,6 +27,7 @@ from torch.optim.optimizer import (
 from ddp_helpers.evidence.frames import is_user_file
 from ddp_helpers.evidence.patches import Patches
 from ddp_helpers.ranks.travel import dump_value
+from ddp_helpers.verifier.door import Door
 from ddp_helpers.verifier.feed import Feed, in_order
 from ddp_helpers.verifier.neutral import as_float64, drawn_state, quieten
 from ddp_helpers.verifier.records import (
@@ -76,16 +77,19 @@ class Recorder:
         self.firsts: list[dict[str, Tensor]] = []
         self.drawn: tuple | None = None
         self.after_backward: dict[str, Sampled] = {}
+        self.door = Door(plan, record, lambda: self.depth == 0)
         self._clear()
         feed.on_batch = self._batch_given
         feed.step = lambda: len(self.record.steps)
         feed.enough = self._end_if_enough
+        self.door.exhausted = self._end_if_enough
 
     def _clear(self) -> None:
         self.backwards: list[Backward] = []
         self.losses: list[LossCall] = []
         self.clipped: list[float] = []
-        self.rows, self.rows_before, self.inputs, self.repeats = 0, 0, 0.0, 0
+        self.rows = self.rows_before = self.fed = self.repeats = 0
+        self.inputs = self.input_size = 0.0
         self.keys: list | None = None
 
     @contextlib.contextmanager
@@ -109,6 +113,7 @@ class Recorder:
         for name in _LOSSES:
             patches.put(nn.functional, name, self._losing)
         self.feed.put_patches(patches)
+        self.door.put_patches(patches)
         try:
             yield
         finally:
@@ -116,7 +121,8 @@ class Recorder:
 
     # ---- batches and forwards
 
-    def _batch_given(self, keys: list | None, repeats: int) -> None:
+    def _batch_given(self, count: int, keys: list | None, repeats: int) -> None:
+        self.fed += count
         self.repeats += repeats
         if keys is not None:
             self.keys = (self.keys or []) + keys
@@ -168,7 +174,9 @@ class Recorder:
         self._rounding(trained[0])
         tensors = [a for a in args if isinstance(a, Tensor) and a.ndim]
         self.rows += len(tensors[0]) if tensors else 0
-        self.inputs += sum(float(t.detach().double().sum()) for t in tensors)
+        for values in (t.detach().double() for t in tensors):
+            self.inputs += float(values.sum())
+            self.input_size += float(values.abs().sum())
         return as_float64(args) if self.plan.float64 else None
 
     def _after_forward(self, module: nn.Module, *_: object) -> None:
@@ -268,8 +276,9 @@ class Recorder:
 
     def _losing(self, own: Callable) -> Callable:
         def loss(input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            if self.plan.float64 and isinstance(target, Tensor):
-                target = as_float64(target)
+            if torch.is_grad_enabled() and input.requires_grad:
+                target = self.door.target(target)
+            target = as_float64(target) if self.plan.float64 else target
             found = own(input, target, *args, **kwargs)
             if torch.is_grad_enabled() and found.requires_grad:
                 self._note_loss(own.__name__, found, input, target, args, kwargs)
@@ -361,6 +370,8 @@ class Recorder:
                 repeats=self.repeats,
                 rows=self.rows,
                 inputs=self.inputs,
+                input_size=self.input_size,
+                fed=self.fed,
                 keys=None if self.keys is None else in_order(self.keys),
             )
         )
@@ -376,6 +387,9 @@ class Recorder:
     def save(self) -> None:
         """Leave what the comparison needs."""
         folder = Path(self.plan.folder)
+        if not self.plan.follows:
+            self.feed.save()
+            self.door.save()
         if not self.plan.follows and self.record.rank == 0:
             (folder / "first.pkl").write_bytes(dump_value(self.firsts))
         path = folder / f"{self.plan.name}-{self.record.rank:05}.pkl"

@@ -34,6 +34,10 @@ class Plan:
     name: str
     replays: bool = False
     """Feed the batches of the n ranks, united."""
+    door: bool = False
+    """Put in the models what went in on the n ranks, united."""
+    in_turn: bool = False
+    """Not united: one rank's batch after the other's, where one process accumulates them."""
     follows: bool = False
     """Begin with the first weights of the n ranks."""
     perturbed: bool = False
@@ -100,6 +104,10 @@ class Step:
     rows: int = 0
     inputs: float = 0.0
     """A sum over all inputs of the models."""
+    input_size: float = 0.0
+    """The same of their absolute values."""
+    fed: int = 0
+    """Samples that DataLoaders gave."""
     keys: list | None = None
     """Indices of its samples, where a DataLoader gave them."""
 

@@ -232,32 +232,33 @@ class _Verification:
         from ddp_helpers.verifier.why import ORDER, explain
 
         ranks = self._ranks(plan)
-        replays = ranks[0].loaders and not ranks[0].own_batches
-        one = self._alone(plan, "one", replays=replays)
-        if _other_batches(ranks, one) and ranks[0].own_batches:
-            replays = True
-            one = self._alone(plan, "one-replayed", replays=True)
-        if told := _other_batches(ranks, one):
-            raise _CannotCompare(*self._other(told, ranks[0].loaders))
-        perturbed = self._alone(plan, "perturbed", replays=replays, perturbed=True)
+        way = {"replays": ranks[0].loaders and not ranks[0].own_batches}
+        one = self._alone(plan, "one", **way)
+        if (told := _other_batches(ranks, one)) and (other := _other_way(ranks, one)):
+            way = other
+            one = self._alone(plan, "one-fed", **way)
+            told = _other_batches(ranks, one)
+        if told:
+            raise _CannotCompare(
+                f"on one rank the function trains on other samples: {told}",
+                "take all that a step trains on from one DataLoader, or derive a rank's batch from "
+                "a fixed global one (global_batch_size // world_size)",
+            )
+        if way.get("door"):
+            self.notes.append(
+                "no DataLoader: one process gets what went into the models, and into torch's loss "
+                "functions, on the ranks"
+            )
+        perturbed = self._alone(plan, "perturbed", perturbed=True, **way)
         order = turning_matters(one, perturbed)
         if order:  # then a batch turned round tells nothing of rounding
-            perturbed = self._alone(plan, "moved", replays=replays, perturbed=True, in_order=True)
+            perturbed = self._alone(plan, "moved", perturbed=True, in_order=True, **way)
         found = compare(ranks, one, perturbed)
         three = _Three(ranks, one, perturbed, found)
         three.cause = explain(ranks, one, found.parting) if found.parting else None
         if found.parting and three.cause is None and order and not one.batchnorm:
             three.cause = ORDER
         return three
-
-    def _other(self, told: str, loaders: bool) -> tuple[str, str]:
-        why = f"on one rank the function trains on other samples: {told}"
-        if loaders:
-            return why, "take all that a step trains on from one DataLoader"
-        return why, (
-            "without a DataLoader verify can't give one rank the batches of all: derive a rank's "
-            "batch from a fixed global one (global_batch_size // world_size), or use a DataLoader"
-        )
 
     # ---- what only another run can tell
 
@@ -401,6 +402,20 @@ UNEXPLAINED = (
 )
 
 
+def _other_way(ranks: Sequence[RankRecord], one: RankRecord) -> dict[str, bool]:
+    """How to feed one rank where it did not take the same batches by itself; {}: no way is left.
+
+    A script that accumulates over n times as many batches on one rank gets the ranks' in turn.
+    """
+    theirs, ours = (len(r.steps[0].backwards) for r in (ranks[0], one))
+    in_turn = ours == len(ranks) * theirs
+    if not ranks[0].loaders:
+        return {"door": True, "in_turn": in_turn}
+    if ranks[0].own_batches or in_turn:
+        return {"replays": True, "in_turn": in_turn and not ranks[0].own_batches}
+    return {}
+
+
 def _other_batches(ranks: Sequence[RankRecord], one: RankRecord) -> str:
     """In words, the first step whose samples are not those of all ranks; else nothing."""
     for number, ours in enumerate(one.steps[: min(len(r.steps) for r in ranks)]):
@@ -413,9 +428,13 @@ def _other_batches(ranks: Sequence[RankRecord], one: RankRecord) -> str:
                     continue
                 return f"in step {number + 1} other indices"
             return f"{len(ours.keys)} in step {number + 1}, and {len(union)} on all ranks"
-        rows = sum(step.rows for step in theirs)
-        if rows != ours.rows + ours.repeats:
-            return f"{ours.rows} in step {number + 1}, and {rows} on all ranks"
+        what = "fed" if ranks[0].loaders else "rows"
+        count, counts = getattr(ours, what), [getattr(step, what) for step in theirs]
+        if sum(counts) != count + ours.repeats:
+            return f"{count} in step {number + 1}, and {sum(counts)} on all ranks"
+        far = abs(sum(step.inputs for step in theirs) - ours.inputs)
+        if number == 0 and not ranks[0].loaders and far > 1e-4 * ours.input_size:
+            return "as many in step 1, and not the same"
     return ""
 
 

@@ -418,23 +418,51 @@ def test_no_step_and_a_function_that_fails():
     assert "I need a partner" in verdict.why
 
 
-def by_hand(of_each_rank):
+def by_hand(of_each_rank, mean=True, pieces=1):
+    """Batches as nanoGPT's get_batch makes them."""
     with group() as (rank, world):
         ddp = DistributedDataParallel(network())
         optimizer = torch.optim.SGD(ddp.parameters(), lr=0.1)
         x, y = samples()
-        for step in range(4):
-            size = 8 if of_each_rank else 16 // world
-            places = slice((step * world + rank) * size, (step * world + rank + 1) * size)
+        draws = torch.Generator().manual_seed(rank if of_each_rank else 0)
+        pieces = max(1, pieces // world)
+        for _ in range(4):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(ddp(x[places]), y[places]).backward()
+            for piece in range(pieces):
+                places = torch.randint(len(x), (8,), generator=draws)
+                places = places if of_each_rank else places[rank::world]
+                ddp.require_backward_grad_sync = piece == pieces - 1
+                reduction = "mean" if mean else "sum"
+                loss = nn.functional.cross_entropy(ddp(x[places]), y[places], reduction=reduction)
+                (loss / pieces).backward()
             optimizer.step()
 
 
-def test_batches_without_a_loader():
+@pytest.mark.parametrize("pieces", [1, 4])
+def test_batches_that_each_rank_draws_itself(pieces):
+    verdict = check(lambda: by_hand(of_each_rank=True, pieces=pieces))
+    assert "no DataLoader" in str(verdict)
     check(lambda: by_hand(of_each_rank=False))
-    verdict = check(lambda: by_hand(of_each_rank=True), "can't be compared")
-    assert "8 in step 1, and 16 on all ranks" in verdict.why
+
+
+def test_a_sum_over_batches_that_each_rank_draws_itself():
+    parts(lambda: by_hand(of_each_rank=True, mean=False), cause="sum, not mean")
+
+
+def from_two_sources():
+    with group() as (rank, world):
+        ddp = DistributedDataParallel(network())
+        optimizer = torch.optim.SGD(ddp.parameters(), lr=0.1)
+        loader = DataLoader(TensorDataset(*samples()), 8 if world == 1 or rank else 4)
+        for x, y in loader if world > 1 else list(loader):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(ddp(x), y).backward()
+            optimizer.step()
+
+
+def test_a_script_that_loads_in_another_way_on_one_rank():
+    verdict = check(from_two_sources, "can't be compared")
+    assert "trains on other samples" in verdict.why
 
 
 # ---- the command, and the templates
@@ -453,10 +481,16 @@ def command(*words, cwd):
 
 def test_templates_are_equal(tmp_path):
     options = "--global-batch-size 64 --run-folder {folder}".split()
-    done = command(TEMPLATES / "starter.py", "--steps", 3, "-n", 2, "--", *options, cwd=tmp_path)
+    x, y = torch.randint(256, (300, 28, 28), dtype=torch.uint8), torch.arange(300) % 10
+    torch.save([x, y, x[:20], y[:20]], tmp_path / "data.pt")
+    given, own = '"../../data/mnist_5k/mnist_5k.pt"', f'"{tmp_path / "data.pt"}"'
+    text = (TEMPLATES / "starter.py").read_text()
+    assert given in text
+    (tmp_path / "starter.py").write_text(text.replace(given, own))
+    done = command("starter.py", "--steps", 3, "-n", 2, "--", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "a batch sampler of your own" in done.stdout
-    assert [*tmp_path.iterdir()] == []
+    assert {path.name for path in tmp_path.iterdir()} == {"data.pt", "starter.py"}
 
     done = command(TEMPLATES / "ddp_torchrun.py", "--steps", 3, "-n", 2, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
