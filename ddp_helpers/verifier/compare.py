@@ -187,22 +187,24 @@ def _updates(
     for name, before in ours.weights.items():
         if name not in theirs.updated or name not in moved.updated:
             continue
-        h, m = ours.gradients.get(name), moved.gradients.get(name)
-        if h is not None and m is not None:
-            a, b = h.values.double(), m.values.double()
-            sure[name] = ((a - b).abs() <= certain * a.abs()) & sure.get(name, True)
+        found_gradients = [step.gradients.get(name) for step in (theirs, ours, moved)]
+        values = [g.values.double() for g in found_gradients if g is not None]
+        if len(values) == 3:
+            g, a, b = values
+            agree = torch.maximum((a - b).abs(), (a - g).abs()) <= certain * a.abs()
+            sure[name] = agree & sure.get(name, torch.ones_like(agree))
         kept = sure.get(name, torch.ones(before.values.numel(), dtype=torch.bool))
         if not kept.any():
             continue
-        g, h2, m2 = (_update(step, name)[kept] for step in (theirs, ours, moved))
+        mine, h2, m2 = (_update(step, name)[kept] for step in (theirs, ours, moved))
         own = torch.finfo(before.values.dtype).eps * float(before.values[kept].double().norm())
         limit = TIMES * float((h2 - m2).norm()) + 4 * certain * float(h2.norm()) + 4 * own
-        far = float((g - h2).norm())
+        far = float((mine - h2).norm())
         if far > limit or not math.isfinite(far):
             found.distance = found.distance or far / (float(h2.norm()) or 1.0)
             found.tolerance = found.tolerance or limit / (float(h2.norm()) or 1.0)
             found.names.append(name)
-            _keep_factor(found, name, g, h2, limit)
+            _keep_factor(found, name, mine, h2, limit)
     return found if found.names else None
 
 

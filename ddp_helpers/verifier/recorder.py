@@ -7,7 +7,7 @@ import pickle
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -97,7 +97,7 @@ class Recorder:
         """Within it the training is noted."""
         patches = Patches()
         for hook in (
-            register_module_forward_pre_hook(self._before_forward),
+            register_module_forward_pre_hook(cast(Callable[..., None], self._before_forward)),
             register_module_forward_hook(self._after_forward, always_call=True),
             register_optimizer_step_pre_hook(self._before_step),
             register_optimizer_step_post_hook(self._after_step),
@@ -194,7 +194,7 @@ class Recorder:
     def _meet(self, module: nn.Module) -> None:
         """A model is called for the first time: learn its names, and begin with equal weights."""
         wrapped = isinstance(module, DistributedDataParallel)
-        root: nn.Module = module.module if wrapped else module
+        root = cast(nn.Module, module.module) if wrapped else module
         if self.plan.float64 and not wrapped:
             root.double()
         prefix = f"{_variable(module) or type(root).__name__}." if self.roots else ""
