@@ -41,6 +41,7 @@ from ddp_helpers.verifier.records import (
 )
 
 MOST = 1 << 14  # elements of a tensor that are compared one by one
+_CUTTING = "all_gather all_gather_into_tensor all_reduce reduce_scatter_tensor all_to_all".split()
 MOST_FROZEN = 1000
 _SPREAD = 2654435761  # without it the chosen elements could be one column of a matrix
 _LOSSES = (
@@ -112,6 +113,8 @@ class Recorder:
             patches.put(owner, "clip_grad_value_", self._clipping)
         for name in _LOSSES:
             patches.put(nn.functional, name, self._losing)
+        for name in _CUTTING:
+            patches.put(dist, name, self._gathering)
         self.feed.put_patches(patches)
         self.door.put_patches(patches)
         try:
@@ -317,6 +320,25 @@ class Recorder:
             self.after_backward = self._gradients(self.parameters.values())
 
         return backward
+
+    def _gathering(self, own: Callable) -> Callable:
+        def gather(*args: Any, **kwargs: Any) -> Any:
+            given = [*args, *kwargs.values()]
+            carrying = [a for a in given if isinstance(a, Tensor) and a.grad_fn is not None]
+            if not carrying or not torch.is_grad_enabled():
+                return own(*args, **kwargs)
+            if own.__name__ not in self.record.cut:
+                self.record.cut.append(own.__name__)
+            work = own(*args, **kwargs)
+            if self.plan.follows and "all_gather" in own.__name__:
+                # one process has no need to gather: what it computes with carries its gradient
+                if work is not None:
+                    work.wait()
+                found = given[0][0] if isinstance(given[0], list) else given[0]
+                found.copy_(carrying[0].view_as(found))
+            return work
+
+        return gather
 
     def _clipping(self, own: Callable) -> Callable:
         def clip(parameters: Any, *args: Any, **kwargs: Any) -> Any:

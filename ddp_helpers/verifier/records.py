@@ -133,6 +133,8 @@ class RankRecord:
     dropout: set[str] = field(default_factory=set)
     frozen: dict[str, float] = field(default_factory=dict)
     """Lengths of weights that are used and not trained."""
+    cut: list[str] = field(default_factory=list)
+    """Collectives that got a tensor with a gradient to carry, and carry none."""
     hooks: list[str] = field(default_factory=list)
     """Comm hooks of DDP models."""
     draws: list[str] = field(default_factory=list)

@@ -45,8 +45,9 @@ def explain(ranks: Sequence[RankRecord], one: RankRecord, parting: Parting) -> C
         _options,
         _fixed_divisor,
         _clipped,
-        _factor,
         _mean_of_means,
+        _factor,
+        _cut,
         _drawn,
         _hooked,
     ):
@@ -394,6 +395,19 @@ def _mean_of_means(here: _Evidence) -> Cause | None:
 def _counts(theirs: Sequence[Backward]) -> Iterator[tuple[str, list[float]]]:
     yield "targets", [sum(c.count for c in b.losses) for b in theirs]
     yield "samples", [float(b.rows) for b in theirs]
+
+
+def _cut(here: _Evidence) -> Cause | None:
+    names = here.ranks[0].cut
+    if not names:
+        return None
+    return Cause(
+        "no gradient through a collective",
+        f"dist.{names[0]}() got a tensor that a gradient should flow through: it carries values "
+        "only, so what the loss says about the other ranks' part is lost",
+        f"torch.distributed.nn.functional.{names[0]} carries the gradient; where only its value "
+        "is wanted, detach() it",
+    )
 
 
 def _drawn(here: _Evidence) -> Cause | None:

@@ -393,6 +393,41 @@ def test_labels_that_one_rank_has_shuffled():
     assert "on rank 1" in verdict.why
 
 
+def contrasted(gather):
+    """Each sample against all of the batch, as SimCLR and CLIP do."""
+    with group() as (rank, world):
+        ddp = DistributedDataParallel(network())
+        optimizer = torch.optim.SGD(ddp.parameters(), lr=0.1)
+        for x, _ in loader_of(TensorDataset(*samples())):
+            optimizer.zero_grad()
+            features = ddp(x)
+            others = torch.cat(gather(features, world))
+            mine = torch.arange(len(x)) + rank * len(x)
+            nn.functional.cross_entropy(features @ others.T, mine).backward()
+            optimizer.step()
+
+
+def without_gradient(features, world):
+    found = [torch.empty_like(features) for _ in range(world)]
+    dist.all_gather(found, features)
+    return found
+
+
+def test_a_contrastive_loss():
+    check(lambda: contrasted(lambda f, _: torch.distributed.nn.functional.all_gather(f)))
+    parts(lambda: contrasted(without_gradient), cause="no gradient through a collective")
+
+
+def test_a_teacher_that_each_rank_draws_itself():
+    def loss(output, _):
+        torch.manual_seed(dist.get_rank())
+        teacher = nn.Linear(CLASSES, CLASSES).requires_grad_(False)
+        return teacher(output).square().mean()
+
+    verdict = parts(lambda: train(loss=loss), cause="other frozen weights")
+    assert "teacher.weight" in verdict.why
+
+
 # ---- what can't be compared
 
 
