@@ -22,6 +22,7 @@ from ddp_helpers.ranks.launcher import (
 )
 from ddp_helpers.ranks.progress import report
 from ddp_helpers.sanitizer import sanitize
+from ddp_helpers.verifier import verify
 
 __all__ = [
     "LaunchError",
@@ -37,6 +38,7 @@ __all__ = [
     "process_group",
     "report",
     "sanitize",
+    "verify",
 ]
 
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "train": "Train the course's small CNN on the shipped digits, with real ranks.",
     "run": "Run a function of a script on several ranks; what follows -- goes to the script.",
     "sanitize": "Run any command that starts ranks, and watch these for silent mistakes.",
+    "verify": "Compare a training on n ranks with one process: 0 equal, 1 parts, 2 can't compare.",
     "torchrun": "Write the torchrun line for each machine; what follows -- goes to the script.",
     "preflight": "Start it on every machine: can they meet? 1 if something must be mended.",
     "diagnose": "Read the log of any run (torchrun, spawn, Slurm), name the cause; 1 if unknown.",
