@@ -17,7 +17,7 @@ from torch.utils.data import (
     TensorDataset,
     random_split,
 )
-from torch_age import of_the_run
+from torch_age import needs_torch, of_the_run
 
 from ddp_helpers import LaunchError, launch, process_group
 
@@ -272,6 +272,7 @@ def test_gradients_that_are_averaged_after_the_step(late):
         assert found(train) == []
 
 
+@needs_torch(2, 7, "before, fully_shard does not work on a CPU")
 @pytest.mark.parametrize("syncs", [False, True])
 def test_accumulation_with_fsdp(syncs):
     def train(rank):
