@@ -102,7 +102,7 @@ class Watched:
     ranks: int = 1
     """Of the largest process group."""
     steps: int = 0
-    """Of optimizers, on rank 0 as all that follows."""
+    """Of optimizers, on this rank as all that follows."""
     passes: int = 0
     """Whole passes over a loader in which an optimizer stepped."""
     calls: int = 0
@@ -135,7 +135,7 @@ class RankResult(Generic[R_co]):
     stopped: bool = False
     """True if the process was paused (SIGSTOP, Ctrl-Z) when a hang was reported."""
     watched: Watched | None = None
-    """How much the sanitizer saw, if it watched; on rank 0 only."""
+    """How much the sanitizer saw, if it watched."""
 
     @property
     def ok(self) -> bool:

@@ -295,10 +295,10 @@ def _watching(sanitize: object) -> tuple[int, tuple[str, ...]]:
 def _print_notes(result: LaunchResult[Any], echo: bool) -> None:
     for finding in result.findings if echo else []:
         show(f"sanitizer, a note: {finding}\n")
-    for rank in result.ranks if echo else ():
-        if rank.watched is not None:
-            kinds = {finding.kind for finding in result.findings}
-            show(f"{closing_line(rank.watched, kinds)}\n")
+    seen = [rank.watched for rank in result.ranks if rank.watched is not None]
+    if echo and seen:
+        kinds = {finding.kind for finding in result.findings}
+        show(f"{closing_line(seen, kinds)}\n")
 
 
 def _check_script(target: str) -> None:

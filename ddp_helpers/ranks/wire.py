@@ -74,7 +74,7 @@ class Outcome:
     seconds: float
     findings: tuple[Finding, ...] = ()
     watched: Watched | None = None
-    """How much the sanitizer saw, on rank 0."""
+    """How much the sanitizer saw."""
 
 
 @dataclass(frozen=True)

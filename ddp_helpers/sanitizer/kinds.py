@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 KINDS = (
     "accumulation-without-no-sync",
+    "averaged-after-step",
     "changed-after-wrap",
     "checkpoint-read-while-written",
     "different-call-site",
@@ -37,6 +38,7 @@ KINDS = (
     "rank-ended-early",
     "same-data-on-every-rank",
     "sanitizer-fault",
+    "sharded-without-gradients",
     "smaller-world",
     "steps-differ",
     "tiny-buckets",

@@ -21,6 +21,7 @@ from ddp_helpers.sanitizer.checks.gradients import GradientChecker
 from ddp_helpers.sanitizer.checks.loading import LoadingChecker
 from ddp_helpers.sanitizer.checks.lost_gradient import LostGradientChecker
 from ddp_helpers.sanitizer.checks.modes import ModeChecker
+from ddp_helpers.sanitizer.checks.sharded import ShardedChecker
 from ddp_helpers.sanitizer.checks.slow import SlowChecker
 from ddp_helpers.sanitizer.checks.start import StartChecker
 from ddp_helpers.sanitizer.checks.unwrapped import UnwrappedChecker
@@ -51,6 +52,7 @@ class Parts:
     loading: LoadingChecker
     lost: LostGradientChecker
     modes: ModeChecker
+    sharded: ShardedChecker
     unwrapped: UnwrappedChecker
     start: StartChecker
     peers: Peers
@@ -87,6 +89,7 @@ def make(session: Session) -> Parts:
         LoadingChecker(session, registry),
         LostGradientChecker(session),
         ModeChecker(session, registry),
+        ShardedChecker(session),
         UnwrappedChecker(session, events, registry, passes),
         StartChecker(session),
         peers,
@@ -229,6 +232,8 @@ def _connect_events(parts: Parts) -> None:
         events.after_backward,
         (ddp, p.ddp.backward_ends),
         ("unused parameters", p.gradients.backward_ends),
+        ("unwrapped models", p.unwrapped.went_back),
+        ("sharded parameters", p.sharded.went_back),
         (order, p.order.went_back),
     )
     _fill(
@@ -238,6 +243,7 @@ def _connect_events(parts: Parts) -> None:
         ("accumulation", p.gradients.accumulation),
         ("late parameters", p.gradients.late_parameters),
         ("unwrapped models", p.unwrapped.step_begins),
+        ("sharded parameters", p.sharded.step_begins),
         ("shuffles", p.epochs.stepping),
         ("speed", p.slow.stepping),
     )
@@ -247,6 +253,7 @@ def _connect_events(parts: Parts) -> None:
         (ddp, p.ddp.stepped),  # counts the step, under whose number the weights are kept
         ("weights", p.weights.step_ends),
         ("lost gradients", p.lost.step_ends),
+        ("unwrapped models", p.unwrapped.step_ends),
         ("data", p.passes.stepped),
         ("first steps", p.first_steps.stepped),
     )

@@ -15,7 +15,7 @@ from warm_python import WarmPython
 
 from ddp_helpers import faults
 from ddp_helpers.faults._terminal import OURS, Ended, find_marked, terminal
-from ddp_helpers.torch_private import SAVED_DATA
+from ddp_helpers.torch_private import SAVED_DATA, torch_version
 
 pytestmark = pytest.mark.usefixtures("no_process_left")
 FILES = sorted(path.stem for path in faults.FOLDER.glob("*.py") if path.stem[0] != "_")
@@ -26,9 +26,15 @@ ONLY_WITHOUT = {  # faults of a machine that lacks something
 }
 
 
+def skip_without_fsdp(name):
+    if name == "sharded_without_sync" and torch_version() < (2, 7):
+        pytest.skip("before torch 2.7, fully_shard does not work on a CPU")
+
+
 def skip_where_it_works(name):
     if ONLY_WITHOUT.get(name):
         pytest.skip("this PyTorch build has what the fault lacks")
+    skip_without_fsdp(name)
     if name == "mean_of_means" and not has(SAVED_DATA):
         pytest.skip("this torch does not show the tensors that a loss keeps")
 
@@ -48,6 +54,7 @@ def test_the_fault_is_named(name):
 
 @pytest.mark.parametrize("name", FILES)
 def test_the_mend_runs_and_nothing_is_reported(name):
+    skip_without_fsdp(name)
     seen = faults.run(name, fixed=True)
     # an old torch may lack a name: that is told, and is no report of the run
     assert set(seen.kinds) <= {"not-in-this-torch"}, seen
@@ -162,6 +169,7 @@ def test_a_silent_fault_is_silent_and_wrong():
 
 
 def unwatched(name, fixed=False):
+    skip_without_fsdp(name)
     seen = faults.run(name, fixed=fixed, sanitize=False)
     assert seen.report == ""
     return seen.result.values

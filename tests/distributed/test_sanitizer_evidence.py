@@ -4,11 +4,20 @@ import copy
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
-from torch_age import of_the_run
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    Subset,
+    TensorDataset,
+    random_split,
+)
+from torch_age import needs_torch, of_the_run
 
 from ddp_helpers import LaunchError, launch, process_group
 
@@ -232,3 +241,89 @@ def test_evaluation_mode_from_the_start():
         fit(ddp, optimizer, loader())
 
     assert found(train) == []
+
+
+# ---- gradients averaged by hand, and by FSDP
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_gradients_that_are_averaged_after_the_step(late):
+    def train(rank):
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+        def average():
+            for p in model.parameters():
+                dist.all_reduce(p.grad.data)
+                p.grad /= 2
+
+        for x, y in loader():
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            if not late:
+                average()
+            optimizer.step()
+            if late:
+                average()
+
+    if late:
+        assert only(train).kind == "averaged-after-step"
+    else:
+        assert found(train) == []
+
+
+@needs_torch(2, 7, "before, fully_shard does not work on a CPU")
+@pytest.mark.parametrize("syncs", [False, True])
+def test_accumulation_with_fsdp(syncs):
+    def train(rank):
+        model = net()
+        fully_shard(model)
+        optimizer = torch.optim.AdamW(model.parameters())
+        for number, (x, y) in enumerate(loader()):
+            last = number % 3 == 2
+            model.set_requires_gradient_sync(syncs and last)
+            F.cross_entropy(model(x), y).backward()
+            if last:
+                optimizer.step()
+                optimizer.zero_grad()
+
+    if syncs:
+        assert found(train) == []
+    else:
+        finding = only(train)
+        assert finding.kind == "sharded-without-gradients"
+        assert "though 3 backward passes came before" in finding.cause
+
+
+def test_parts_of_the_data_that_are_split_once_more():
+    def train(rank):
+        part = Subset(samples(96), range(rank, 96, 2))
+        ddp, optimizer = wrap()
+        fit(ddp, optimizer, loader(part))
+
+    finding = only(train)
+    assert (finding.kind, finding.serious) == ("missing-data", True)
+    assert "48 of 96 samples went to no rank" in finding.cause
+
+
+class Text(Dataset):
+    def __init__(self):
+        self.text = "".join(chr(97 + (i * i + i // 7) % 26) for i in range(1000))
+
+    def __len__(self):
+        return len(self.text) - 4
+
+    def __getitem__(self, index):
+        codes = [float(ord(letter) - 97) for letter in self.text[index : index + 4]]
+        return torch.tensor(codes), index % 3
+
+
+def test_a_text_that_each_rank_splits_for_itself():
+    def train(rank):
+        torch.manual_seed(rank)
+        text = Text()
+        part, _ = random_split(text, [900, len(text) - 900])
+        ddp, optimizer = wrap()
+        fit(ddp, optimizer, loader(part))
+
+    assert only(train).kind == "overlapping-data"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,6 +23,7 @@ from ddp_helpers.sanitizer.watch.training_events import TrainingEvents
 from ddp_helpers.sanitizer.watch.wrapped import Registry, Wrapped
 
 PATIENT_STEPS = 8  # a program may average weights now and then; at the end it is told in any case
+LOOKED_AT = 4  # steps in which a collective's tensors are compared with the gradients
 SMALL = 16  # elements: a tensor below counts only if it has the shape of a parameter
 
 
@@ -48,6 +49,8 @@ class LooseRecord:
     step: int
     dealt: bool = False
     """The data was dealt by a sampler that knows several ranks."""
+    late: bool = False
+    """Its gradients went through collectives only after each step, not before."""
     few: tuple[int, ...] | None = ()
     """A few samples of the last whole training pass; None if there is no loader."""
 
@@ -75,6 +78,7 @@ class Loose:
         self.settled = False
         self.synchronised = False
         self.seen = ""
+        self.sent_late = self.sent_in_time = 0  # gradients, after a step and before one
 
     def are_gone(self) -> bool:
         return any(reference() is None for reference in self.parameters)
@@ -100,6 +104,8 @@ class UnwrappedChecker:
         self.sharded = False  # FSDP keeps its own order
         self.sends = False
         self._sent = 0
+        self._stepped = False  # since the last backward
+        self._gradients: dict[int, Loose] | None = None  # by the address of their data
         self._of: weakref.WeakKeyDictionary[Optimizer, Loose] = weakref.WeakKeyDictionary()
         self._loose: list[Loose] = []  # also those whose optimizer is gone
         self.ledger = Ledger(session, "loose")
@@ -117,6 +123,29 @@ class UnwrappedChecker:
             if is_large and (tensor.is_floating_point() or tensor.is_complex()):
                 self._sent += tensor.numel()
                 self.sends = True
+                self._note_gradient(tensor)
+
+    def went_back(self, roots: Sequence[torch.Tensor]) -> None:
+        """A backward is over: there are new gradients."""
+        self._stepped, self._gradients = False, None
+
+    def step_ends(self, optimizer: Optimizer) -> None:
+        """From here on a gradient that is averaged comes too late."""
+        self._stepped, self._gradients = True, None
+
+    def _note_gradient(self, tensor: torch.Tensor) -> None:
+        """Does a collective get the gradient of a loose parameter? Asked in the first steps."""
+        if self._gradients is None:
+            self._gradients = {
+                p.grad.data_ptr(): loose
+                for loose in self._loose
+                if loose.steps <= LOOKED_AT
+                for p in (reference() for reference in loose.parameters)
+                if p is not None and p.grad is not None
+            }
+        if self._gradients and (found := self._gradients.get(tensor.data_ptr())) is not None:
+            found.sent_late += self._stepped
+            found.sent_in_time += not self._stepped
 
     def _sending(self, original: Callable) -> Callable:
         def call(*args: object, **kwargs: object) -> object:
@@ -157,6 +186,7 @@ class UnwrappedChecker:
             stack=loose.stack,
             step=self.session.step,
             dealt=self.passes.dealt,
+            late=loose.sent_late > 0 and not loose.sent_in_time,
             few=None if self.passes.current is None else self.passes.few,
         )
         everyone = range(self.session.world_size)
@@ -172,7 +202,7 @@ class UnwrappedChecker:
         }
         found = []
         for p in (p for group in optimizer.param_groups for p in group["params"]):
-            if _is_sharded(p):
+            if is_sharded(p):
                 self.sharded = True
             elif p.requires_grad and id(p) not in wrapped and not self._is_shared(p):
                 found.append(p)
@@ -209,6 +239,10 @@ class UnwrappedChecker:
         if len({record.shapes for record in records.values()}) > 1:
             loose.settled = True  # each rank has a model of its own
             return
+        if all(record.late for record in records.values()):
+            loose.settled = True
+            self._tell_late(records)
+            return
         if any(record.synchronised for record in records.values()):
             loose.settled = True
             return
@@ -243,6 +277,17 @@ class UnwrappedChecker:
         found = Finding(kind, cause, advice, ranks, record.step, frame, serious=sure)
         self.session.found(found)
 
+    def _tell_late(self, records: Records) -> None:
+        record = records[min(records)]
+        cause = (
+            f"the gradients of what {record.optimizer} steps are averaged after the step, so each "
+            "rank steps with its own, and the ranks' weights differ"
+        )
+        advice = "average the gradients between backward() and the optimizer's step"
+        frame = self.session.frame_of(innermost(record.stack))
+        kind, ranks = "averaged-after-step", tuple(records)
+        self.session.found(Finding(kind, cause, advice, ranks, record.step, frame))
+
     def at_end(self) -> None:
         for loose in self._loose:
             if loose.size and loose.steps and not loose.settled:
@@ -271,7 +316,7 @@ def are_one_training(records: Records, drifted: bool) -> bool | None:
     return None if all(samples == known[0] for samples in known) else False  # folds
 
 
-def _is_sharded(parameter: torch.Tensor) -> bool:
+def is_sharded(parameter: torch.Tensor) -> bool:
     """True for a parameter of FSDP (DTensor, or a flat one), which keeps ranks in order itself."""
     flat = getattr(parameter, "_fsdp_flattened", False)
     return hasattr(parameter, "placements") or flat or "Flat" in type(parameter).__name__

@@ -32,7 +32,7 @@ def _meet(session: Session) -> None:
     # one may come while another gives up: the first to say so decides for all
     if channel.agree("met", NOT_ALL if missing else ALL) == ALL:
         return
-    session.channel = None
+    session.switch_off()
     watched = [rank for rank in everyone if rank not in missing]
     if missing and session.rank == watched[0]:
         print(

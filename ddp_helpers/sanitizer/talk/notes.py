@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from dataclasses import dataclass
 
 from ddp_helpers.sanitizer.talk.channel import Gone
@@ -14,6 +15,8 @@ class NotesRecord:
     """The kinds and causes of a rank's notes."""
 
     notes: tuple[tuple[str, str], ...]
+    accepted: dict[str, int]
+    """How often findings came that the reader has accepted."""
 
 
 def tell_notes_once(session: Session) -> None:
@@ -21,14 +24,16 @@ def tell_notes_once(session: Session) -> None:
 
     def compare() -> None:
         notes = tuple((f.kind, f.cause) for f in session.findings if not f.serious)
-        session.line.publish("notes", NotesRecord(notes))
+        mine = NotesRecord(notes, dict(session.accepted))
+        session.line.publish("notes", mine)
         lower = range(session.rank if notes else 0)
         with contextlib.suppress(Gone):
             session.line.wait("notes", lower, NotesRecord, PATIENCE_AT_END, session.have_ended)
         for told in session.line.read_those_here("notes", lower, NotesRecord).values():
             session.told |= set(told.notes)
         if session.rank == 0:  # which closes with what all of them found
-            for others in session.gather("notes", NotesRecord(notes)).values():
+            for others in session.gather("notes", mine).values():
                 session.told_elsewhere |= {kind for kind, _ in others.notes}
+                session.accepted |= Counter(others.accepted)  # of each kind the most
 
     session.at_last.append(session.guarded("notes", compare))

@@ -132,6 +132,11 @@ class Session:
         for call in self.on_group:
             call()
 
+    def switch_off(self) -> None:
+        """This group is not watched after all."""
+        self.channel = None
+        self._widest = 1
+
     def group_ends(self, how: str = LEFT) -> None:
         """The group, or the program, ends: last comparisons, then tell the others."""
         if self.channel is None or self._ending:  # a last comparison may end the group itself
@@ -272,13 +277,13 @@ class Session:
                 continue
             head = "sanitizer" if finding.serious else "sanitizer, a note"
             print(f"{head}: {finding}", file=sys.stderr, flush=True)
-        if raised is None and (watched := self.watched()):
+        if raised is None and self.rank == 0 and (watched := self.watched()):
             kinds = {finding.kind for finding in self.findings} | self.told_elsewhere
-            print(closing_line(watched, kinds), file=sys.stderr, flush=True)
+            print(closing_line([watched], kinds), file=sys.stderr, flush=True)
 
     def watched(self) -> Watched | None:
-        """How much was seen, for rank 0 to tell; None on another one, or with one rank alone."""
-        if self.rank or self._widest == 1:
+        """How much was seen; None where no group of several ranks was watched."""
+        if self._widest == 1:
             return None
         accepted = tuple(sorted(self.accepted.items()))
         return replace(self.looked_at(), ranks=self._widest, accepted=accepted)

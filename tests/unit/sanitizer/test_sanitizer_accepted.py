@@ -90,15 +90,15 @@ def test_an_accepted_finding_neither_stops_nor_is_told(code, capsys):
 
 
 def test_the_closing_line():
-    assert closing_line(Watched(2, 360, 3, 99), ()) == (
+    assert closing_line([Watched(2, 360, 3, 99)], ()) == (
         "sanitizer: watched 2 ranks, 360 steps, 3 passes over the data; nothing found"
     )
-    one = closing_line(Watched(3, 1, 1), ["b", "a"])
+    one = closing_line([Watched(3, 1, 1)], ["b", "a"])
     assert one == "sanitizer: watched 3 ranks, 1 step, 1 pass over the data; found: a, b"
-    assert closing_line(Watched(2, 5, 0, 9, (("a", 1), ("b", 3))), ()) == (
+    assert closing_line([Watched(2, 5, 0, 9, (("a", 1), ("b", 3)))], ()) == (
         "sanitizer: watched 2 ranks, 5 steps; nothing else found; accepted: a (1 time), b (3 times)"
     )
-    assert closing_line(Watched(2, 0, 0, 1), ()) == (
+    assert closing_line([Watched(2, 0, 0, 1)], ()) == (
         "sanitizer: watched 2 ranks, no optimizer step, 1 collective; nothing found"
     )
-    assert closing_line(Watched(2), ()).startswith("sanitizer: watched nothing: 2 ranks took no")
+    assert closing_line([Watched(2)], ()).startswith("sanitizer: watched nothing: 2 ranks took no")
