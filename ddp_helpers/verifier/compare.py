@@ -78,6 +78,9 @@ def compare(ranks: Sequence[RankRecord], one: RankRecord, perturbed: RankRecord)
     for number in range(steps):
         theirs = [r.steps[number] for r in ranks]
         ours, moved = one.steps[number], perturbed.steps[number]
+        if not (_finite(theirs[0]) or _finite(ours)):
+            done.steps = number  # nothing can be said of what follows
+            return done
         done.parting = (
             _ranks_part(number, theirs, eps, WEIGHTS)
             or _ranks_part(number, theirs, eps, GRADIENTS)
@@ -87,6 +90,10 @@ def compare(ranks: Sequence[RankRecord], one: RankRecord, perturbed: RankRecord)
         if done.parting is not None:
             return done
     return done
+
+
+def _finite(step: Step) -> bool:
+    return all(math.isfinite(g.norm) for g in step.gradients.values())
 
 
 def turning_matters(one: RankRecord, perturbed: RankRecord) -> bool:

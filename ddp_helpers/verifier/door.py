@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ddp_helpers.evidence.patches import Patches
 from ddp_helpers.ranks.travel import dump_value
-from ddp_helpers.verifier.feed import join
 from ddp_helpers.verifier.records import Plan, RankRecord
+from ddp_helpers.verifier.samples import join
 
 
 class Door:

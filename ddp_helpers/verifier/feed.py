@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 import sys
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -21,10 +21,10 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 from ddp_helpers.evidence.frames import is_user_file
 from ddp_helpers.evidence.patches import Patches
 from ddp_helpers.ranks.travel import dump_value
-from ddp_helpers.sanitizer.compare.samples import RICH, leaves
 from ddp_helpers.torch_private import NEXT_INDEX
 from ddp_helpers.verifier.neutral import as_float64, seed_all
 from ddp_helpers.verifier.records import CannotCompare, Plan, RankRecord
+from ddp_helpers.verifier.samples import different_part, hashable, join, rows_of
 
 FIRST_SEED = 5_000  # of the draws after a batch: the same on all ranks
 MARK = "_verified_pass"
@@ -165,8 +165,8 @@ class Feed:
                 for noted in (b for p in passes.values() for b in p.batches):
                     if noted.keys is not None and noted.listed:
                         samples = pickle.loads(noted.samples)
-                        self.cache |= dict(zip(map(_hashable, noted.keys), samples, strict=True))
-        return self.cache.get(_hashable(key))
+                        self.cache |= dict(zip(map(hashable, noted.keys), samples, strict=True))
+        return self.cache.get(hashable(key))
 
 
 class _Pass:
@@ -242,7 +242,7 @@ class _Pass:
             self.feed.passes[self.name] = self.noted
             self.noted.batches.append(Noted(keys, dump_value(data), listed))
         batch = self._batch(data)
-        self.feed.begin_batch(len(data) if listed else _rows(batch), keys, 0)
+        self.feed.begin_batch(len(data) if listed else rows_of(batch), keys, 0)
         return batch
 
     def _batch(self, data: Any) -> Any:
@@ -262,7 +262,7 @@ class _Pass:
             if self.feed.plan.perturbed and not self.feed.plan.in_order:
                 parts.reverse()
             batch = join(parts)
-            self.feed.begin_batch(_rows(batch), None, 0)
+            self.feed.begin_batch(rows_of(batch), None, 0)
             return batch
         samples, keys, repeats = self._united(batches)
         if self.feed.plan.perturbed and not self.feed.plan.in_order:
@@ -283,10 +283,10 @@ class _Pass:
                 samples += found
                 continue
             for key, sample in zip(noted.keys, found, strict=True):
-                if fill and _hashable(key) in self.seen:
+                if fill and hashable(key) in self.seen:
                     repeats += 1
                     continue
-                self.seen.add(_hashable(key))
+                self.seen.add(hashable(key))
                 samples.append(self._own(rank, key, sample))
                 if keys is not None:
                     keys.append(key)
@@ -318,75 +318,6 @@ class _Pass:
     def _one(self, key: Any) -> Any:
         many = getattr(self.fetcher.dataset, "__getitems__", None)
         return many([key])[0] if many else self.fetcher.dataset[key]
-
-
-def different_part(theirs: Any, first: Any, again: Any) -> str:
-    """In words, a part of a sample that is another one there, while its data are the same.
-
-    Args:
-        theirs: the sample of another rank.
-        first, again: the same sample here, fetched twice: what differs between them is drawn.
-    """
-    parts = [_parts(tree) for tree in (theirs, first, again)]
-    if len({len(part) for part in parts}) != 1:
-        return ""
-    rich_alike, told = False, ""
-    for number, (there, here, second) in enumerate(zip(*parts, strict=True)):
-        if not _same(here, second):
-            return ""  # somebody draws
-        if _same(there, here):
-            rich_alike = rich_alike or there.numel() >= RICH or there.is_floating_point()
-        elif not told:
-            values = [_short(value) for value in (there, here)]
-            told = f"{values[0]} in place of {values[1]} as its part {number + 1}"
-    return told if rich_alike else ""
-
-
-def _parts(tree: Any) -> list[torch.Tensor]:
-    if isinstance(tree, bool | int | float):
-        return [torch.tensor(tree)]
-    if isinstance(tree, dict):
-        return [leaf for value in tree.values() for leaf in _parts(value)]
-    if isinstance(tree, list | tuple):
-        return [leaf for value in tree for leaf in _parts(value)]
-    return list(leaves(tree))
-
-
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.shape == other.shape and bool(torch.equal(one, other))
-
-
-def _short(value: torch.Tensor) -> str:
-    return f"{value.item():g}" if value.numel() == 1 else f"other values {tuple(value.shape)}"
-
-
-def join(parts: list) -> Any:
-    """Batches of one form as one batch: tensors one below the other."""
-    first = parts[0]
-    if isinstance(first, torch.Tensor):
-        return torch.cat(parts) if first.ndim else torch.stack(parts).sum()
-    if isinstance(first, dict):
-        return {key: join([part[key] for part in parts]) for key in first}
-    if isinstance(first, list | tuple):
-        columns = [join(list(column)) for column in zip(*parts, strict=True)]
-        return type(first)(*columns) if hasattr(first, "_fields") else type(first)(columns)
-    return first
-
-
-def _rows(batch: Any) -> int:
-    found = next(iter(leaves(batch)), None)
-    return len(found) if found is not None and found.ndim else 1
-
-
-def _hashable(key: Any) -> Any:
-    if isinstance(key, torch.Tensor):
-        return key.item() if key.numel() == 1 else tuple(key.flatten().tolist())
-    return tuple(map(_hashable, key)) if isinstance(key, list | tuple) else key
-
-
-def in_order(keys: Iterable) -> list[str]:
-    """Indices that two runs can be compared by, whatever they are."""
-    return sorted(repr(_hashable(key)) for key in keys)
 
 
 def _len(thing: object) -> int | None:

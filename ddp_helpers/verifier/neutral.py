@@ -40,6 +40,9 @@ def neutral(plan: Plan, record: RankRecord) -> Iterator[None]:
     patches.put(torch, "compile", _not_compiled)
     patches.put(torch.multiprocessing, "spawn", _refuse_to_spawn)
     patches.put(nn.Module, "compile", lambda _: lambda *_, **__: None)
+    patches.put(torch, "set_float32_matmul_precision", lambda _: lambda *_: None)
+    # on a GPU it would hide what is smaller than a thousandth
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     if plan.float64:
         torch.set_default_dtype(torch.float64)
         patches.on_undo(lambda: torch.set_default_dtype(torch.float32))
@@ -49,6 +52,14 @@ def neutral(plan: Plan, record: RankRecord) -> Iterator[None]:
         yield
     finally:
         patches.undo()
+
+
+def uses_tf32() -> bool:
+    """The script has switched TF32 on again."""
+    try:
+        return torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32
+    except RuntimeError:  # it did so by torch's newer settings, which refuse the older question
+        return True
 
 
 def quieten(root: nn.Module, plan: Plan, record: RankRecord) -> None:

@@ -27,27 +27,23 @@ from torch.optim.optimizer import (
 from ddp_helpers.evidence.frames import is_user_file
 from ddp_helpers.evidence.patches import Patches
 from ddp_helpers.ranks.travel import dump_value
+from ddp_helpers.verifier.calls import Calls
 from ddp_helpers.verifier.door import Door
-from ddp_helpers.verifier.feed import Feed, in_order
-from ddp_helpers.verifier.neutral import as_float64, drawn_state, quieten
+from ddp_helpers.verifier.feed import Feed
+from ddp_helpers.verifier.neutral import as_float64, drawn_state, quieten, uses_tf32
 from ddp_helpers.verifier.records import (
     Backward,
     CannotCompare,
-    LossCall,
     Plan,
     RankRecord,
     Sampled,
     Step,
 )
+from ddp_helpers.verifier.samples import in_order
 
 MOST = 1 << 14  # elements of a tensor that are compared one by one
-_CUTTING = "all_gather all_gather_into_tensor all_reduce reduce_scatter_tensor all_to_all".split()
 MOST_FROZEN = 1000
 _SPREAD = 2654435761  # without it the chosen elements could be one column of a matrix
-_LOSSES = (
-    "cross_entropy nll_loss binary_cross_entropy binary_cross_entropy_with_logits mse_loss l1_loss "
-    "smooth_l1_loss huber_loss kl_div"
-).split()
 
 
 class Enough(BaseException):
@@ -79,6 +75,7 @@ class Recorder:
         self.drawn: tuple | None = None
         self.after_backward: dict[str, Sampled] = {}
         self.door = Door(plan, record, lambda: self.depth == 0)
+        self.calls = Calls(plan, record, self.door)
         self._clear()
         feed.on_batch = self._batch_given
         feed.step = lambda: len(self.record.steps)
@@ -87,8 +84,6 @@ class Recorder:
 
     def _clear(self) -> None:
         self.backwards: list[Backward] = []
-        self.losses: list[LossCall] = []
-        self.clipped: list[float] = []
         self.rows = self.rows_before = self.fed = self.repeats = 0
         self.inputs = self.input_size = 0.0
         self.keys: list | None = None
@@ -108,13 +103,7 @@ class Recorder:
         patches.put(DistributedDataParallel, "__init__", self._wrapping)
         patches.put(DistributedDataParallel, "register_comm_hook", self._hooking)
         patches.put(Join, "__enter__", _refuse_join)
-        for owner in (nn.utils, nn.utils.clip_grad):
-            patches.put(owner, "clip_grad_norm_", self._clipping)
-            patches.put(owner, "clip_grad_value_", self._clipping)
-        for name in _LOSSES:
-            patches.put(nn.functional, name, self._losing)
-        for name in _CUTTING:
-            patches.put(dist, name, self._gathering)
+        self.calls.put_patches(patches)
         self.feed.put_patches(patches)
         self.door.put_patches(patches)
         try:
@@ -257,8 +246,7 @@ class Recorder:
             if torch.is_autocast_enabled(kind) and tensor.dtype == torch.float32:
                 low = torch.get_autocast_dtype(kind)
                 eps, why = torch.finfo(low).eps, f"autocast to {str(low).removeprefix('torch.')}"
-        tf32 = torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32
-        if kind == "cuda" and tensor.dtype == torch.float32 and tf32 and eps < 1e-3:
+        if kind == "cuda" and tensor.dtype == torch.float32 and uses_tf32() and eps < 1e-3:
             eps, why = 2**-10, "TF32"
         self._coarsest(eps, why)
         return eps
@@ -277,30 +265,6 @@ class Recorder:
 
     # ---- losses and backwards
 
-    def _losing(self, own: Callable) -> Callable:
-        def loss(input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            if torch.is_grad_enabled() and input.requires_grad:
-                target = self.door.target(target)
-            target = as_float64(target) if self.plan.float64 else target
-            found = own(input, target, *args, **kwargs)
-            if torch.is_grad_enabled() and found.requires_grad:
-                self._note_loss(own.__name__, found, input, target, args, kwargs)
-            return found
-
-        return loss
-
-    def _note_loss(
-        self, name: str, found: Tensor, input: Tensor, target: Tensor, args: tuple, kwargs: dict
-    ) -> None:
-        reduction = kwargs.get("reduction", "none" if found.ndim else "mean")
-        count = float(target.numel())
-        if name in ("cross_entropy", "nll_loss") and not target.is_floating_point():
-            kept = target != kwargs.get("ignore_index", args[2] if len(args) > 2 else -100)
-            weight = kwargs.get("weight", args[0] if args else None)
-            count = float((weight[target[kept]] if weight is not None else kept).sum())
-        value = float(found.detach()) if not found.ndim else None
-        self.losses.append(LossCall(reduction, count, value))
-
     def _backward(self, own: Callable) -> Callable:
         def backward(tensors: Tensor | Sequence[Tensor], *args: Any, **kwargs: Any) -> None:
             if self.in_backward:  # a checkpointed layer calls it again inside
@@ -315,41 +279,12 @@ class Recorder:
             one = len(roots) == 1 and roots[0].numel() == 1
             value = float(roots[0].detach()) if one else None
             rows, self.rows_before = self.rows - self.rows_before, self.rows
-            self.backwards.append(Backward(value, rows, self.losses, self.feed.batches))
-            self.losses = []
+            self.backwards.append(
+                Backward(value, rows, self.calls.take_losses(), self.feed.batches)
+            )
             self.after_backward = self._gradients(self.parameters.values())
 
         return backward
-
-    def _gathering(self, own: Callable) -> Callable:
-        def gather(*args: Any, **kwargs: Any) -> Any:
-            given = [*args, *kwargs.values()]
-            carrying = [a for a in given if isinstance(a, Tensor) and a.grad_fn is not None]
-            if not carrying or not torch.is_grad_enabled():
-                return own(*args, **kwargs)
-            if own.__name__ not in self.record.cut:
-                self.record.cut.append(own.__name__)
-            work = own(*args, **kwargs)
-            if self.plan.follows and "all_gather" in own.__name__:
-                # one process has no need to gather: what it computes with carries its gradient
-                if work is not None:
-                    work.wait()
-                found = given[0][0] if isinstance(given[0], list) else given[0]
-                found.copy_(carrying[0].view_as(found))
-            return work
-
-        return gather
-
-    def _clipping(self, own: Callable) -> Callable:
-        def clip(parameters: Any, *args: Any, **kwargs: Any) -> Any:
-            if isinstance(parameters, Tensor):
-                parameters = [parameters]
-            parameters = list(parameters)
-            norms = [float(p.grad.detach().norm()) for p in parameters if p.grad is not None]
-            self.clipped.append(sum(norm * norm for norm in norms) ** 0.5)
-            return own(parameters, *args, **kwargs)
-
-        return clip
 
     # ---- steps
 
@@ -388,7 +323,7 @@ class Recorder:
                 after_backward=self.after_backward,
                 gradients=self._gradients(held),
                 options=[_numbers(group) for group in optimizer.param_groups],
-                clipped=self.clipped,
+                clipped=self.calls.take_clipped(),
                 repeats=self.repeats,
                 rows=self.rows,
                 inputs=self.inputs,

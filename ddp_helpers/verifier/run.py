@@ -14,12 +14,12 @@ from ddp_helpers.arguments import check_whole
 from ddp_helpers.environment.check import default_nprocs, gpu_count, usable_cpu_count
 from ddp_helpers.ranks.launcher import LaunchError, launch
 from ddp_helpers.verifier.records import EQUAL, NOT_COMPARED, PARTS, Plan, RankRecord, Verdict
+from ddp_helpers.verifier.same_batches import other_batches, other_way, same_samples
+from ddp_helpers.verifier.told import told
 
 if TYPE_CHECKING:
     from ddp_helpers.verifier.compare import Comparison
-    from ddp_helpers.verifier.why import Cause
-
-MOST_NOTES = 4
+    from ddp_helpers.verifier.evidence import Cause
 
 
 def verify(
@@ -75,7 +75,7 @@ def verify(
         threads = threads_per_rank or max(1, usable_cpu_count() // nprocs)
         verdict = _Verification(plan, nprocs, timeout, threads).verdict()
     verdict = replace(verdict, seconds=time.monotonic() - begin)
-    return replace(verdict, text=_told(verdict))
+    return replace(verdict, text=told(verdict))
 
 
 def _check_target(fn: Callable | str) -> None:
@@ -127,7 +127,8 @@ class _Verification:
             )
 
     def _verdict(self) -> Verdict:
-        from ddp_helpers.verifier.why import Cause, undivided
+        from ddp_helpers.verifier.evidence import Cause
+        from ddp_helpers.verifier.why import undivided
 
         three = self._compare(self.plan)
         self._note(three)
@@ -139,7 +140,7 @@ class _Verification:
                 return self._undivided(three, *found)
             return Verdict(EQUAL, self.nprocs, three.comparison.steps, notes=tuple(self.notes))
         cause = three.cause
-        if cause is None or (cause.name == "gradients scaled" and three.one.batchnorm):
+        if cause is None or cause.name in WEAK:
             three, cause = self._try_out(three)
             parting = three.comparison.parting or parting
         if cause is not None and not cause.compared:
@@ -190,7 +191,8 @@ class _Verification:
         except LaunchError as error:
             raise _CannotCompare(
                 f"the function fails on {self.nprocs} ranks: {_short(error)}",
-                f"mend that first; python -m ddp_helpers run tries it with -n {self.nprocs}",
+                f"mend that first; python -m ddp_helpers run tries it with -n {self.nprocs}. A "
+                "script whose main() takes arguments: give path/script.py without a function",
             ) from None
         counts = [len(record.steps) for record in records]
         if not all(counts):
@@ -234,13 +236,13 @@ class _Verification:
         ranks = self._ranks(plan)
         way = {"replays": ranks[0].loaders and not ranks[0].own_batches}
         one = self._alone(plan, "one", **way)
-        if (told := _other_batches(ranks, one)) and (other := _other_way(ranks, one)):
+        if (others := other_batches(ranks, one)) and (other := other_way(ranks, one)):
             way = other
             one = self._alone(plan, "one-fed", **way)
-            told = _other_batches(ranks, one)
-        if told:
+            others = other_batches(ranks, one)
+        if others:
             raise _CannotCompare(
-                f"on one rank the function trains on other samples: {told}",
+                f"on one rank the function trains on other samples: {others}",
                 "take all that a step trains on from one DataLoader, or derive a rank's batch from "
                 "a fixed global one (global_batch_size // world_size)",
             )
@@ -254,6 +256,11 @@ class _Verification:
         if order:  # then a batch turned round tells nothing of rounding
             perturbed = self._alone(plan, "moved", perturbed=True, in_order=True, **way)
         found = compare(ranks, one, perturbed)
+        if not found.steps:
+            raise _CannotCompare(
+                "the gradients of the first step are not finite",
+                "lower the learning rate, or look for a log or a division of zero",
+            )
         three = _Three(ranks, one, perturbed, found)
         three.cause = explain(ranks, one, found.parting) if found.parting else None
         if found.parting and three.cause is None and order and not one.batchnorm:
@@ -264,7 +271,7 @@ class _Verification:
 
     def _try_out(self, three: _Three) -> tuple[_Three, Cause | None]:
         """Causes that are known by the difference that goes with them."""
-        from ddp_helpers.verifier.why import Cause
+        from ddp_helpers.verifier.evidence import Cause
 
         parting = three.comparison.parting
         assert parting is not None
@@ -289,12 +296,12 @@ class _Verification:
             three, parting = frozen, frozen.comparison.parting
         repeats = three.one.steps[parting.step].repeats
         if repeats:
-            return three, self._repeats(three, repeats)
+            return three, self._repeats(three, repeats) or three.cause
         return three, three.cause
 
     def _repeats(self, three: _Three, repeats: int) -> Cause | None:
         from ddp_helpers.verifier.compare import compare
-        from ddp_helpers.verifier.why import Cause
+        from ddp_helpers.verifier.evidence import Cause
 
         frozen = bool(three.one.batchnorm) and len(self.notes) > 0
         folder = str(Path(self.plan.folder) / "frozen") if frozen else self.plan.folder
@@ -355,7 +362,7 @@ class _Verification:
         )
 
     def _unexplained(self, three: _Three) -> str:
-        from ddp_helpers.verifier.why import some
+        from ddp_helpers.verifier.evidence import some
 
         parting = three.comparison.parting
         assert parting is not None
@@ -384,7 +391,7 @@ class _Verification:
             self.notes.append("a batch sampler of your own deals the batches")
         if steps < self.plan.steps:
             self.notes.append(f"the function made {steps} steps, {self.plan.steps} were asked for")
-        if self.nprocs > 1 and _same_samples(three.ranks):
+        if self.nprocs > 1 and same_samples(three.ranks):
             self.notes.append(
                 "every rank got the same samples: is a DistributedSampler missing? "
                 "python -m ddp_helpers sanitize looks into that"
@@ -396,89 +403,21 @@ class _Verification:
             )
 
 
+# known by what was seen to be there, not by what it did: what another run can tell goes first
+WEAK = {
+    "gradients scaled",
+    "random draws",
+    "comm hook",
+    "order in a batch",
+    "no gradient through a collective",
+}
 UNEXPLAINED = (
     "look for what depends on the batch as a whole: a loss over pairs or negatives, a statistic, a "
     "normalization, a divisor; --float64 tells rounding from the rest"
 )
 
 
-def _other_way(ranks: Sequence[RankRecord], one: RankRecord) -> dict[str, bool]:
-    """How to feed one rank where it did not take the same batches by itself; {}: no way is left.
-
-    A script that accumulates over n times as many batches on one rank gets the ranks' in turn.
-    """
-    theirs, ours = (len(r.steps[0].backwards) for r in (ranks[0], one))
-    in_turn = ours == len(ranks) * theirs
-    if not ranks[0].loaders:
-        return {"door": True, "in_turn": in_turn}
-    if ranks[0].own_batches or in_turn:
-        return {"replays": True, "in_turn": in_turn and not ranks[0].own_batches}
-    return {}
-
-
-def _other_batches(ranks: Sequence[RankRecord], one: RankRecord) -> str:
-    """In words, the first step whose samples are not those of all ranks; else nothing."""
-    for number, ours in enumerate(one.steps[: min(len(r.steps) for r in ranks)]):
-        theirs = [r.steps[number] for r in ranks]
-        lists = [step.keys for step in theirs]
-        if ours.keys is not None and all(keys is not None for keys in lists):
-            union = sorted(key for keys in lists for key in keys or ())
-            if len(union) == len(ours.keys) + ours.repeats:
-                if ours.repeats or union == ours.keys:
-                    continue
-                return f"in step {number + 1} other indices"
-            return f"{len(ours.keys)} in step {number + 1}, and {len(union)} on all ranks"
-        what = "fed" if ranks[0].loaders else "rows"
-        count, counts = getattr(ours, what), [getattr(step, what) for step in theirs]
-        if sum(counts) != count + ours.repeats:
-            return f"{count} in step {number + 1}, and {sum(counts)} on all ranks"
-        far = abs(sum(step.inputs for step in theirs) - ours.inputs)
-        if number == 0 and not ranks[0].loaders and far > 1e-4 * ours.input_size:
-            return "as many in step 1, and not the same"
-    return ""
-
-
 def _short(error: LaunchError) -> str:
     """Its report, without the way to a traceback that is gone by then."""
     lines = str(error).splitlines()
     return "\n  ".join(line for line in lines if not line.startswith("full traceback"))
-
-
-def _same_samples(ranks: Sequence[RankRecord]) -> bool:
-    lists = [[step.keys for step in r.steps] for r in ranks]
-    return lists[0] != [] and None not in lists[0] and all(keys == lists[0] for keys in lists[1:])
-
-
-# ---- in words
-
-
-def _told(verdict: Verdict) -> str:
-    lines = [_headline(verdict)]
-    if verdict.why:
-        lines.append(f"  why: {verdict.why}")
-    if verdict.way_out:
-        lines.append(f"  what to do: {verdict.way_out}")
-    lines += [f"  note: {note}" for note in verdict.notes[:MOST_NOTES]]
-    lines.append(f"  it took {verdict.seconds:.1f} s")
-    return "\n".join(lines)
-
-
-def _headline(verdict: Verdict) -> str:
-    n = verdict.ranks
-    if verdict.outcome == EQUAL:
-        s = "s" if verdict.steps != 1 else ""
-        return (
-            f"equal: {verdict.steps} step{s} on {n} ranks are the same as in one process with the "
-            "whole batches"
-        )
-    if verdict.outcome == NOT_COMPARED:
-        return f"can't be compared: {n} ranks with one process"
-    where = {
-        "samples": "in the samples",
-        "weights": "in the weights before it",
-        "gradients": "in the gradients that optimizer.step() gets",
-        "updates": "in what optimizer.step() does",
-    }[verdict.stage]
-    what = f", first {verdict.parameter}" if verdict.parameter else ""
-    what += f" ({verdict.module})" if verdict.module else ""
-    return f"parts at step {verdict.step}, {where}{what}: {n} ranks are not one process"

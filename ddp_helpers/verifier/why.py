@@ -3,25 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from ddp_helpers.verifier.compare import GRADIENTS, UPDATES, WEIGHTS, Parting, distance, size_of
+from ddp_helpers.verifier.evidence import SHOWN, Cause, Evidence, near, some, times
 from ddp_helpers.verifier.records import Backward, RankRecord, Step
-
-NEAR = 2e-3  # of ratios of losses
-_SHOWN = 4  # names in a text
-
-
-@dataclass(frozen=True)
-class Cause:
-    """A cause: its short name, the sentence, what to do."""
-
-    name: str
-    why: str
-    way_out: str
-    compared: bool = True
-    """False where the two can't be compared at all."""
-
 
 ORDER = Cause(
     "order in a batch",
@@ -35,7 +20,7 @@ ORDER = Cause(
 
 def explain(ranks: Sequence[RankRecord], one: RankRecord, parting: Parting) -> Cause | None:
     """The cause that the evidence names, or None."""
-    here = _Evidence(ranks, one, parting)
+    here = Evidence(ranks, one, parting)
     for look in (
         _other_samples,
         _other_frozen,
@@ -56,86 +41,10 @@ def explain(ranks: Sequence[RankRecord], one: RankRecord, parting: Parting) -> C
     return None
 
 
-class _Evidence:
-    def __init__(self, ranks: Sequence[RankRecord], one: RankRecord, parting: Parting) -> None:
-        self.ranks, self.one, self.parting = ranks, one, parting
-        self.n = len(ranks)
-        self.theirs: list[Step] = [r.steps[parting.step] for r in ranks]
-        self.ours: Step = one.steps[parting.step]
-
-    @property
-    def all_part(self) -> bool:
-        """Every gradient of the step parts."""
-        return len(self.parting.names) == len(self.ours.gradients)
-
-    def pairs(self) -> Iterator[tuple[list[Backward], Backward]]:
-        """For each backward of the step: those of the ranks, and the one of one process."""
-        for number, ours in enumerate(self.ours.backwards):
-            theirs = [s.backwards[number] for s in self.theirs if number < len(s.backwards)]
-            if len(theirs) == self.n:
-                yield theirs, ours
-
-    def loss_factor(self) -> float | None:
-        """The ranks' mean loss over one process's."""
-        sums = [0.0, 0.0]
-        for theirs, ours in self.pairs():
-            values = [b.loss for b in theirs]
-            if ours.loss is None or None in values:
-                return None
-            sums[0] += sum(v for v in values if v is not None) / self.n
-            sums[1] += ours.loss
-        return sums[0] / sums[1] if sums[1] else None
-
-    def raw_factor(self) -> float | None:
-        """The gradients' factor right after the last backward, where there is a single one."""
-        parts = []
-        for name in self.parting.names:
-            g, h = (s.after_backward.get(name) for s in (self.theirs[0], self.ours))
-            if g is None or h is None or not size_of(h):
-                continue
-            a, b = g.values.double(), h.values.double()
-            parts.append(float(a @ b) / float(b @ b))
-        if not parts or max(parts) - min(parts) > 0.02 * abs(max(parts)):
-            return None
-        return sum(parts) / len(parts)
-
-    def scales(self, step: Step) -> list[float]:
-        """What was given to backward() over what torch's loss functions had returned."""
-        found = []
-        for b in step.backwards:
-            values = [c.value for c in b.losses if c.value is not None]
-            if b.loss is not None and values and sum(values):
-                found.append(b.loss / sum(values))
-        return found
-
-    @property
-    def sums(self) -> bool:
-        """A loss with reduction="sum" went into this step."""
-        return any(c.reduction == "sum" for b in self.ours.backwards for c in b.losses)
-
-
-def near(value: float | None, other: float, share: float = NEAR) -> bool:
-    """Equal as far as losses can tell."""
-    return value is not None and abs(value - other) <= share * abs(other)
-
-
-def times(factor: float) -> str:
-    """As `2.00 times too large`."""
-    if abs(factor) >= 1:
-        return f"{factor:.2f} times too large"
-    return f"{1 / factor:.2f} times too small" if factor else "zero"
-
-
-def some(names: Sequence[str]) -> str:
-    """A few names of many."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
-
-
 # ---- causes, the surest first
 
 
-def _other_samples(here: _Evidence) -> Cause | None:
+def _other_samples(here: Evidence) -> Cause | None:
     at = here.one.other_samples_at
     if not at or here.parting.step + 1 < at:
         return None
@@ -147,7 +56,7 @@ def _other_samples(here: _Evidence) -> Cause | None:
     )
 
 
-def _other_frozen(here: _Evidence) -> Cause | None:
+def _other_frozen(here: Evidence) -> Cause | None:
     first = here.ranks[0].frozen
     names = [
         name
@@ -164,7 +73,7 @@ def _other_frozen(here: _Evidence) -> Cause | None:
     )
 
 
-def _other_parameters(here: _Evidence) -> Cause | None:
+def _other_parameters(here: Evidence) -> Cause | None:
     if here.parting.stage != GRADIENTS or here.parting.ranks_differ:
         return None
     theirs, ours = here.theirs[0].gradients, here.ours.gradients
@@ -181,7 +90,7 @@ def _other_parameters(here: _Evidence) -> Cause | None:
     )
 
 
-def _hooked(here: _Evidence) -> Cause | None:
+def _hooked(here: Evidence) -> Cause | None:
     hooks = here.ranks[0].hooks
     if not hooks:
         return None
@@ -192,7 +101,7 @@ def _hooked(here: _Evidence) -> Cause | None:
     )
 
 
-def _weights_moved(here: _Evidence) -> Cause | None:
+def _weights_moved(here: Evidence) -> Cause | None:
     if here.parting.stage != WEIGHTS:
         return None
     names, first = here.parting.names, here.parting.step == 0
@@ -213,7 +122,7 @@ def _weights_moved(here: _Evidence) -> Cause | None:
     )
 
 
-def _not_reduced(here: _Evidence) -> Cause | None:
+def _not_reduced(here: Evidence) -> Cause | None:
     if not here.parting.ranks_differ or here.parting.stage != GRADIENTS:
         return None
     names = here.parting.names
@@ -242,7 +151,7 @@ def _not_reduced(here: _Evidence) -> Cause | None:
     return Cause("not averaged", why, way_out)
 
 
-def _options(here: _Evidence) -> Cause | None:
+def _options(here: Evidence) -> Cause | None:
     """Only where the gradients agree and the updates do not."""
     if here.parting.stage != UPDATES:
         return None
@@ -272,7 +181,7 @@ def _options(here: _Evidence) -> Cause | None:
     return Cause(kind, f"the gradients agree, the step does not: {told[0]}", way_out)
 
 
-def _fixed_divisor(here: _Evidence) -> Cause | None:
+def _fixed_divisor(here: Evidence) -> Cause | None:
     """A sum divided by what the script takes for the rank's batch size; one process has another."""
     theirs, ours = here.theirs[0], here.ours
     scales = [*here.scales(theirs), *here.scales(ours)]
@@ -290,13 +199,13 @@ def _fixed_divisor(here: _Evidence) -> Cause | None:
     return None
 
 
-def _clipped(here: _Evidence) -> Cause | None:
+def _clipped(here: Evidence) -> Cause | None:
     lists = [step.clipped for step in here.theirs]
     if not lists[0] or len({len(norms) for norms in lists}) > 1:
         return None
     for norms in zip(*lists, strict=True):
         if max(norms) - min(norms) > 1e-3 * max(norms):
-            told = ", ".join(f"{norm:.3g}" for norm in norms[:_SHOWN])
+            told = ", ".join(f"{norm:.3g}" for norm in norms[:SHOWN])
             return Cause(
                 "clipped too early",
                 "gradients are clipped before they are averaged: at that moment their length is "
@@ -306,7 +215,7 @@ def _clipped(here: _Evidence) -> Cause | None:
     return None
 
 
-def _factor(here: _Evidence) -> Cause | None:
+def _factor(here: Evidence) -> Cause | None:
     factor = here.parting.factor
     if factor is None or here.parting.stage != GRADIENTS or near(factor, 1.0, 0.01):
         return None
@@ -362,12 +271,12 @@ def _factor(here: _Evidence) -> Cause | None:
     )
 
 
-def _scaled_by(here: _Evidence, factor: float) -> bool:
+def _scaled_by(here: Evidence, factor: float) -> bool:
     theirs, ours = here.scales(here.theirs[0]), here.scales(here.ours)
     return bool(theirs and ours) and near(theirs[0] / ours[0], factor, 0.01)
 
 
-def _mean_of_means(here: _Evidence) -> Cause | None:
+def _mean_of_means(here: Evidence) -> Cause | None:
     """Each rank's mean counts alike, though the ranks have unequal counts."""
     for theirs, ours in here.pairs():
         losses = [b.loss for b in theirs if b.loss is not None]
@@ -380,7 +289,7 @@ def _mean_of_means(here: _Evidence) -> Cause | None:
             plain = sum(losses) / here.n
             closer = abs(whole - ours.loss) <= 0.05 * abs(plain - ours.loss)
             if closer and near(whole, ours.loss):
-                told = ", ".join(f"{count:g}" for count in counts[:_SHOWN])
+                told = ", ".join(f"{count:g}" for count in counts[:SHOWN])
                 return Cause(
                     "mean of means",
                     f"each rank takes the mean over its own {told} {what}, and DDP gives each "
@@ -397,7 +306,7 @@ def _counts(theirs: Sequence[Backward]) -> Iterator[tuple[str, list[float]]]:
     yield "samples", [float(b.rows) for b in theirs]
 
 
-def _cut(here: _Evidence) -> Cause | None:
+def _cut(here: Evidence) -> Cause | None:
     names = here.ranks[0].cut
     if not names:
         return None
@@ -410,7 +319,7 @@ def _cut(here: _Evidence) -> Cause | None:
     )
 
 
-def _drawn(here: _Evidence) -> Cause | None:
+def _drawn(here: Evidence) -> Cause | None:
     where = here.ranks[0].draws or here.one.draws
     if not where:
         return None

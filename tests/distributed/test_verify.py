@@ -294,6 +294,35 @@ def test_batchnorm():
     assert "convert_sync_batchnorm" in verdict.way_out
 
 
+def test_batchnorm_does_not_hide_another_mistake():
+    def loss(output, y):
+        if dist.get_world_size() > 1:
+            output = output + 0 * torch.randint(2, (1,))  # draws, but alike on all ranks
+        return nn.functional.cross_entropy(output, y, reduction="sum")
+
+    def model():
+        return network(nn.BatchNorm1d(8))
+
+    verdict = parts(lambda: train(model=model, loss=loss), cause="sum, not mean")
+    assert "BatchNorm is in eval()" in str(verdict)
+
+
+def slightly_wrong():
+    """A mistake of one part in a thousand, behind bfloat16."""
+
+    def loss(output, y):
+        return nn.functional.cross_entropy(output.float(), y) * (1 + 1e-3 * dist.get_world_size())
+
+    with torch.autocast("cpu", torch.bfloat16):
+        train(loss=loss)
+
+
+def test_float64_shows_what_bfloat16_hides():
+    check(slightly_wrong)
+    verdict = check(slightly_wrong, "parts", float64=True)
+    assert verdict.factor == pytest.approx(1.002 / 1.001, rel=1e-6)
+
+
 def clipped_too_early():
     with group() as (_, world):
         ddp = DistributedDataParallel(network())
@@ -527,5 +556,6 @@ def test_templates_are_equal(tmp_path):
     assert "a batch sampler of your own" in done.stdout
     assert {path.name for path in tmp_path.iterdir()} == {"data.pt", "starter.py"}
 
-    done = command(TEMPLATES / "ddp_torchrun.py", "--steps", 3, "-n", 2, cwd=tmp_path)
+    few = ("--steps", 2, "-n", 2, "--", "--limit", 300)
+    done = command(TEMPLATES / "ddp_torchrun.py", *few, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
