@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ddp_helpers.bench.records import Change, Job, Measured
@@ -28,6 +30,9 @@ TARGET is path/script.py:function. The function trains with DDP, as it would und
 needs no change: a step ends with optimizer.step() of a torch.optim optimizer, and its samples are
 the first dimension of the first tensor that goes into the model. It is ended after --steps steps
 (3 more before to warm up, 6 after for the profiler). It must also run on one rank.
+
+A script that saves and goes on needs a new folder for each run; "{folder}" in its arguments
+becomes one:  bench train.py:main -- --run-folder "{folder}"
 
 With --model, TARGET is path/script.py:factory or package.module:factory. The factory takes no
 argument and returns (model, dataset) or (model, dataset, loss): the dataset gives (input, target),
@@ -127,14 +132,27 @@ def _measure(
         change,
     )
     threads = change.threads_per_rank or _threads(options)
-    return launch(
-        measure_on_this_rank,
-        ranks,
-        args=(job,),
-        threads_per_rank=threads,
-        timeout=options.timeout,
-        echo=False,
-    ).values
+    with _own_folder():
+        return launch(
+            measure_on_this_rank,
+            ranks,
+            args=(job,),
+            threads_per_rank=threads,
+            timeout=options.timeout,
+            echo=False,
+        ).values
+
+
+@contextlib.contextmanager
+def _own_folder() -> Iterator[None]:
+    """An empty folder for this run in place of "{folder}" in the arguments."""
+    given = sys.argv
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        sys.argv = [word.replace("{folder}", folder) for word in given]
+        try:
+            yield
+        finally:
+            sys.argv = given
 
 
 def _table(runs: Runs, threads: int) -> str:

@@ -482,9 +482,9 @@ def test_plain_python_and_the_commands_start_it(runner, mine) -> None:
     assert alone.code == 0, alone.err
     assert "best accuracy" in alone.out
     for command in ("run", "bench"):
-        few = ("--steps", 5, "--rounds", 1, "--no-advice") if command == "bench" else ()
+        few = ("--steps", 5, "--rounds", 2, "--no-advice") if command == "bench" else ()
         words = [sys.executable, "-m", "ddp_helpers", command, f"{script}:main", "-n", 2, *few]
-        run = runner.run(*words, "--", *FLAGS, "--epochs", 20)
+        run = runner.run(*words, "--", *FLAGS, "--epochs", 4, "--run-folder", "{folder}")
         assert run.code == 0, run.out + run.err
 
 
