@@ -179,6 +179,16 @@ def to(tree, device: torch.device):
     return tree
 
 
+def sums(tree) -> list[str]:
+    """What tells one sample from another: the sum of each tensor in it."""
+    if isinstance(tree, torch.Tensor):
+        return [f"{tree.double().sum().item():.6g}"]
+    parts = tree.values() if isinstance(tree, Mapping) else tree
+    if not isinstance(tree, (Mapping, list, tuple)):
+        return []
+    return [each for part in parts for each in sums(part)]
+
+
 def seed_draws(*parts: int) -> int:
     """What torch, random and NumPy draw next follows from these numbers alone."""
     seed = hash(parts) % 2**32  # of a tuple of ints it is the same in every process
@@ -329,10 +339,14 @@ class Training:
         train_set, held_out = make_datasets()
         self.at = {"epoch": 1, "done": 0, "step": 0, "loss": 0.0, "count": 0.0, "ranks": self.ranks}
         self.at |= {"best": None, "best_epoch": 0, "samples": len(train_set), "seed": args.seed}
+        seed_draws(args.seed)
+        self.at["first"] = sums(held_out[0]) if len(held_out) else []
         for name in ("samples", "seed"):  # others make another run of it
             if saved["at"].get(name, self.at[name]) != self.at[name]:
                 found = f"{name} {self.at[name]} found, {saved['at'][name]} in {self.folder.newest}"
                 sys.exit(f"error: {found}: give that, or another --run-folder")
+        if self.rank == 0 and saved["at"].get("first", self.at["first"]) != self.at["first"]:
+            print("note: the first held-out sample is not that of before: other data?", flush=True)
         self.at |= saved["at"]
         if self.rank == 0 and saved["at"]:
             print(f"goes on in epoch {self.at['epoch']}, after step {self.at['step']}", flush=True)

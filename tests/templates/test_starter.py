@@ -236,6 +236,16 @@ def test_more_epochs_do_not_lift_a_rate_that_has_fallen(runner, mine) -> None:
     assert max(rates[-5:]) < 2e-4
 
 
+def test_other_data_of_the_same_shape_in_a_folder_that_has_a_run_is_noted(runner, mine) -> None:
+    folder = runner.root / "data"
+    first = runner.on_ranks(2, mine(), *FLAGS, folder=folder)
+    again = runner.on_ranks(2, mine(), *FLAGS, "--epochs", 3, folder=folder)
+    other = mine(("Shifted(held_out_x,", "Shifted(255 - held_out_x,"))
+    last = runner.on_ranks(2, other, *FLAGS, "--epochs", 4, folder=folder)
+    note = "note: the first held-out sample is not that of before"
+    assert [note in run.out for run in (first, again, last)] == [False, False, True], last.out
+
+
 def test_the_best_is_kept_and_a_run_that_gets_worse_ends(runner, mine) -> None:
     count = [  # each epoch counts fewer of the right answers
         (
