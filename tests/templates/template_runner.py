@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+from torch_age import without_greeting
 from warm_python import WarmPython
 
 from ddp_helpers import launch
@@ -23,6 +24,7 @@ LADDER = (
     *("single_process", "data_parallel", "ddp_one_rank"),
     *("ddp_spawn", "ddp_torchrun", "ddp_resume"),
 )
+OUTPUT = ("out.txt", "err.txt")
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
 
 
@@ -144,7 +146,7 @@ class Runner:
         code = started.end_within(seconds)
         took = time.monotonic() - started.begin
         started.wait_until_none_left(3)
-        texts = [(started.folder / name).read_text() for name in ("out.txt", "err.txt")]
+        texts = [without_greeting((started.folder / name).read_text()) for name in OUTPUT]
         return Finished(code, *texts, seconds=took, folder=started.folder)
 
     def run(self, *command: object, folder: Path | None = None) -> Finished:
@@ -198,7 +200,7 @@ class Runner:
         begin = time.monotonic()
         start([str(script), *map(str, flags)], str(folder))
         took = time.monotonic() - begin
-        texts = [(folder / name).read_text() for name in ("out.txt", "err.txt")]
+        texts = [without_greeting((folder / name).read_text()) for name in OUTPUT]
         return Finished(0, *texts, seconds=took, folder=folder)
 
     def end(self) -> None:
