@@ -512,6 +512,7 @@ class Training:
         torch.set_float32_matmul_precision("high")  # TF32 where the GPU has it
         torch.manual_seed(args.seed)  # the same first weights on any number of ranks
         self.model = self.make_shards()
+        self.mean_of_ones = self.probe()
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True
         )
@@ -543,6 +544,13 @@ class Training:
             fully_shard(part, mesh=mesh, mp_policy=policy)
             made = dict.fromkeys(made)  # that it was there; let go of it
         return model
+
+    def probe(self) -> float:
+        """What FSDP makes of a gradient of 1 on each rank: 1; torch 2.8 under gloo adds them up."""
+        one = nn.Linear(1, 1, bias=False, device=self.device)
+        fully_shard(one, mesh=init_device_mesh(self.device.type, (self.ranks,)))
+        one(torch.ones(1, 1, device=self.device)).sum().backward()
+        return one.weight.grad.full_tensor().item()
 
     def states(self) -> dict:
         """This rank's shares of the weights and of the optimizer's state."""
@@ -590,7 +598,7 @@ class Training:
         dist.all_reduce(told)
         for parameter in self.model.parameters():
             if parameter.grad is not None:  # from FSDP's mean of the ranks' sums to the true mean
-                parameter.grad.to_local().mul_(self.ranks / told[2])
+                parameter.grad.to_local().mul_(self.ranks / told[2] / self.mean_of_ones)
         length = nn.utils.clip_grad_norm_(self.model.parameters(), self.args.clip)
         told[0] = length.full_tensor()  # over all shares
         self.optimizer.step()
