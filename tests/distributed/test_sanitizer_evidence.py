@@ -135,8 +135,18 @@ def replace_one(ddp):
     ddp.module[0] = copy.deepcopy(ddp.module[0])
 
 
-CHANGES = [(assign, "load_state_dict(assign=True)"), (cast, ".double()"), (cast_within, ".to()"),
-           (replace_one, "")]  # fmt: skip
+def give_other_data(ddp):
+    for p in ddp.parameters():
+        p.data = p.data.double()
+
+
+CHANGES = [
+    (give_other_data, ""),
+    (assign, "load_state_dict(assign=True)"),
+    (cast, ".double()"),
+    (cast_within, ".to()"),
+    (replace_one, ""),
+]
 
 
 @pytest.mark.parametrize(

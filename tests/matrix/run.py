@@ -39,6 +39,8 @@ GROUPS = {
         "tests/distributed/test_sanitizer_weights.py",
         "tests/distributed/test_sanitizer_data.py",
         "tests/distributed/test_sanitizer_silence.py",
+        "tests/distributed/test_sanitizer_corpus.py",
+        "tests/distributed/test_sanitizer_evidence.py",
         "tests/distributed/test_other_torch.py",
     ),
     "resume": ("tests/unit/checkpoints", "tests/distributed/test_resume.py"),

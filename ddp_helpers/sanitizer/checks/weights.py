@@ -108,12 +108,8 @@ class WeightsChecker:
     def _reporter(self, model: Wrapped) -> Callable[[Mapping[int, StepRecord]], None]:
         def report(records: Mapping[int, StepRecord]) -> None:
             finding = self._tell(self.causes.of_step(records, model.names))
-            if finding is None:
-                return
-            if finding.kind in BY_LOST_HOOKS and (names := model.lost()):
-                ranks, step = tuple(records), finding.step or 0
-                finding = lost_hooks(names, "", ranks, step, finding.place)
-            self.session.found(finding)
+            if finding is not None:
+                self.session.found(_by_lost_hooks(finding, model))
 
         return report
 
@@ -153,8 +149,9 @@ class WeightsChecker:
         if last >= 0:
             before = self.ledger.all_of(f"{model.key}/{last}", model.ranks, StepRecord)
             if finding := self.causes.of_step(before, model.names):
-                return finding
-        return self.causes.of_weights(states, records, model.names[place])
+                return _by_lost_hooks(finding, model)
+        found = self.causes.of_weights(states, records, model.names[place])
+        return _by_lost_hooks(found, model)
 
     def _model(self, group: str, number: int) -> Wrapped | None:
         alike = [m for m in self.registry.models if (m.group, m.number) == (group, number)]
@@ -198,3 +195,11 @@ class WeightsChecker:
                 self.session.found(finding)
 
         return report
+
+
+def _by_lost_hooks(finding: Finding, model: Wrapped) -> Finding:
+    """The finding, or the one that DDP's hooks are not at the module's parameters any more."""
+    names = model.lost() if finding.kind in BY_LOST_HOOKS else []
+    if not names:
+        return finding
+    return lost_hooks(names, "", tuple(model.ranks), finding.step or 0, finding.place)
