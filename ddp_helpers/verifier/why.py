@@ -174,8 +174,9 @@ def _options(here: Evidence) -> Cause | None:
     if name == "lr":
         way_out = (
             "a rate may grow with the global batch, not with the number of ranks as such: the same "
-            "batch needs the same lr. If a schedule counts steps, count len(loader), or optimizer "
-            "steps, not samples / batch size of a rank"
+            "batch needs the same lr. A schedule should count len(loader) or optimizer steps; one "
+            "that counts samples by a batch size wants the global one on one rank: alone={...}, or "
+            '--alone "--batch-size ..."'
         )
     kind = "learning rate" if name == "lr" else "optimizer's settings"
     return Cause(kind, f"the gradients agree, the step does not: {told[0]}", way_out)
@@ -187,15 +188,22 @@ def _fixed_divisor(here: Evidence) -> Cause | None:
     scales = [*here.scales(theirs), *here.scales(ours)]
     if not here.sums or not scales or not near(min(scales), max(scales)):
         return None
-    if theirs.rows and near(scales[0], 1 / theirs.rows) and ours.rows != theirs.rows:
-        return Cause(
-            "fixed divisor",
-            f"the sum of the losses is divided by {theirs.rows}, the samples of one rank's step, "
-            f"on one process too, whose step has {ours.rows}",
-            "give the run on one rank its own batch size: alone={...}, or on the command line "
-            f'--alone "--batch-size {ours.rows}"; or divide by len() of the batch',
-            compared=False,
-        )
+    own_targets, all_targets = (
+        sum(c.count for b in step.backwards for c in b.losses) for step in (theirs, ours)
+    )
+    for what, own, whole in (
+        ("samples", float(theirs.rows), float(ours.rows)),
+        ("targets", own_targets, all_targets),
+    ):
+        if own and own != whole and near(scales[0], 1 / own):
+            return Cause(
+                "fixed divisor",
+                f"the sum of the losses is divided by {own:g}, the {what} of one rank's step, on "
+                f"one process too, whose step has {whole:g}",
+                "give the run on one rank its own batch size: alone={...}, or on the command line "
+                f'--alone "--batch-size {ours.rows}"; or divide by the size of the batch itself',
+                compared=False,
+            )
     return None
 
 
