@@ -53,6 +53,8 @@ class NotedPass:
     """len() of the loader."""
     samples: int | None = None
     """len() of its dataset."""
+    uneven: bool = False
+    """The last batch is smaller, or filled up."""
     padded: bool = False
     """By a DistributedSampler: some samples are there twice."""
 
@@ -93,6 +95,9 @@ class Feed:
 
     def save(self) -> None:
         """Leave what this rank has noted."""
+        passes = self.passes.values()
+        if not any(p.length and len(p.batches) >= p.length for p in passes):
+            self.record.last_batch = max((p.length or 0 for p in passes if p.uneven), default=0)
         path = Path(self.plan.folder) / f"batches-{self.record.rank:05}.pkl"
         path.write_bytes(pickle.dumps(self.passes))
 
@@ -195,6 +200,9 @@ class _Pass:
         if isinstance(inner, DistributedSampler) and size:
             self.noted.padded = not inner.drop_last and size % inner.num_replicas != 0
         self.noted.length = _len(sampler)
+        if isinstance(sampler, BatchSampler) and not sampler.drop_last:
+            rest = (_len(inner) or 0) % sampler.batch_size
+            self.noted.uneven = bool(rest) or self.noted.padded
         plain = kind is BatchSampler or kind.__module__.startswith("torch.")
         if torch.is_grad_enabled():
             self.feed.record.loaders = True

@@ -344,7 +344,7 @@ class Recorder:
     def save(self) -> None:
         """Leave what the comparison needs."""
         folder = Path(self.plan.folder)
-        if not self.plan.follows:
+        if not self.plan.follows:  # before the record, of which it tells a part
             self.feed.save()
             self.door.save()
         if not self.plan.follows and self.record.rank == 0:

@@ -389,6 +389,11 @@ class _Verification:
             )
         if first.own_batches:
             self.notes.append("a batch sampler of your own deals the batches")
+        if first.last_batch:
+            self.notes.append(
+                f"the epoch's last batch, number {first.last_batch}, is smaller or filled up and "
+                "was not reached: give more --steps, or less data"
+            )
         if steps < self.plan.steps:
             self.notes.append(f"the function made {steps} steps, {self.plan.steps} were asked for")
         if self.nprocs > 1 and same_samples(three.ranks):

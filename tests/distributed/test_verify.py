@@ -229,6 +229,22 @@ def test_momentum_clipping_and_a_schedule_over_the_loaders_length():
     check(scheduled)
 
 
+def two_losses_of_one_batch():
+    """A critic's step: real and fake each go back, and both gradients are wanted."""
+    with group():
+        ddp = DistributedDataParallel(network())
+        optimizer = torch.optim.Adam(ddp.parameters())
+        for x, y in loader_of(TensorDataset(*samples())):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(ddp(x), y).backward()
+            nn.functional.cross_entropy(ddp(-x), y).backward()
+            optimizer.step()
+
+
+def test_two_losses_of_one_batch_are_no_accumulation():
+    check(two_losses_of_one_batch)
+
+
 class Noisy(Dataset):
     def __len__(self):
         return 64
@@ -410,6 +426,8 @@ def test_samples_that_a_sampler_fills_up_with():
         return TensorDataset(*samples(13))
 
     parts(lambda: train(dataset=dataset), cause="samples counted twice", step=2)
+    verdict = check(lambda: train(dataset=dataset), steps=1)
+    assert "last batch, number 2, is smaller or filled up and was not reached" in str(verdict)
 
 
 def test_labels_that_one_rank_has_shuffled():
