@@ -21,7 +21,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 from ddp_helpers.evidence.frames import is_user_file
 from ddp_helpers.evidence.patches import Patches
 from ddp_helpers.ranks.travel import dump_value
-from ddp_helpers.torch_private import NEXT_INDEX
+from ddp_helpers.torch_private import LOADER_ITERATOR, NEXT_INDEX
 from ddp_helpers.verifier.neutral import as_float64, seed_all
 from ddp_helpers.verifier.records import CannotCompare, Plan, RankRecord
 from ddp_helpers.verifier.samples import different_part, hashable, join, rows_of
@@ -70,7 +70,6 @@ class Feed:
         self.passes: dict[str, NotedPass] = {}
         self.counts: dict[str, int] = {}
         self.ranks: list[dict[str, NotedPass]] = []
-        self.lengths: dict[str, int] = {}
         self.cache: dict[Any, Any] | None = None
         self.batches = 0
         self.step = lambda: 0
@@ -80,8 +79,6 @@ class Feed:
     def put_patches(self, patches: Patches) -> None:
         """Stand in for what a loader's iterator calls."""
         NEXT_INDEX.get()
-        from ddp_helpers.torch_private import LOADER_ITERATOR
-
         patches.put(LOADER_ITERATOR.get(), "_next_index", self._indexing)
         if self.plan.follows:
             patches.put(DataLoader, "__len__", self._length)

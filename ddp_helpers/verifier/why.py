@@ -270,6 +270,21 @@ def _factor(here: Evidence) -> Cause | None:
             "by the global count needs",
             "leave the factor out where the loss is a mean over the rank's own batch",
         )
+    if few and near(loss, 1.0, 0.01):
+        return Cause(
+            "averaged twice",
+            f"{told}, and the loss has the right size: it, or the gradient on its way, is averaged "
+            "over the ranks by hand, and DDP averages again",
+            "give backward() this rank's own mean loss; all_reduce a detached copy to print it",
+        )
+    if many and near(loss, 1.0, 0.01):
+        return Cause(
+            "added up, not averaged",
+            f"{told}, and the loss has the right size: the gradients are added up over the ranks "
+            "and not divided by world_size",
+            "divide by world_size after an all_reduce or in a comm hook of your own, or leave the "
+            "average to DDP",
+        )
     said = "" if loss is None else f"; the loss is {loss:.3g} times one process's"
     return Cause(
         "gradients scaled",

@@ -421,6 +421,32 @@ def test_a_loss_divided_by_world_size():
     parts(lambda: train(loss=loss), cause="averaged twice")
 
 
+def test_a_loss_that_is_averaged_before_backward():
+    def loss(output, y):
+        mean = nn.functional.cross_entropy(output, y)
+        dist.all_reduce(mean)
+        return mean / dist.get_world_size()
+
+    verdict = parts(lambda: train(loss=loss), cause="averaged twice")
+    assert "averaged over the ranks by hand" in verdict.why
+
+
+def by_hand_without_division():
+    with group():
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for x, y in loader_of(TensorDataset(*samples())):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            for p in model.parameters():
+                dist.all_reduce(p.grad)
+            optimizer.step()
+
+
+def test_gradients_that_are_added_up():
+    parts(by_hand_without_division, cause="added up, not averaged")
+
+
 def test_samples_that_a_sampler_fills_up_with():
     def dataset():
         return TensorDataset(*samples(13))
