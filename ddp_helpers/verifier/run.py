@@ -189,10 +189,14 @@ class _Verification:
         try:
             records = self._run(replace(plan, name="ranks"), self.nprocs)
         except LaunchError as error:
+            report = _short(error)
+            way_out = (
+                "mend that first. A script whose main() takes arguments: give path/script.py, "
+                "without a function"
+            )
             raise _CannotCompare(
-                f"the function fails on {self.nprocs} ranks: {_short(error)}",
-                f"mend that first; python -m ddp_helpers run tries it with -n {self.nprocs}. A "
-                "script whose main() takes arguments: give path/script.py without a function",
+                f"the function fails on {self.nprocs} ranks: {report}",
+                "" if "what to do:" in report else way_out,
             ) from None
         counts = [len(record.steps) for record in records]
         if not all(counts):

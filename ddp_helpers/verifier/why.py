@@ -105,6 +105,14 @@ def _weights_moved(here: Evidence) -> Cause | None:
     if here.parting.stage != WEIGHTS:
         return None
     names, first = here.parting.names, here.parting.step == 0
+    if not here.parting.ranks_differ:
+        return Cause(
+            "changed between steps",
+            f"after optimizer step {here.parting.step} and before the next one, {some(names)} "
+            f"change by something else, and not alike on {here.n} ranks and in one process",
+            "look for code that writes to weights by rank or world_size: an average of weights, a "
+            "clamp, a checkpoint that is loaded",
+        )
     outside = [name for name in names if name in here.ranks[0].outside]
     if first and not outside:
         return Cause(

@@ -396,6 +396,24 @@ def test_weights_changed_after_the_wrap():
     )
 
 
+def test_weights_changed_between_steps():
+    steps = []
+
+    def shrink(ddp):
+        steps.append(1)
+        if len(steps) == 3:  # what ends here is the third backward: the second step is over
+            with torch.no_grad():
+                ddp.module[2].bias.mul_(1 / dist.get_world_size())
+
+    parts(
+        lambda: train(after_backward=shrink),
+        cause="changed between steps",
+        stage="weights",
+        step=3,
+        parameter="2.bias",
+    )
+
+
 def test_a_second_average():
     def again(ddp):
         for p in ddp.parameters():
