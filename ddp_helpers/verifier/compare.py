@@ -74,6 +74,7 @@ def compare(ranks: Sequence[RankRecord], one: RankRecord, perturbed: RankRecord)
     steps = min(len(r.steps) for r in (*ranks, one, perturbed))
     done = Comparison(steps, None)
     sure: dict[str, Tensor] = {}
+    left: dict[str, list[Sampled]] = {}
     eps = max(r.eps for r in (*ranks, one))
     for number in range(steps):
         theirs = [r.steps[number] for r in ranks]
@@ -83,12 +84,16 @@ def compare(ranks: Sequence[RankRecord], one: RankRecord, perturbed: RankRecord)
             return done
         done.parting = (
             _ranks_part(number, theirs, eps, WEIGHTS)
+            or _between(number, [theirs[0], ours, moved], left)
             or _ranks_part(number, theirs, eps, GRADIENTS)
             or _gradients(number, theirs[0], ours, moved, eps, done)
             or _updates(number, theirs[0], ours, moved, eps, sure)
         )
         if done.parting is not None:
             return done
+        for name in ours.updated:
+            runs = [s.updated.get(name) for s in (theirs[0], ours, moved)]
+            left[name] = [each for each in runs if each is not None]
     return done
 
 
@@ -118,6 +123,23 @@ def _ranks_part(number: int, steps: Sequence[Step], eps: float, stage: str) -> P
         if names:
             return Parting(number, stage, names, ranks_differ=True)
     return None
+
+
+def _between(number: int, runs: list[Step], left: dict[str, list[Sampled]]) -> Parting | None:
+    """Weights that somebody changes between two optimizer steps, otherwise than in one process."""
+    found = Parting(number, WEIGHTS, [])
+    for name, before in left.items():
+        after = [step.weights[name] for step in runs if name in step.weights]
+        if len(before) < len(runs) or len(after) < len(runs):
+            continue
+        theirs, ours, moved = (
+            a.values.double() - b.values.double() for a, b in zip(after, before, strict=True)
+        )
+        size = max(float(theirs.norm()), float(ours.norm()))
+        far = float((theirs - ours).norm())
+        if far > TIMES * float((ours - moved).norm()) + 1e-3 * size:
+            found.names.append(name)
+    return found if found.names else None
 
 
 def _of(step: Step, stage: str) -> dict[str, Sampled]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ddp_helpers.evidence.patches import Patches
 from ddp_helpers.ranks.travel import dump_value
@@ -53,7 +54,7 @@ class Door:
         return call
 
     def _is_training(self, module: nn.Module) -> bool:
-        outer = self.is_outermost() and module.training and torch.is_grad_enabled()
+        outer = self.is_outermost() and is_training(module) and torch.is_grad_enabled()
         return outer and any(p.requires_grad for p in module.parameters())
 
     def _through(self, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
@@ -89,6 +90,12 @@ class Door:
         if self.plan.perturbed and not self.plan.in_order:
             parts.reverse()
         return _like(join(parts), given)
+
+
+def is_training(module: nn.Module) -> bool:
+    """The model itself: `model.eval()` leaves what wraps it in training mode."""
+    inner = module.module if isinstance(module, DistributedDataParallel) else module
+    return cast(nn.Module, inner).training
 
 
 def _like(found: Any, given: Any) -> Any:

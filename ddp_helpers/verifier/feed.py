@@ -21,7 +21,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 from ddp_helpers.evidence.frames import is_user_file
 from ddp_helpers.evidence.patches import Patches
 from ddp_helpers.ranks.travel import dump_value
-from ddp_helpers.torch_private import NEXT_INDEX
+from ddp_helpers.torch_private import LOADER_ITERATOR, NEXT_INDEX
 from ddp_helpers.verifier.neutral import as_float64, seed_all
 from ddp_helpers.verifier.records import CannotCompare, Plan, RankRecord
 from ddp_helpers.verifier.samples import different_part, hashable, join, rows_of
@@ -53,6 +53,8 @@ class NotedPass:
     """len() of the loader."""
     samples: int | None = None
     """len() of its dataset."""
+    uneven: bool = False
+    """The last batch is smaller, or filled up."""
     padded: bool = False
     """By a DistributedSampler: some samples are there twice."""
 
@@ -68,7 +70,6 @@ class Feed:
         self.passes: dict[str, NotedPass] = {}
         self.counts: dict[str, int] = {}
         self.ranks: list[dict[str, NotedPass]] = []
-        self.lengths: dict[str, int] = {}
         self.cache: dict[Any, Any] | None = None
         self.batches = 0
         self.step = lambda: 0
@@ -78,8 +79,6 @@ class Feed:
     def put_patches(self, patches: Patches) -> None:
         """Stand in for what a loader's iterator calls."""
         NEXT_INDEX.get()
-        from ddp_helpers.torch_private import LOADER_ITERATOR
-
         patches.put(LOADER_ITERATOR.get(), "_next_index", self._indexing)
         if self.plan.follows:
             patches.put(DataLoader, "__len__", self._length)
@@ -93,6 +92,9 @@ class Feed:
 
     def save(self) -> None:
         """Leave what this rank has noted."""
+        passes = self.passes.values()
+        if not any(p.length and len(p.batches) >= p.length for p in passes):
+            self.record.last_batch = max((p.length or 0 for p in passes if p.uneven), default=0)
         path = Path(self.plan.folder) / f"batches-{self.record.rank:05}.pkl"
         path.write_bytes(pickle.dumps(self.passes))
 
@@ -195,6 +197,9 @@ class _Pass:
         if isinstance(inner, DistributedSampler) and size:
             self.noted.padded = not inner.drop_last and size % inner.num_replicas != 0
         self.noted.length = _len(sampler)
+        if isinstance(sampler, BatchSampler) and not sampler.drop_last:
+            rest = (_len(inner) or 0) % sampler.batch_size
+            self.noted.uneven = bool(rest) or self.noted.padded
         plain = kind is BatchSampler or kind.__module__.startswith("torch.")
         if torch.is_grad_enabled():
             self.feed.record.loaders = True

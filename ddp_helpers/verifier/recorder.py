@@ -28,7 +28,7 @@ from ddp_helpers.evidence.frames import is_user_file
 from ddp_helpers.evidence.patches import Patches
 from ddp_helpers.ranks.travel import dump_value
 from ddp_helpers.verifier.calls import Calls
-from ddp_helpers.verifier.door import Door
+from ddp_helpers.verifier.door import Door, is_training
 from ddp_helpers.verifier.feed import Feed
 from ddp_helpers.verifier.neutral import as_float64, drawn_state, quieten, uses_tf32
 from ddp_helpers.verifier.records import (
@@ -152,7 +152,7 @@ class Recorder:
             return None
         if not any(p.requires_grad for p in module.parameters()):
             self._note_frozen(module)
-        if not (torch.is_grad_enabled() and module.training):
+        if not (torch.is_grad_enabled() and is_training(module)):
             return None
         trained = [p for p in module.parameters() if p.requires_grad]
         if not trained:
@@ -173,7 +173,7 @@ class Recorder:
 
     def _after_forward(self, module: nn.Module, *_: object) -> None:
         self.depth -= 1
-        if torch.is_grad_enabled() and module.training and self.drawn is not None:
+        if torch.is_grad_enabled() and is_training(module) and self.drawn is not None:
             self._check_drawn(f"in {type(module).__name__}")
 
     def _check_drawn(self, where: str) -> None:
@@ -279,9 +279,9 @@ class Recorder:
             one = len(roots) == 1 and roots[0].numel() == 1
             value = float(roots[0].detach()) if one else None
             rows, self.rows_before = self.rows - self.rows_before, self.rows
-            self.backwards.append(
-                Backward(value, rows, self.calls.take_losses(), self.feed.batches)
-            )
+            losses = self.calls.take_losses()
+            if rows or losses:  # else one that makes DDP ready, or a second one of a forward
+                self.backwards.append(Backward(value, rows, losses, self.feed.batches))
             self.after_backward = self._gradients(self.parameters.values())
 
         return backward
@@ -344,7 +344,7 @@ class Recorder:
     def save(self) -> None:
         """Leave what the comparison needs."""
         folder = Path(self.plan.folder)
-        if not self.plan.follows:
+        if not self.plan.follows:  # before the record, of which it tells a part
             self.feed.save()
             self.door.save()
         if not self.plan.follows and self.record.rank == 0:

@@ -147,7 +147,8 @@ class RankRecord:
     other_samples: list[str] = field(default_factory=list)
     """Samples that are others on another rank, in words; the first step that had one, first."""
     other_samples_at: int = 0
-    replayed: bool = False
+    last_batch: int = 0
+    """Number of the epoch's last batch, if that is another one than the others and was not seen."""
     seconds: float = 0.0
 
 

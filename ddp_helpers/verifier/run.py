@@ -189,10 +189,14 @@ class _Verification:
         try:
             records = self._run(replace(plan, name="ranks"), self.nprocs)
         except LaunchError as error:
+            report = _short(error)
+            way_out = (
+                "mend that first. A script whose main() takes arguments: give path/script.py, "
+                "without a function"
+            )
             raise _CannotCompare(
-                f"the function fails on {self.nprocs} ranks: {_short(error)}",
-                f"mend that first; python -m ddp_helpers run tries it with -n {self.nprocs}. A "
-                "script whose main() takes arguments: give path/script.py without a function",
+                f"the function fails on {self.nprocs} ranks: {report}",
+                "" if "what to do:" in report else way_out,
             ) from None
         counts = [len(record.steps) for record in records]
         if not all(counts):
@@ -389,6 +393,11 @@ class _Verification:
             )
         if first.own_batches:
             self.notes.append("a batch sampler of your own deals the batches")
+        if first.last_batch:
+            self.notes.append(
+                f"the epoch's last batch, number {first.last_batch}, is smaller or filled up and "
+                "was not reached: give more --steps, or less data"
+            )
         if steps < self.plan.steps:
             self.notes.append(f"the function made {steps} steps, {self.plan.steps} were asked for")
         if self.nprocs > 1 and same_samples(three.ranks):

@@ -105,6 +105,14 @@ def _weights_moved(here: Evidence) -> Cause | None:
     if here.parting.stage != WEIGHTS:
         return None
     names, first = here.parting.names, here.parting.step == 0
+    if not here.parting.ranks_differ:
+        return Cause(
+            "changed between steps",
+            f"after optimizer step {here.parting.step} and before the next one, {some(names)} "
+            f"change by something else, and not alike on {here.n} ranks and in one process",
+            "look for code that writes to weights by rank or world_size: an average of weights, a "
+            "clamp, a checkpoint that is loaded",
+        )
     outside = [name for name in names if name in here.ranks[0].outside]
     if first and not outside:
         return Cause(
@@ -174,8 +182,9 @@ def _options(here: Evidence) -> Cause | None:
     if name == "lr":
         way_out = (
             "a rate may grow with the global batch, not with the number of ranks as such: the same "
-            "batch needs the same lr. If a schedule counts steps, count len(loader), or optimizer "
-            "steps, not samples / batch size of a rank"
+            "batch needs the same lr. A schedule should count len(loader) or optimizer steps; one "
+            "that counts samples by a batch size wants the global one on one rank: alone={...}, or "
+            '--alone "--batch-size ..."'
         )
     kind = "learning rate" if name == "lr" else "optimizer's settings"
     return Cause(kind, f"the gradients agree, the step does not: {told[0]}", way_out)
@@ -187,15 +196,22 @@ def _fixed_divisor(here: Evidence) -> Cause | None:
     scales = [*here.scales(theirs), *here.scales(ours)]
     if not here.sums or not scales or not near(min(scales), max(scales)):
         return None
-    if theirs.rows and near(scales[0], 1 / theirs.rows) and ours.rows != theirs.rows:
-        return Cause(
-            "fixed divisor",
-            f"the sum of the losses is divided by {theirs.rows}, the samples of one rank's step, "
-            f"on one process too, whose step has {ours.rows}",
-            "give the run on one rank its own batch size: alone={...}, or on the command line "
-            f'--alone "--batch-size {ours.rows}"; or divide by len() of the batch',
-            compared=False,
-        )
+    own_targets, all_targets = (
+        sum(c.count for b in step.backwards for c in b.losses) for step in (theirs, ours)
+    )
+    for what, own, whole in (
+        ("samples", float(theirs.rows), float(ours.rows)),
+        ("targets", own_targets, all_targets),
+    ):
+        if own and own != whole and near(scales[0], 1 / own):
+            return Cause(
+                "fixed divisor",
+                f"the sum of the losses is divided by {own:g}, the {what} of one rank's step, on "
+                f"one process too, whose step has {whole:g}",
+                "give the run on one rank its own batch size: alone={...}, or on the command line "
+                f'--alone "--batch-size {ours.rows}"; or divide by the size of the batch itself',
+                compared=False,
+            )
     return None
 
 
@@ -261,6 +277,21 @@ def _factor(here: Evidence) -> Cause | None:
             f"{told}, and so is the loss: it is multiplied by world_size, which only a sum divided "
             "by the global count needs",
             "leave the factor out where the loss is a mean over the rank's own batch",
+        )
+    if few and near(loss, 1.0, 0.01):
+        return Cause(
+            "averaged twice",
+            f"{told}, and the loss has the right size: it, or the gradient on its way, is averaged "
+            "over the ranks by hand, and DDP averages again",
+            "give backward() this rank's own mean loss; all_reduce a detached copy to print it",
+        )
+    if many and near(loss, 1.0, 0.01):
+        return Cause(
+            "added up, not averaged",
+            f"{told}, and the loss has the right size: the gradients are added up over the ranks "
+            "and not divided by world_size",
+            "divide by world_size after an all_reduce or in a comm hook of your own, or leave the "
+            "average to DDP",
         )
     said = "" if loss is None else f"; the loss is {loss:.3g} times one process's"
     return Cause(

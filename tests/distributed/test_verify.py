@@ -1,7 +1,6 @@
 """`verify`: DDP on two ranks beside one process, for trainings that are right and that are not."""
 
 import contextlib
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, TensorDataset
 
 from ddp_helpers import verify
+from ddp_helpers.cli import main
 
 pytestmark = pytest.mark.usefixtures("no_process_left")
 
@@ -229,6 +229,22 @@ def test_momentum_clipping_and_a_schedule_over_the_loaders_length():
     check(scheduled)
 
 
+def two_losses_of_one_batch():
+    """A critic's step: real and fake each go back, and both gradients are wanted."""
+    with group():
+        ddp = DistributedDataParallel(network())
+        optimizer = torch.optim.Adam(ddp.parameters())
+        for x, y in loader_of(TensorDataset(*samples())):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(ddp(x), y).backward()
+            nn.functional.cross_entropy(ddp(-x), y).backward()
+            optimizer.step()
+
+
+def test_two_losses_of_one_batch_are_no_accumulation():
+    check(two_losses_of_one_batch)
+
+
 class Noisy(Dataset):
     def __len__(self):
         return 64
@@ -380,6 +396,24 @@ def test_weights_changed_after_the_wrap():
     )
 
 
+def test_weights_changed_between_steps():
+    steps = []
+
+    def shrink(ddp):
+        steps.append(1)
+        if len(steps) == 3:  # what ends here is the third backward: the second step is over
+            with torch.no_grad():
+                ddp.module[2].bias.mul_(1 / dist.get_world_size())
+
+    parts(
+        lambda: train(after_backward=shrink),
+        cause="changed between steps",
+        stage="weights",
+        step=3,
+        parameter="2.bias",
+    )
+
+
 def test_a_second_average():
     def again(ddp):
         for p in ddp.parameters():
@@ -405,11 +439,39 @@ def test_a_loss_divided_by_world_size():
     parts(lambda: train(loss=loss), cause="averaged twice")
 
 
+def test_a_loss_that_is_averaged_before_backward():
+    def loss(output, y):
+        mean = nn.functional.cross_entropy(output, y)
+        dist.all_reduce(mean)
+        return mean / dist.get_world_size()
+
+    verdict = parts(lambda: train(loss=loss), cause="averaged twice")
+    assert "averaged over the ranks by hand" in verdict.why
+
+
+def by_hand_without_division():
+    with group():
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for x, y in loader_of(TensorDataset(*samples())):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            for p in model.parameters():
+                dist.all_reduce(p.grad)
+            optimizer.step()
+
+
+def test_gradients_that_are_added_up():
+    parts(by_hand_without_division, cause="added up, not averaged")
+
+
 def test_samples_that_a_sampler_fills_up_with():
     def dataset():
         return TensorDataset(*samples(13))
 
     parts(lambda: train(dataset=dataset), cause="samples counted twice", step=2)
+    verdict = check(lambda: train(dataset=dataset), steps=1)
+    assert "last batch, number 2, is smaller or filled up and was not reached" in str(verdict)
 
 
 def test_labels_that_one_rank_has_shuffled():
@@ -532,18 +594,20 @@ def test_a_script_that_loads_in_another_way_on_one_rank():
 # ---- the command, and the templates
 
 
-def command(*words, cwd):
-    return subprocess.run(
-        [sys.executable, "-m", "ddp_helpers", "verify", *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=115,
-        cwd=cwd,
-        check=False,
-    )
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """The command line, in this process: the exit code, and what it printed."""
+
+    def run(*words):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["ddp_helpers"])
+        code = main(["verify", *map(str, words)])
+        return code, "".join(capsys.readouterr())
+
+    return run
 
 
-def test_templates_are_equal(tmp_path):
+def test_starter_is_equal(command, tmp_path):
     options = "--global-batch-size 64 --run-folder {folder}".split()
     x, y = torch.randint(256, (300, 28, 28), dtype=torch.uint8), torch.arange(300) % 10
     torch.save([x, y, x[:20], y[:20]], tmp_path / "data.pt")
@@ -551,11 +615,61 @@ def test_templates_are_equal(tmp_path):
     text = (TEMPLATES / "starter.py").read_text()
     assert given in text
     (tmp_path / "starter.py").write_text(text.replace(given, own))
-    done = command("starter.py", "--steps", 3, "-n", 2, "--", *options, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "a batch sampler of your own" in done.stdout
+    code, said = command("starter.py", "--steps", 3, "-n", 2, "--", *options)
+    assert code == 0, said
+    assert "a batch sampler of your own" in said
     assert {path.name for path in tmp_path.iterdir()} == {"data.pt", "starter.py"}
 
+
+def test_a_template_for_torchrun_is_equal(command):
     few = ("--steps", 2, "-n", 2, "--", "--limit", 300)
-    done = command(TEMPLATES / "ddp_torchrun.py", *few, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
+    code, said = command(TEMPLATES / "ddp_torchrun.py", *few)
+    assert code == 0, said
+
+
+def test_a_script_that_starts_its_own_ranks(command):
+    code, said = command(TEMPLATES / "ddp_spawn.py", "-n", 2, "--", "--limit", 300)
+    assert code == 2, said
+    assert "mp.spawn" in said
+
+
+SUMS = """
+import sys
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+
+def main():
+    dist.init_process_group("gloo")
+    size = int(sys.argv[-1])
+    dataset = TensorDataset(torch.arange(64.0).view(32, 2) / 64, torch.arange(32) % 3)
+    model = nn.parallel.DistributedDataParallel(nn.Linear(2, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1 * {factor})
+    for x, y in DataLoader(dataset, size, sampler=DistributedSampler(dataset)):
+        loss = nn.functional.cross_entropy(model(x), y, reduction="sum") / size
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    dist.destroy_process_group()
+"""
+
+
+def test_a_batch_size_of_its_own_for_one_rank_and_exit_codes(command, tmp_path):
+    (tmp_path / "sums.py").write_text(SUMS.replace("{factor}", "1"))
+    (tmp_path / "scaled.py").write_text(SUMS.replace("{factor}", "dist.get_world_size()"))
+    code, said = command("sums.py:main", "-n", 2, "--", "4")
+    assert code == 2, said
+    assert "divided by 4, the samples of one rank's step" in said
+    alone = ("-n", 2, "--alone", "8", "--", "4")
+    code, said = command("sums.py:main", *alone)
+    assert code == 0, said
+    code, said = command("scaled.py:main", *alone)
+    assert code == 1, said
+    assert "lr is 0.2 on 2 ranks and 0.1 on one" in said
+    code, said = command("nowhere.py:main", "-n", 2)
+    assert (code, said) == (
+        2,
+        'error: "nowhere.py:main": there is no file nowhere.py; expected path/script.py:function\n',
+    )
