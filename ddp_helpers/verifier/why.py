@@ -297,8 +297,8 @@ def _factor(here: Evidence) -> Cause | None:
     return Cause(
         "gradients scaled",
         f"{told}{said}",
-        "look for a factor of world_size or of the batch size in the loss, in hooks and in comm "
-        "hooks",
+        "look for a factor of world_size, of the rank or of the batch size in the loss, in hooks "
+        "and in comm hooks",
     )
 
 
