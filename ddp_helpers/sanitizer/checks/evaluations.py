@@ -98,10 +98,14 @@ class EvaluationChecker:
             self._counted_right = True
         if any(bool(tensor.eq(current.delivered).any()) for tensor in small):
             self._counted_right = False
-            self.decide()
+            self.decide(sure=True)
 
-    def decide(self) -> None:
-        """Tell what is sure by now."""
+    def decide(self, sure: bool = False) -> None:
+        """Tell what was seen.
+
+        Args:
+            sure: this rank brought the number of its samples with the repeated ones to a sum.
+        """
         current, sampler = self._current, self._padded
         if current is None or sampler is None:
             return
@@ -110,12 +114,14 @@ class EvaluationChecker:
         if current.steps or current.backwards:
             return  # training: a sample that comes twice does no harm
         self.forget()
-        self.session.found(self._finding(current, sampler))
+        self.session.found(self._finding(current, sampler, sure))
 
-    def _finding(self, current: Pass, sampler: DistributedSampler) -> Finding:
+    def _finding(self, current: Pass, sampler: DistributedSampler, sure: bool) -> Finding:
         size, places = length_of(sampler), sampler.total_size
         twice = places - size
         samples = "1 sample counts" if twice == 1 else f"{twice} samples count"
+        if not sure:
+            samples = f"{twice} sample{'s' if twice > 1 else ''} may count"
         place = self.session.frame_of(current.place)
         return Finding(
             "padded-evaluation",
@@ -127,6 +133,7 @@ class EvaluationChecker:
             (self.session.rank,),
             self.session.step,
             place,
+            serious=sure,
         )
 
 

@@ -887,7 +887,7 @@ def evaluation(size, sums, gathers=False, reduce=None, ranks=2, rank=1, **change
 
 
 def test_a_padded_evaluation():
-    found = found_by(lambda: evaluation(5, [2.5]))
+    found = found_by(lambda: evaluation(5, [3]))
     assert (found.kind, found.ranks) == ("padded-evaluation", (1,))
     assert found.cause == (
         "1 sample counts twice in an evaluation: DistributedSampler gave 6 places to 5 samples, "
@@ -895,8 +895,18 @@ def test_a_padded_evaluation():
     )
     assert "len(dataset)" in found.advice
     assert str(found.place) == WHERE
-    many = found_by(lambda: evaluation(5, [2.5], ranks=4, rank=3))
+    many = found_by(lambda: evaluation(5, [2], ranks=4, rank=3))
     assert many.cause.startswith("3 samples count twice")
+
+
+def test_a_sum_that_may_hold_the_repeated_samples():
+    (found,) = evaluation(5, [2.5])
+    assert (found.kind, found.serious) == ("padded-evaluation", False)
+    assert found.cause.startswith("1 sample may count twice in an evaluation: ")
+    (found,) = evaluation(5, [2.5], ranks=4, rank=3)
+    assert found.cause.startswith("3 samples may count twice")
+    (found,) = evaluation(5, [2.5], reduce=dist.ReduceOp.AVG)
+    assert not found.serious
 
 
 def test_a_pass_without_a_distributed_sampler_is_no_padded_evaluation():
@@ -921,9 +931,10 @@ def test_evaluations_that_are_right():
 
 def test_a_count_that_holds_the_repeated_samples():
     assert found_by(lambda: evaluation(5, [2, 3])).kind == "padded-evaluation"
-    assert found_by(lambda: evaluation(5, [2.5], reduce=dist.ReduceOp.AVG))
-    large = torch.full((2000,), 2.0)
-    assert found_by(lambda: evaluation(5, [large])).kind == "padded-evaluation"
+    assert found_by(lambda: evaluation(5, [3], reduce=dist.ReduceOp.AVG))
+    large = torch.full((2000,), 3.0)  # weights or outputs, no counts
+    (found,) = evaluation(5, [large])
+    assert not found.serious
 
 
 # ---- the first steps
