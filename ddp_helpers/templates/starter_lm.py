@@ -475,9 +475,10 @@ class Training:
                     telling = dist.all_reduce(told, async_op=True)  # while the backward computes
                 total.backward()
         telling.wait()
+        scale = self.ranks / told[2]
         for parameter in self.model.parameters():
             if parameter.grad is not None:  # from DDP's mean of the ranks' sums to the true mean
-                parameter.grad.mul_(self.ranks / told[2])
+                parameter.grad.mul_(scale)
         told[0] = nn.utils.clip_grad_norm_(self.model.parameters(), self.args.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
