@@ -133,6 +133,8 @@ class CheckpointFolder:
             for old in self.paths()[self.keep :]:
                 if old != whole:
                     old.unlink(missing_ok=True)
+            for leftover in self.folder.glob(f".{_BEST}*.tmp"):  # of a run killed in keep_best
+                leftover.unlink(missing_ok=True)
 
     def _all(self) -> list[Path]:
         if not self.folder.is_dir():

@@ -236,8 +236,10 @@ def test_killed_anywhere_it_ends_with_the_same_bits(number, never_stopped, tmp_p
     assert journals(tmp_path, world_size) == journal, kill
     assert equal(result.values, values), kill
     assert len(journal[0]) == STEPS
-    left = [path.name for path in (tmp_path / "checkpoints").iterdir()]
-    assert len(left) == 3, left  # the last K, and nothing half-written
+    left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    best, *last = left  # the last K, the best one, and nothing half-written
+    assert len(last) == 3, left
+    assert best.startswith("best-checkpoint-"), left
 
 
 def test_killed_again_and_again(never_stopped, tmp_path):
