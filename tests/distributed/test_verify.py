@@ -622,13 +622,13 @@ def test_starter_is_equal(command, tmp_path):
 
 
 def test_a_template_for_torchrun_is_equal(command):
-    few = ("--steps", 2, "-n", 2, "--", "--limit", 300)
+    few = ("--steps", 2, "-n", 2, "--", "--epochs", 1)
     code, said = command(TEMPLATES / "ddp_torchrun.py", *few)
     assert code == 0, said
 
 
 def test_a_script_that_starts_its_own_ranks(command):
-    code, said = command(TEMPLATES / "ddp_spawn.py", "-n", 2, "--", "--limit", 300)
+    code, said = command(TEMPLATES / "ddp_spawn.py", "-n", 2, "--", "--epochs", 1)
     assert code == 2, said
     assert "mp.spawn" in said
 
