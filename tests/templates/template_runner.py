@@ -158,16 +158,21 @@ class Runner:
         return self.finish(self.start_warm(script, *flags, folder=folder))
 
     def on_ranks(
-        self, ranks: int, script: Path, *flags: object, folder: Path | None = None
+        self,
+        ranks: int,
+        script: Path,
+        *flags: object,
+        folder: Path | None = None,
+        sanitize: bool = False,
     ) -> Finished:
         """The same on ranks forked from a process that has torch already, as torchrun's would be.
 
         It takes a tenth of the time. For what a template does, not for how it starts. An exit
-        code other than 0 raises.
+        code other than 0 raises, and so does what the sanitizer finds.
         """
 
         def start(*args: object) -> None:
-            launch(_run_script, ranks, args=args, echo=False, timeout=150)
+            launch(_run_script, ranks, args=args, echo=False, timeout=150, sanitize=sanitize)
 
         return self._collect(start, script, flags, folder)
 

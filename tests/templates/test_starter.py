@@ -13,7 +13,7 @@ import torch
 from template_runner import TEMPLATES, Runner, torchrun
 from torch import nn
 
-from ddp_helpers import LaunchError, launch
+from ddp_helpers import LaunchError
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("no_process_left")]
 
@@ -429,18 +429,9 @@ def test_an_object_that_could_not_be_read_again_is_refused_when_it_is_saved(runn
 
 
 def test_it_is_silent_under_the_sanitizer(runner, mine) -> None:
-    from template_runner import _run_script
-
     for changes, flags in EDITS.values():
-        words = [str(mine(*changes)), *map(str, (*FLAGS, *flags))]
-        folder = runner.root / words[0][-9:-3]
-        folder.mkdir()
-        for name in ("out.txt", "err.txt"):
-            (folder / name).write_text("")
-        launch(_run_script, 2, args=(words, str(folder)), echo=False, timeout=150, sanitize=True)
-        assert (
-            "sanitizer" not in (folder / "out.txt").read_text() + (folder / "err.txt").read_text()
-        )
+        run = runner.on_ranks(2, mine(*changes), *FLAGS, *flags, sanitize=True)
+        assert "sanitizer" not in run.out + run.err
 
 
 # ---- however it is started

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from template_runner import TEMPLATES, Runner, _run_script, torchrun
+from template_runner import TEMPLATES, Runner, torchrun
 from test_starter import (
     DICTS,
     END_AT,
@@ -27,7 +27,7 @@ from torch import nn
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch_age import needs_torch
 
-from ddp_helpers import LaunchError, launch
+from ddp_helpers import LaunchError
 
 pytestmark = [
     pytest.mark.timeout(300),
@@ -395,15 +395,8 @@ def test_too_few_samples_for_the_ranks(runner, mine) -> None:
 
 def test_it_is_silent_under_the_sanitizer(runner, mine) -> None:
     for changes, flags in EDITS.values():
-        words = [str(mine(*changes)), *map(str, (*FLAGS, *flags))]
-        folder = runner.root / words[0][-9:-3]
-        folder.mkdir()
-        for name in ("out.txt", "err.txt"):
-            (folder / name).write_text("")
-        launch(_run_script, 2, args=(words, str(folder)), echo=False, timeout=150, sanitize=True)
-        assert (
-            "sanitizer" not in (folder / "out.txt").read_text() + (folder / "err.txt").read_text()
-        )
+        run = runner.on_ranks(2, mine(*changes), *FLAGS, *flags, sanitize=True)
+        assert "sanitizer" not in run.out + run.err
 
 
 def test_torchrun_stops_it_and_it_goes_on(runner, mine) -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from template_runner import TEMPLATES, Runner, _run_script, torchrun
+from template_runner import TEMPLATES, Runner, torchrun
 from test_starter import END_AT, TRACK, ends, newest, refused, same
 from torch import nn
 
-from ddp_helpers import LaunchError, launch
+from ddp_helpers import LaunchError
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("no_process_left")]
 
@@ -364,15 +364,8 @@ def test_a_token_that_the_model_does_not_know(runner, mine, tmp_path) -> None:
 
 def test_it_is_silent_under_the_sanitizer(runner, mine) -> None:
     for flags in ((), ("--bf16", "--global-batch-size", 26)):
-        words = [str(mine()), *map(str, (*FLAGS, *flags))]
-        folder = runner.root / words[0][-9:-3]
-        folder.mkdir()
-        for name in ("out.txt", "err.txt"):
-            (folder / name).write_text("")
-        launch(_run_script, 2, args=(words, str(folder)), echo=False, timeout=150, sanitize=True)
-        assert (
-            "sanitizer" not in (folder / "out.txt").read_text() + (folder / "err.txt").read_text()
-        )
+        run = runner.on_ranks(2, mine(), *FLAGS, *flags, sanitize=True)
+        assert "sanitizer" not in run.out + run.err
 
 
 def test_torchrun_stops_it_and_it_goes_on(runner, mine) -> None:
