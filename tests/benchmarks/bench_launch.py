@@ -240,7 +240,7 @@ def enter_environment(folder: Path, script: Path = Path(__file__)) -> None:
     if not ready.is_file() or ready.read_text() != wanted:
         if folder.is_dir() and any(folder.iterdir()) and not ready.exists():
             sys.exit(
-                f"--venv {folder}: this is not an environment of the benchmarks; it would be lost"
+                f"--venv {folder}: it is no environment of the benchmarks"
             )
         print(f"installing the alternatives into {folder} ...", file=sys.stderr)
         venv.create(folder, with_pip=True, clear=True)
