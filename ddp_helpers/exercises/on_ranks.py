@@ -32,6 +32,8 @@ SAID_ALREADY = (
     "full traceback:",  # of launch(): here there is no error object to look into
 )
 OF_LAUNCH = {  # which the learner has not called
+    "no rank waits for another: the work itself takes longer than the limit": "no rank waits for "
+    "another: what runs there does not come to an end",
     "what to do: give launch() a larger timeout=": "what to do: look for a loop that never ends; "
     "on a slow machine, give check() a larger seconds=",
     ", or give launch() a larger timeout=": "",

@@ -239,9 +239,7 @@ def enter_environment(folder: Path, script: Path = Path(__file__)) -> None:
     ready = folder / "ready"
     if not ready.is_file() or ready.read_text() != wanted:
         if folder.is_dir() and any(folder.iterdir()) and not ready.exists():
-            sys.exit(
-                f"--venv {folder}: it is no environment of the benchmarks"
-            )
+            sys.exit(f"--venv {folder}: it is no environment of the benchmarks")
         print(f"installing the alternatives into {folder} ...", file=sys.stderr)
         venv.create(folder, with_pip=True, clear=True)
         ready.touch()

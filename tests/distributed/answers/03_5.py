@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+
 # wrong: the run died just before its os.rename
 def save(state, path):
     if dist.get_rank() == 0:
@@ -16,6 +17,7 @@ def save(state, path):
             os.rename(path, path + ".old")
         os.rename(path + ".new", path)
     dist.barrier()
+
 
 # wrong: the file itself is opened to be written
 def save(state, path):
@@ -26,6 +28,7 @@ def save(state, path):
         assert torch.load(path)["epoch"] == state["epoch"]
     dist.barrier()
 
+
 # wrong: the file itself is opened to be written
 def save(state, path):
     if dist.get_rank() == 0:
@@ -33,6 +36,7 @@ def save(state, path):
         shutil.copy(path + ".tmp", path)
         os.remove(path + ".tmp")
     dist.barrier()
+
 
 # wrong: the run died just before its os.rename
 def save(state, path):
@@ -42,6 +46,7 @@ def save(state, path):
             os.remove(path)
         os.rename(path + ".tmp", path)
     dist.barrier()
+
 
 # wrong: the file itself is opened to be written
 def save(state, path):
@@ -53,12 +58,14 @@ def save(state, path):
         os.close(fd)
     dist.barrier()
 
+
 # wrong: can't read the file after save
 def save(state, path):
     dist.barrier()
     if dist.get_rank() == 0:
         torch.save(state, path + ".tmp")
         os.replace(path + ".tmp", path)
+
 
 # right
 def save(state, path):
@@ -68,6 +75,7 @@ def save(state, path):
             torch.save(state, Path(unfinished, "x"))
             os.replace(Path(unfinished, "x"), path)
     dist.barrier()
+
 
 # right
 def save(state, path):
