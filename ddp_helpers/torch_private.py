@@ -111,3 +111,6 @@ PLAIN_TENSORS = PrivateName(
 OPERATOR_MODE = PrivateName(
     "torch.utils._python_dispatch", "TorchDispatchMode", "what a rank sends can't be watched"
 )
+FAKE_TENSORS = PrivateName(
+    "torch._subclasses.fake_tensor", "FakeTensorMode", "models can't be traced for their memory"
+)
