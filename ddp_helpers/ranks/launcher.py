@@ -22,7 +22,7 @@ from ddp_helpers.arguments import check_positive, check_whole
 from ddp_helpers.environment.check import default_nprocs, usable_cpu_count
 from ddp_helpers.environment.facts import check_before_torch
 from ddp_helpers.evidence.records import LaunchResult
-from ddp_helpers.ranks import fork_server
+from ddp_helpers.ranks import fork_server, surroundings
 from ddp_helpers.ranks.notebook import ipython_shell, is_kernel, notebook_cells
 from ddp_helpers.ranks.readiness import (
     check_loopback,
@@ -182,6 +182,7 @@ def launch(
             own_temporary=start_method == "spawn",
             sanitize=every,
             ignore=ignore,
+            surroundings=surroundings.look(),
         )
         try:
             _prepare(start_method)
