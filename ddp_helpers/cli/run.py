@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the command; returns its exit code."""
     script, _, _ = options.target.rpartition(":")
     sys.argv = [script, *options.arguments]
-    launch(
+    result = launch(
         options.target,
         options.nprocs,
         timeout=options.timeout,
@@ -39,4 +39,4 @@ def run(options: argparse.Namespace) -> int:
         threads_per_rank=options.threads_per_rank,
         sanitize=options.sanitize,
     )
-    return 0
+    return 0 if result.quit_by is None else 1
