@@ -11,6 +11,7 @@ import contextlib
 import functools
 import importlib
 import re
+import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -64,7 +65,8 @@ class PrivateName:
     def _owner(self) -> tuple[Any, str]:
         *parts, last = self.path.split(".")
         try:
-            module = importlib.import_module(self.module)
+            # some are asked for in each step, where the import's own look-up would tell
+            module = sys.modules.get(self.module) or importlib.import_module(self.module)
             return functools.reduce(getattr, parts, module), last
         except (ImportError, AttributeError):
             raise self._missing() from None
@@ -103,6 +105,7 @@ FETCHERS = (
     PrivateName(_FETCH, "_MapDatasetFetcher", _WORKERS),
     PrivateName(_FETCH, "_IterableDatasetFetcher", _WORKERS),
 )
+FLATTEN = PrivateName("torch._utils", "_flatten_dense_tensors", "weights are not compared")
 SAVED_DATA = PrivateName(
     "torch._C._autograd", "SavedTensor.data", "losses over unequal batches are not compared"
 )
@@ -115,6 +118,9 @@ PLAIN_TENSORS = PrivateName(
 )
 OPERATOR_MODE = PrivateName(
     "torch.utils._python_dispatch", "TorchDispatchMode", "what a rank sends can't be watched"
+)
+FAKE_TENSORS = PrivateName(
+    "torch._subclasses.fake_tensor", "FakeTensorMode", "models can't be traced for their memory"
 )
 
 

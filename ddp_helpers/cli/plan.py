@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ddp_helpers.cli import plan_memory
 from ddp_helpers.scaling.records import (
     ALGORITHMS,
     GRADIENT_BYTES,
@@ -61,10 +62,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--samples", type=int, default=DIGITS, help="of an epoch")
     add("--epochs", type=float, default=1.0)
     add("--figure", metavar="PATH", help="write a figure, .png or .svg")
+    plan_memory.add_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; returns its exit code."""
+    if options.memory:
+        return plan_memory.run(options)
     if options.published:
         from ddp_helpers.scaling.published import PUBLISHED
 
