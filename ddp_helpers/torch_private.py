@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import re
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +63,8 @@ class PrivateName:
     def _owner(self) -> tuple[Any, str]:
         *parts, last = self.path.split(".")
         try:
-            module = importlib.import_module(self.module)
+            # some are asked for in each step, where the import's own look-up would tell
+            module = sys.modules.get(self.module) or importlib.import_module(self.module)
             return functools.reduce(getattr, parts, module), last
         except (ImportError, AttributeError):
             raise self._missing() from None
@@ -98,6 +100,7 @@ FETCHERS = (
     PrivateName(_FETCH, "_MapDatasetFetcher", _WORKERS),
     PrivateName(_FETCH, "_IterableDatasetFetcher", _WORKERS),
 )
+FLATTEN = PrivateName("torch._utils", "_flatten_dense_tensors", "weights are not compared")
 SAVED_DATA = PrivateName(
     "torch._C._autograd", "SavedTensor.data", "losses over unequal batches are not compared"
 )

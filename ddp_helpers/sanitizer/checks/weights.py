@@ -71,10 +71,11 @@ class WeightsChecker:
             self._prepared.append((model, model.steps, record))
 
     def _record(self, model: Wrapped, optimizer: Optimizer) -> StepRecord:
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        hits = [hit for p in parameters if (hit := self.registry.find(p)) and hit[0] is model]
-        found = [(place, model.parameters[place]()) for _, place in hits]
-        averaged = [(place, p) for place, p in found if p is not None and id(p) in model.reduced]
+        averaged = [
+            (place, parameter)
+            for place in self.registry.held_by(optimizer).averaged[id(model)]
+            if (parameter := model.parameters[place]()) is not None
+        ]
         if not model.since.synced:  # no call of DDP's has looked at the weights
             model.note_edits()
         frames, _ = user_frames()
