@@ -67,6 +67,10 @@ class PublishedRun:
         work, constant = self.fitted()
         return {n: constant + self._steps(n) * self._step(work, n) for n in self.published}
 
+    def step_seconds(self) -> dict[int, float]:
+        """Published seconds of a step by number of ranks, all that is no step included."""
+        return {n: seconds / self._steps(n) for n, seconds in self.published.items()}
+
     def explain(self) -> str:
         """A table of published and predicted times, with what was fitted and what was assumed."""
         work, constant = self.fitted()
