@@ -98,7 +98,8 @@ def _draw_measured(
     each = np.broadcast_to(setup.batch_size_per_rank * setup.accumulation_steps, ())
     ranks = np.array(sorted(measured))
     speed = np.array([n * float(each) / measured[n] for n in ranks])
-    look = {"color": GREY, "markersize": 8, "markeredgewidth": 2, "label": label}
-    left.plot(ranks, speed, "x", **look)
+    drawn = [(left, speed)]
     if 1 in measured:
-        right.plot(ranks, 100 * speed / ranks / speed[0], "x", **look)
+        drawn.append((right, 100 * speed / ranks / speed[0]))
+    for ax, values in drawn:
+        ax.plot(ranks, values, "x", color=GREY, markersize=8, markeredgewidth=2, label=label)
