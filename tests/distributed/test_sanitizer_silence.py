@@ -252,6 +252,7 @@ class TinyGPT(nn.Module):
 
 def nano_gpt(rank):
     ddp = DistributedDataParallel(TinyGPT())
+    torch.manual_seed(1337 + rank)  # its seed_offset
     optimizer = torch.optim.AdamW(ddp.parameters(), lr=1e-2, betas=(0.9, 0.95))
     generator = torch.Generator().manual_seed(1337 + rank)
     for step in range(4):
