@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,7 +75,7 @@ def _wait_for(url: str, seconds: float = 60) -> None:
         try:
             urllib.request.urlopen(url, timeout=5)
             return
-        except urllib.error.URLError:
+        except OSError:  # refused, or reset while it starts
             assert time.monotonic() < limit, f"no answer from {url}"
             time.sleep(0.2)
 
