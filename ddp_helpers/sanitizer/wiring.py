@@ -147,7 +147,7 @@ def _connect_session(parts: Parts) -> None:
     }
     # not guarded: also a check that is out of action must forget
     session.on_group += [
-        p.calls.sequence.forget_all,
+        p.calls.forget_all,
         p.registry.forget_all,
         p.weights.ledger.forget_all,
         p.weights.ends.forget_all,
@@ -175,6 +175,7 @@ def _connect_session(parts: Parts) -> None:
         ("DDP's communication", p.ddp.at_end),
         # the cause of a missing rank's call comes before what its absence leads to
         ("collectives", p.calls.sequence.look_at_pending),
+        ("collectives", p.calls.at_end),
         ("weights", p.weights.at_end),
         ("unwrapped models", p.unwrapped.at_end),
         # this ends open passes, whose shares are left then
@@ -299,7 +300,8 @@ def _connect_calls(parts: Parts) -> None:
     comparison = DdpComparison(session, session.guarded("weights", p.weights.before_backward))
     comparison.modes = session.guarded("modes", p.modes.compare)
     calls.explain.append(comparison.compare)
-    calls.sequence.explain_end = comparison.explain_end
+    calls.explain_ddp = comparison.explain_end
+    calls.sequence.explain_end = calls.explain_end
 
 
 def _fill(
