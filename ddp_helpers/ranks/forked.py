@@ -13,7 +13,7 @@ import os
 import select
 import signal
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from multiprocessing import forkserver, get_context, popen_forkserver, reduction, spawn
 from multiprocessing.context import set_spawning_popen
 
@@ -28,19 +28,27 @@ _LATER = ("dir", "sys_path", "sys_argv", "init_main_from_name", "init_main_from_
 class ForkedProcess:
     """One process, asked for by the constructor; its number is known once it `is_born()`.
 
+    Args:
+        rehearses_with: it is to stand by, and to rehearse under these variables; None where a
+            launch waits for it.
+
     Raises:
         OSError: the fork server is gone, or no file can be opened any more.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rehearses_with: Mapping[str, str] | None = None) -> None:
         self.server = server_pid()
+        self.rehearses_with = rehearses_with
         self.pid: int | None = None
         self.exitcode: int | None = None
         self.link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
-                process = get_context("forkserver").Process(target=worker.stand_by, args=(theirs,))
-                self._popen = _Popen(process)
+                self._popen = _Popen(
+                    get_context("forkserver").Process(
+                        target=worker.stand_by, args=(theirs, rehearses_with)
+                    )
+                )
         except BaseException:
             self.link.close()
             raise
