@@ -88,6 +88,10 @@ class ForkedProcess:
             except EOFError:
                 self.exitcode = UNKNOWN
 
+    def files(self) -> tuple[int, ...]:
+        """The files through which this process holds it."""
+        return self.link.fileno(), self.sentinel, self._popen.writer
+
     def close(self) -> None:
         """Give its files back. One that nobody has given anything to do then ends."""
         self.link.close()
@@ -118,15 +122,15 @@ class _Popen(popen_forkserver.Popen):
         finally:
             set_spawning_popen(None)
         # the writer stays open: its end tells the child that its parent has ended
-        self.sentinel, self._writer = forkserver.connect_to_new_process(self._fds)
+        self.sentinel, self.writer = forkserver.connect_to_new_process(self._fds)
         try:
-            wire.write_whole(self._writer, buffer.getvalue())
+            wire.write_whole(self.writer, buffer.getvalue())
         except OSError:
             self.close()
             raise
 
     def close(self) -> None:
-        for file in (self.sentinel, self._writer):
+        for file in (self.sentinel, self.writer):
             with contextlib.suppress(OSError):
                 os.close(file)
 

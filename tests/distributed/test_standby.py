@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from ddp_helpers import LaunchError, launch
-from ddp_helpers.ranks import fork_server
+from ddp_helpers.ranks import fork_server, forked, wire
 from ddp_helpers.ranks import standby as module
 from ddp_helpers.ranks.forked import ENDED
 from ddp_helpers.ranks.standby import MOST, Standby, standby
@@ -276,6 +276,36 @@ def test_launches_of_several_threads_share_them():
     for thread in threads:
         thread.join()
     assert len(set(seen)) == 6
+
+
+@pytest.mark.usefixtures("as_in_a_kernel")
+@pytest.mark.parametrize("where", ["asked for", "born", "given its files", "standing by"])
+def test_a_ctrl_c_at_any_moment_leaves_nothing(monkeypatch, where):
+    pids()
+    waiting()
+    before = len(os.listdir("/proc/self/fd"))
+    owner, name = {
+        "asked for": (forked, "ForkedProcess"),
+        "born": (forked.ForkedProcess, "wait_until_born"),
+        "given its files": (wire, "send_files"),
+        "standing by": (module, "ForkedProcess"),
+    }[where]
+    original, times = getattr(owner, name), []
+
+    def interrupted(*args):
+        times.append(1)
+        done = original(*args)
+        if len(times) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return done
+
+    monkeypatch.setattr(owner, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pids(4)  # two of them stand by
+    assert times
+    waiting(4)
+    assert len(os.listdir("/proc/self/fd")) == before + 2 * len(standby._ready[0].files())
+    assert len(set(pids(4))) == 4
 
 
 LEAVES = """
