@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"--ignore {ignore[0]}: nothing is watched without --sanitize; add it")
     script, _, _ = options.target.rpartition(":")
     sys.argv = [script, *options.arguments]
-    launch(
+    result = launch(
         options.target,
         options.nprocs,
         timeout=options.timeout,
@@ -48,4 +48,4 @@ def run(options: argparse.Namespace) -> int:
         threads_per_rank=options.threads_per_rank,
         sanitize=Options(every, ignore) if every else False,
     )
-    return 0
+    return 0 if result.quit_by is None else 1

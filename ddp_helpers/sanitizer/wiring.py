@@ -74,8 +74,7 @@ def _connect_session(parts: Parts) -> None:
     session.on_group += [
         p.calls.forget_all,
         p.registry.forget_all,
-        p.weights.ledger.forget_all,
-        p.weights.ends.forget_all,
+        p.weights.forget,
         p.unwrapped.ledger.forget_all,
         p.passes.forget_all,
         p.peers.forget,
@@ -248,6 +247,7 @@ def _connect_calls(parts: Parts) -> None:
         calls.listeners,
         ("lost gradients", p.lost.call_begins),
         ("unwrapped models", p.unwrapped.call_begins),
+        ("weights", p.weights.call_begins),
     )
     calls.sequence.doing = p.ddp.doing
     comparison = DdpComparison(session, session.guarded("weights", p.weights.before_backward))

@@ -372,6 +372,21 @@ def post_local_sgd(rank):
     return ddp
 
 
+def local_sgd_inside_no_sync(rank):
+    # accelerate's LocalSGD: one no_sync() around everything, and weights averaged now and then
+    ddp, optimizer = wrap()
+    with ddp.no_sync():
+        for i, (x, y) in enumerate(batches(rank, 30), start=1):
+            optimizer.zero_grad()
+            F.cross_entropy(ddp(x), y).backward()
+            optimizer.step()
+            if i % 15 == 0:
+                for p in ddp.parameters():
+                    dist.all_reduce(p.data)
+                    p.data = p.data / dist.get_world_size()
+    return ddp
+
+
 def zero_redundancy(rank):
     ddp = DistributedDataParallel(net())
     optimizer = ZeroRedundancyOptimizer(ddp.parameters(), torch.optim.Adam, lr=0.01)
@@ -570,6 +585,7 @@ SCRIPTS = [
     loaded_on_every_rank,
     losses_and_metrics_reduced,
     nano_gpt,
+    local_sgd_inside_no_sync,
     one_optimizer_per_part,
     optimizer_before_the_wrap,
     plateau_of_the_mean,

@@ -81,6 +81,8 @@ class Wrapped:
     """The output holds no tensor that we can find."""
     since: SinceStep = field(default_factory=SinceStep)
     edit: Edit | None = None
+    averaged_by_hand: bool = False
+    """The program averages the weights itself, now and then."""
     edited: list[int] = field(default_factory=list)
     """Parameters changed since the last step, by something that is no optimizer."""
 
@@ -127,9 +129,17 @@ class Wrapped:
         return Edits(tuple(self.edited[:MOST_EDITED]), self.edit)
 
     def is_local_sgd(self) -> bool:
-        """True if a communication hook lets the ranks drift apart on purpose."""
+        """True if the ranks drift apart on purpose, and are averaged now and then."""
+        if self.averaged_by_hand:
+            return True
         hooks = getattr(self.ddp(), "_comm_hooks", None) or ()
         return any("localsgd" in _name(hook).lower().replace("_", "") for hook, _ in hooks)
+
+    @property
+    def size(self) -> int:
+        """How many numbers DDP would average."""
+        there = (p for p in self.alive() if p is not None)
+        return sum(p.numel() for p in there if id(p) in self.reduced)
 
     def has_hook(self) -> bool:
         """True if the program took DDP's communication into its own hands."""
