@@ -85,11 +85,16 @@ class GradientChecker:
         for model, before in self._before:
             # then all gradients change as one
             shared = getattr(model.ddp(), "gradient_as_bucket_view", False)
-            unused = [
-                place
-                for place, (then, now) in enumerate(zip(before, _grads(model), strict=True))
-                if now is None or (then == now or shared)
-            ]
+            if before:
+                after = _grads(model) or [None] * len(before)
+                unused = [
+                    place
+                    for place, (then, now) in enumerate(zip(before, after, strict=True))
+                    if now is None or (then == now or shared)
+                ]
+            else:  # there was none, as after zero_grad()
+                alive = enumerate(model.alive())
+                unused = [place for place, p in alive if shared or p is None or p.grad is None]
             if confirmed := self._confirmed(model, unused, roots):
                 self._tell_lost(model)
                 self._tell_unused([model.names[place] for place in confirmed])
@@ -184,8 +189,13 @@ class GradientChecker:
 
 
 def _grads(model: Wrapped) -> list[tuple[int, int] | None]:
-    """For each parameter what tells whether its gradient changed; None where there is none."""
+    """For each parameter what tells whether its gradient changed; None where there is none.
+
+    Empty where no parameter has one.
+    """
     grads = [None if p is None else p.grad for p in model.alive()]
+    if not any(grad is not None for grad in grads):
+        return []
     return [None if grad is None else (id(grad), grad._version) for grad in grads]
 
 

@@ -15,8 +15,8 @@ CHUNK = 1 << 20  # words at a time, which bounds the memory that a checksum take
 SMALL = 1 << 15  # elements: tensors below are laid side by side, as a call costs more than they do
 SIDE_BY_SIDE = 1 << 18  # elements, at most, in about so many
 _AS_WORDS = {8: torch.int32, 4: torch.int32, 2: torch.int16, 1: torch.int8}
-_AS_THEY_LIE = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64)
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+_AS_THEY_LIE = {torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64}
+_PLAIN = {torch.Tensor, torch.nn.Parameter}
 
 
 def fingerprint(tensors: Iterable[torch.Tensor | None]) -> str:
@@ -42,53 +42,80 @@ def fingerprint(tensors: Iterable[torch.Tensor | None]) -> str:
 # ---- many small tensors
 
 
-class _Group:
-    """Some tensors of one dtype on one device."""
-
-    def __init__(self) -> None:
-        self.size = 0
-        self.places: list[int] = []
-        self.tensors: list[torch.Tensor] = []
-        self.sizes: list[int] = []
-
-
 def _totals_side_by_side(given: Sequence[torch.Tensor | None]) -> dict[int, int]:
     """The weighted sums of small tensors, by their place: a few calls for all of them."""
-    filling: dict[tuple[torch.dtype, torch.device], _Group] = {}
-    full: list[_Group] = []
-    for place, tensor in enumerate(given):  # for each tensor of each step: no line too many
-        if tensor is None or type(tensor) not in _PLAIN or tensor.layout is not torch.strided:
-            continue
-        size = tensor.numel()
-        if size > SMALL or not size:
-            continue
-        key = tensor.dtype, tensor.device
-        group = filling.get(key)
-        if group is None:
-            if tensor.dtype not in _AS_THEY_LIE or tensor.is_meta:
-                continue
-            group = filling[key] = _Group()
-        group.places.append(place)
-        group.tensors.append(tensor)
-        group.sizes.append(size)
-        group.size += size
-        if group.size >= SIDE_BY_SIDE:
-            full.append(filling.pop(key))
     totals: dict[int, int] = {}
-    for group in (*full, *filling.values()):
-        totals.update(zip(group.places, _segment_sums(group), strict=True))
+    for places, tensors in _by_kind(given):
+        plan = _plan(tuple(map(torch.Tensor.numel, tensors)))
+        for chosen, sizes in plan:
+            sums = _row_sums([tensors[at] for at in chosen], sizes)
+            totals.update(zip([places[at] for at in chosen], sums, strict=True))
     return totals
 
 
-def _segment_sums(group: _Group) -> list[int]:
+def _by_kind(
+    given: Sequence[torch.Tensor | None],
+) -> list[tuple[Sequence[int], list[torch.Tensor]]]:
+    """The tensors whose bits lie in memory as they are: those of one dtype and device together."""
+    tensors = [tensor for tensor in given if tensor is not None]
+    # most models have one kind only, which takes a few quick looks instead of a slow loop
+    plain = set(map(type, tensors)) <= _PLAIN and {t.layout for t in tensors} == {torch.strided}
+    if plain and len({t.dtype for t in tensors}) == 1 and len({t.device for t in tensors}) == 1:
+        usable = tensors[0].dtype in _AS_THEY_LIE and not tensors[0].is_meta
+        places = [place for place, tensor in enumerate(given) if tensor is not None]
+        return [(places, tensors)] if usable else []
+    found: dict[tuple[torch.dtype, torch.device], tuple[list[int], list[torch.Tensor]]] = {}
+    for place, tensor in enumerate(given):
+        if tensor is None or type(tensor) not in _PLAIN or tensor.layout is not torch.strided:
+            continue
+        if tensor.dtype in _AS_THEY_LIE and not tensor.is_meta:
+            at, alike = found.setdefault((tensor.dtype, tensor.device), ([], []))
+            at.append(place)
+            alike.append(tensor)
+    return list(found.values())
+
+
+_Plan = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+
+
+@functools.lru_cache(maxsize=64)
+def _plan(sizes: tuple[int, ...]) -> _Plan:
+    """Groups of small tensors of these sizes: where they stand, and the sizes in each group.
+
+    Those of one size are the rows of a table; the others lie one after the other.
+    """
+    rows: dict[int, list[int]] = {}
+    for at, size in enumerate(sizes):
+        if 0 < size <= SMALL:
+            rows.setdefault(size, []).append(at)
+    groups = [group for group in rows.values() if len(group) > 1]
+    groups.append([at for group in rows.values() if len(group) == 1 for at in group])
+    found = []
+    for group in groups:
+        part: list[int] = []
+        total = 0
+        for at in group:
+            part.append(at)
+            total += sizes[at]
+            if total >= SIDE_BY_SIDE or at == group[-1]:
+                found.append((tuple(part), tuple(sizes[each] for each in part)))
+                part, total = [], 0
+    return tuple(found)
+
+
+def _row_sums(tensors: Sequence[torch.Tensor], sizes: tuple[int, ...]) -> list[int]:
     """The weighted sum of each; whole numbers of 32 bits lose nothing modulo 2^32."""
-    flat = FLATTEN.get()(group.tensors)
+    flat = FLATTEN.get()(tensors)
     words = flat.view(_AS_WORDS[min(flat.element_size(), 8)])
     # a single tensor is not copied yet: its memory is still its own
-    words = words.to(torch.int32, copy=len(group.tensors) == 1)
+    words = words.to(torch.int32, copy=len(tensors) == 1)
     wide = words.numel() // flat.numel()  # words of an element
-    weights, ends = _layout(words.device, wide, tuple(group.sizes))
     # in the same memory: new memory for each step would cost as much as the numbers do
+    if sizes[0] == sizes[-1]:
+        row = wide * sizes[0]
+        weighted = words.view(-1, row).mul_(_weights(words.device)[:row])
+        return weighted.sum(1, dtype=torch.int32).tolist()
+    weights, ends = _layout(words.device, wide, sizes)
     sums = words.mul_(weights).cumsum_(0).take(ends).tolist()
     return [total - before for before, total in zip([0, *sums], sums, strict=False)]
 

@@ -451,12 +451,14 @@ def test_pieces_of_a_large_tensor_weigh_differently(monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 4)
     monkeypatch.setattr(module, "SMALL", 0)
     module._weights.cache_clear()
+    module._plan.cache_clear()
     parts = [torch.tensor(part, dtype=torch.int32) for part in ([1, 2, 3, 4], [5, 6, 7, 8], [9])]
     sums = [int(fingerprint([part]), 16) for part in parts]
     together = (sums[0] + 3 * sums[1] + 5 * sums[2]) % (1 << 32)
     assert fingerprint([torch.cat(parts)]) == f"{together:x}"
     monkeypatch.undo()
     module._weights.cache_clear()
+    module._plan.cache_clear()
 
 
 def test_small_tensors_side_by_side_have_the_checksums_that_each_has_alone(monkeypatch):
@@ -465,12 +467,16 @@ def test_small_tensors_side_by_side_have_the_checksums_that_each_has_alone(monke
     kinds = (torch.float32, torch.float64, torch.bfloat16, torch.uint8, torch.bool)
     tensors = [torch.arange(1 + 7 * i).to(kinds[i % len(kinds)]) for i in range(12)]
     tensors[3:3] = [None, torch.empty(0), torch.randn(3, 4).t(), torch.tensor(1 + 2j)]
-    together = fingerprint(tensors)
+    alike = [torch.randn(size) for size in (5, 9, 5, 40, 5, 9, 1)]  # all of one kind
+    together, of_alike = fingerprint(tensors), fingerprint(alike)
     assert together == ",".join(fingerprint([tensor]) for tensor in tensors)
-    monkeypatch.setattr(module, "SIDE_BY_SIDE", 30)  # several groups
-    assert fingerprint(tensors) == together
-    monkeypatch.setattr(module, "SMALL", 0)  # each for itself
-    assert fingerprint(tensors) == together
+    assert of_alike == ",".join(fingerprint([tensor]) for tensor in alike)
+    for name, value in (("SIDE_BY_SIDE", 10), ("SMALL", 0)):  # several groups, each for itself
+        module._plan.cache_clear()
+        monkeypatch.setattr(module, name, value)
+        assert fingerprint(tensors) == together
+        assert fingerprint(alike) == of_alike
+    module._plan.cache_clear()
 
 
 def test_a_checksum_leaves_tensors_as_they_are():
