@@ -19,7 +19,7 @@ from torch.utils.data import (
 )
 from torch_age import of_the_run
 
-from ddp_helpers import LaunchError, launch, process_group
+from ddp_helpers import LaunchError, launch, process_group, sanitize
 from ddp_helpers.sanitizer import Options
 
 pytestmark = pytest.mark.usefixtures("no_process_left")
@@ -68,6 +68,19 @@ def only(training, every=1):
     findings = {(f.kind, f.cause): f for f in found(training, every)}
     (finding,) = findings.values()
     return finding
+
+
+def test_blocks_that_follow_each_other_in_one_group():
+    def run():
+        with process_group("gloo") as pg:
+            told = []
+            for _ in range(3):
+                with sanitize() as session:
+                    fit(*wrap(), batches(pg.rank))
+                told += session.findings
+            return len(of_the_run(told))
+
+    assert launch(run, 2, echo=False, timeout=60).values == [0, 0]
 
 
 # ---- weights that stay
