@@ -853,6 +853,7 @@ def test_validation_through_the_wrapper(alone):
             ddp, optimizer = wrap(module)
             for _ in range(2):
                 for x, y in batches(pg.rank):
+                    optimizer.zero_grad()
                     F.cross_entropy(ddp(x), y).backward()
                     optimizer.step()
                 if pg.rank == 0 or not alone:
