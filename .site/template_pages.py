@@ -8,7 +8,7 @@ import re
 from difflib import SequenceMatcher
 from pathlib import Path
 
-from ddp_helpers.templates import TAKE_IF, template_files
+from ddp_helpers.templates import TAKE_IF, template_files, without_mark
 from ddp_helpers.widgets.ladder import RUNGS
 
 FENCE = "`" * 6
@@ -82,7 +82,7 @@ def _changes(name: str) -> list[str]:
 def diff(before: str, after: str) -> list[str]:
     """Changed code with three lines around it; a line that has only lost its mark is the same."""
     old, new = (_below_docstring(text) for text in (before, after))
-    matcher = SequenceMatcher(None, *([_unmarked(line) for line in side] for side in (old, new)))
+    matcher = SequenceMatcher(None, *([without_mark(line) for line in side] for side in (old, new)))
     found = []
     for group in matcher.get_grouped_opcodes(3):
         first = group[0]
@@ -92,18 +92,13 @@ def diff(before: str, after: str) -> list[str]:
             if kind == "equal":
                 found += [f" {line}" for line in new[j:j_end]]
             else:
-                found += [f"-{line}" for line in old[i:i_end] if _unmarked(line).strip()]
+                found += [f"-{line}" for line in old[i:i_end] if without_mark(line).strip()]
                 found += [f"+{line}" for line in new[j:j_end] if line.strip()]
     return found
 
 
 def _below_docstring(text: str) -> list[str]:
     return text.splitlines()[ast.parse(text).body[0].end_lineno :]
-
-
-def _unmarked(line: str) -> str:
-    """The line without its mark; a word why, after the mark, stays."""
-    return re.sub(r"\s*# NEW\s*$", "", re.sub(r"# NEW\s+(?=\S)", "# ", line))
 
 
 def _index(names: list[str], files: dict[str, Path]) -> str:

@@ -35,6 +35,8 @@ class Call:
     """Such as float32; of several tensors the first one's."""
     at: int
     """time.time_ns() when it was made."""
+    peer: int | None = None
+    """Of send and recv: the other rank's number in the group; None for recv from anybody."""
 
 
 @contextlib.contextmanager
@@ -62,7 +64,12 @@ def _call(operator: Any, args: tuple) -> Call:
     tensors = list(tensors_in(_input(operator, args))) or list(tensors_in(args[0]))
     dtype = str(tensors[0].dtype).removeprefix("torch.") if tensors else ""
     elements = sum(tensor.numel() for tensor in tensors)
-    return Call(FUNCTIONS.get(name, name), elements, dtype, time.time_ns())
+    peers = [
+        value
+        for argument, value in zip(operator._schema.arguments, args, strict=False)
+        if argument.name in ("dst", "src")
+    ]
+    return Call(FUNCTIONS.get(name, name), elements, dtype, time.time_ns(), *peers)
 
 
 def _input(operator: Any, args: tuple) -> object:

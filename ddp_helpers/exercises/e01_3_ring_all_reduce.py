@@ -5,7 +5,7 @@ import torch.distributed as dist
 
 from ddp_helpers.evidence.sent_calls import watched
 from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
-from ddp_helpers.exercises.on_ranks import by_rank, expect, only
+from ddp_helpers.exercises.on_ranks import expect, numbers, only
 
 EXERCISE = Exercise(
     title="Ring all-reduce in chunks",
@@ -53,13 +53,26 @@ def solution(tensor):
 
 
 def on_rank(answer, length):
-    parts = by_rank(lambda rank: torch.randn(length))
+    parts = numbers(length)
     tensor = parts[dist.get_rank()].clone()
     with watched() as calls:
         answer(tensor)
     only(calls, "send", "recv")
+    _neighbours(calls)
     expect(tensor, torch.stack(parts).sum(0), f"with {length} elements, the tensor")
     return sum(call.elements for call in calls if call.name == "send")
+
+
+def _neighbours(calls):
+    rank, size = dist.get_rank(), dist.get_world_size()
+    for name, wanted in (("send", (rank + 1) % size), ("recv", (rank - 1) % size)):
+        others = {call.peer for call in calls if call.name == name} - {wanted}
+        if others:
+            whom = "any rank" if None in others else f"rank {min(others)}"
+            raise NotYet(
+                f"rank {rank} of {size} calls {name} with {whom}, expected rank {wanted} alone: on "
+                "a ring, each rank sends to the next and receives from the one before"
+            )
 
 
 def check(ranks):
@@ -127,11 +140,30 @@ def with_padding(tensor):
     tensor.copy_(table.flatten()[: len(tensor)])
 
 
+def to_everybody(tensor):
+    rank, size = dist.get_rank(), dist.get_world_size()
+    chunks = list(tensor.tensor_split(size))
+    mine, boxes = chunks[rank], {}
+    for part in (chunks, [None] * size):  # each sums its own chunk, and hands it to all
+        jobs = []
+        for other in set(range(size)) - {rank}:
+            target = chunks[other] if part[0] is None else torch.empty_like(mine)
+            boxes[other] = target
+            outgoing = (mine if part[0] is None else part[other]).clone()
+            jobs += [dist.isend(outgoing, other), dist.irecv(target, other)]
+        for job in jobs:
+            job.wait()
+        if part[0] is not None:
+            for box in boxes.values():
+                mine += box
+
+
 WRONG = (
     Wrong(whole_tensors, "the sum is right, but on 3 ranks"),
     Wrong(calls_it, "you called all_reduce"),
     Wrong(one_round, "with 8 elements, the tensor is"),
     Wrong(rest_forgotten, "with 4099 elements, the tensor is"),
+    Wrong(to_everybody, "expected rank 1 alone: on a ring"),
     Wrong(waits_first, "my_all_reduce did not end"),
 )
 ALSO_RIGHT = (with_padding,)

@@ -6,19 +6,19 @@ from torch import nn
 
 from ddp_helpers.evidence.sent_calls import watched
 from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
-from ddp_helpers.exercises.on_ranks import expect
+from ddp_helpers.exercises.on_ranks import Gate, expect
 
 EXERCISE = Exercise(
     title="Average with hooks, during backward",
     name="attach",
     task="Register hooks on the parameters of `model`, so that after each backward() the gradients "
-    "are the average over all ranks. The first messages must leave while backward still runs. If "
-    "you start them with async_op=True, return a function that waits for them: it is called after "
+    "are the average over all ranks. Backward must not stand still while a message travels: start "
+    "each with async_op=True, and return a function that waits for them all; it is called after "
     "each backward. Gradients are set to None between the steps. DDP itself is not allowed.",
     hints=(
         "A parameter can call you back when its gradient has been written.",
         "parameter.register_post_accumulate_grad_hook(f) calls f(parameter) in each backward.",
-        "In the hook: all_reduce parameter.grad, and divide it.",
+        "In the hook: divide parameter.grad, start its all_reduce, and keep the job in a list.",
     ),
     lesson="The communication hides behind the rest of backward: most of DDP's speed is this.",
     minutes=15,
@@ -27,33 +27,47 @@ EXERCISE = Exercise(
 
 def starter(model):
     def hook(parameter):
-        raise NotImplementedError(f"average {parameter.grad} here")
+        raise NotImplementedError(f"start to average {parameter.grad} here")
+
+    def finish():
+        pass  # wait here for what was started
 
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(hook)
+    return finish
 
 
 def solution(model):
+    jobs = []
+
     def hook(parameter):
-        dist.all_reduce(parameter.grad)
         parameter.grad /= dist.get_world_size()
+        jobs.append(dist.all_reduce(parameter.grad, async_op=True))
+
+    def finish():
+        while jobs:
+            jobs.pop().wait()
 
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(hook)
+    return finish
 
 
-def step(model, x, finish):
-    """One backward; when it reached the input, and what was sent."""
-    import time
+def step(model, x, finish, number):
+    """One backward; how much was sent before it ended, and whether rank 0 stood still in it.
 
-    ends = []
-    x = x.clone().requires_grad_()
-    x.register_hook(lambda grad: ends.append(time.time_ns()))
+    Rank 1 begins when rank 0 has come to the end of its backward.
+    """
+    end = Gate(f"end of backward {number}")
+    free = dist.get_rank() != 1 or end.wait()
     with watched() as calls:
         model(x).square().mean().backward()
+        sent = len(calls)
+        if dist.get_rank() == 0:
+            end.reached()
         if callable(finish):
             finish()
-    return ends[0], calls
+    return sent, free
 
 
 def on_rank(answer):
@@ -70,11 +84,16 @@ def on_rank(answer):
         raise NotYet("this is DDP itself: register the hooks on your own")
     for number, x in enumerate(batches):
         share = x.chunk(dist.get_world_size())[dist.get_rank()]
-        ended, calls = step(model, share, finish)
+        sent, free = step(model, share, finish, number)
         for (name, p), grad in zip(model.named_parameters(), whole[number], strict=True):
             expect(p.grad, grad, f"after backward {number + 1}, the gradient of {name}")
-        if not any(call.at < ended for call in calls):
+        if not sent:
             raise NotYet("the gradients are right, but nothing is sent before backward has ended")
+        if not free:
+            raise NotYet(
+                "the gradients are right, but backward stands still for a message: rank 1 began "
+                "late, and rank 0 waited for it in the middle of its backward"
+            )
         model.zero_grad(set_to_none=True)
 
 
@@ -97,6 +116,15 @@ def not_divided(model):
         parameter.register_post_accumulate_grad_hook(lambda p: dist.all_reduce(p.grad))
 
 
+def in_step(model):
+    def hook(parameter):
+        dist.all_reduce(parameter.grad)  # and backward waits
+        parameter.grad /= dist.get_world_size()
+
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(hook)
+
+
 def only_once(model):
     handles = []
 
@@ -117,16 +145,18 @@ def last_layer_only(model):
     solution(model[-1])
 
 
-def async_in_hooks(model):
-    jobs = []
+def other_tensors(model):
+    jobs = {}
 
     def hook(parameter):
-        parameter.grad /= dist.get_world_size()
-        jobs.append(dist.all_reduce(parameter.grad, async_op=True))
+        total = parameter.grad.clone()  # and p.grad becomes another tensor
+        jobs[parameter] = total, dist.all_reduce(total, async_op=True)
 
     def finish():
-        while jobs:
-            jobs.pop().wait()
+        for parameter, (total, job) in jobs.items():
+            job.wait()
+            parameter.grad = total / dist.get_world_size()
+        jobs.clear()
 
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(hook)
@@ -137,6 +167,7 @@ WRONG = (
     Wrong(after_the_end, "nothing is sent before backward has ended"),
     Wrong(not_divided, "after backward 1, the gradient of"),
     Wrong(only_once, "after backward"),
+    Wrong(in_step, "backward stands still for a message"),
     Wrong(wraps, "this is DDP itself"),
 )
-ALSO_RIGHT = (async_in_hooks,)
+ALSO_RIGHT = (other_tensors,)

@@ -6,7 +6,7 @@ from torch import nn
 
 from ddp_helpers.evidence.sent_calls import watched
 from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
-from ddp_helpers.exercises.on_ranks import expect, only
+from ddp_helpers.exercises.on_ranks import expect, numbers, only
 
 EXERCISE = Exercise(
     title="Average in buckets",
@@ -60,7 +60,7 @@ def sizes_of_buckets(sizes, cap):
 
 
 def on_rank(answer, sizes, cap):
-    everywhere = torch.randn(dist.get_world_size(), sum(sizes))
+    everywhere = torch.stack(numbers(sum(sizes)))
     parameters = [nn.Parameter(torch.zeros(size)) for size in sizes]
     for parameter, grad in zip(parameters, everywhere[dist.get_rank()].split(sizes), strict=True):
         parameter.grad = grad.clone()
@@ -84,6 +84,7 @@ def on_rank(answer, sizes, cap):
 def check(ranks):
     ranks.run(on_rank, 2, [4, 4, 2, 6, 20, 1, 1], 10)
     ranks.run(on_rank, 3, [3] * 9, 9)
+    ranks.run(on_rank, 2, [12, 3, 15, 1], 10)
 
 
 def one_bucket(parameters, cap):
@@ -98,6 +99,20 @@ def not_divided(parameters, cap):
     solution(parameters, cap)
     for parameter in parameters:
         parameter.grad *= dist.get_world_size()
+
+
+def first_one_empty(parameters, cap):
+    buckets = [[]]
+    for parameter in parameters:
+        if sum(p.numel() for p in buckets[-1]) + parameter.numel() > cap:
+            buckets.append([])
+        buckets[-1].append(parameter)
+    for bucket in buckets:
+        flat = torch.cat([torch.zeros(0), *[p.grad.flatten() for p in bucket]])
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        for p, piece in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
+            p.grad.copy_(piece.view_as(p))
 
 
 def last_forgotten(parameters, cap):
@@ -127,6 +142,7 @@ def sends_on_the_way(parameters, cap):
 
 WRONG = (
     Wrong(one_bucket, "fewer than asked for"),
+    Wrong(first_one_empty, "you sent 5 messages ([0, 12, 3, 15, 1] numbers)"),
     Wrong(one_too_few, "cap=10, you sent [8, 8, 20, 2] numbers"),
     Wrong(not_divided, "on rank 0 of 2, gradient 0 is"),
     Wrong(last_forgotten, "on rank 0 of 2, gradient 5 is"),

@@ -1,5 +1,8 @@
 """A communication hook for DDP that sends half the bytes."""
 
+import contextlib
+import sys
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -14,7 +17,8 @@ EXERCISE = Exercise(
     name="half_hook",
     task="Write a communication hook for DDP that sends bfloat16 instead of float32. It gets a "
     "bucket and returns a future; the future's value is one flat float32 tensor, the average over "
-    "the ranks. It is used as ddp.register_comm_hook(None, half_hook).",
+    "the ranks. It is used as ddp.register_comm_hook(None, half_hook). Write it yourself, without "
+    "torch's ready-made hooks.",
     hints=(
         "bucket.buffer() is the flat gradient. Notebook 02 has a hook that forgets something.",
         "dist.all_reduce(x, async_op=True).get_future() gives a future; .then(f) goes on from it.",
@@ -36,23 +40,50 @@ def solution(state, bucket):
     return job.get_future().then(lambda done: done.value()[0].to(torch.float32))
 
 
+@contextlib.contextmanager
+def calls_into(file):
+    """The names of functions of this file that are called meanwhile."""
+    found = []
+
+    def note(frame, event, argument):
+        if event == "call" and frame.f_code.co_filename.endswith(file):
+            found.append(frame.f_code.co_name)
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        yield found
+    finally:
+        sys.setprofile(before)
+
+
 def on_rank(answer):
     model, x = nn.Linear(6, 3), torch.randn(12, 6)
     model(x).square().mean().backward()
     whole = [parameter.grad.clone() for parameter in model.parameters()]
     ddp = DistributedDataParallel(model)
-    ddp.register_comm_hook(None, lambda state, bucket: answer(state, bucket))
+    borrowed = []
+
+    def hook(state, bucket):
+        with calls_into("default_hooks.py") as functions:
+            future = answer(state, bucket)
+        borrowed.extend(functions)
+        return future
+
+    ddp.register_comm_hook(None, hook)
     ddp.zero_grad(set_to_none=True)
     with watched() as calls:
         ddp(x.chunk(dist.get_world_size())[dist.get_rank()]).square().mean().backward()
     for (name, parameter), grad in zip(model.named_parameters(), whole, strict=True):
         expect(parameter.grad, grad, f"the gradient of {name}", tolerance=0.03)
-    large = [call for call in calls if "float" in call.dtype and call.elements > 1]
-    if not large:
-        raise NotYet("no gradient was sent at all")
-    wide = {call.dtype for call in large} - {"bfloat16"}
-    if wide:
-        raise NotYet(f"the gradients are right, but {', '.join(wide)} was sent, not bfloat16")
+    others = {call.dtype for call in calls if call.elements > 1} - {"bfloat16"}
+    if others:
+        raise NotYet(f"the gradients are right, but {', '.join(others)} was sent, not bfloat16")
+    if borrowed:
+        raise NotYet("the gradients are right, but the hook is torch's own: write it yourself")
+    sent, length = sum(call.elements for call in calls), sum(grad.numel() for grad in whole)
+    if sent != length:
+        raise NotYet(f"the gradients are right, but {sent} numbers were sent, expected {length}")
 
 
 def check(ranks):
@@ -82,6 +113,23 @@ def never_sent(state, bucket):
     return future
 
 
+def another_half(state, bucket):
+    small = (bucket.buffer() / dist.get_world_size()).half()
+    job = dist.all_reduce(small, async_op=True)
+    return job.get_future().then(lambda done: done.value()[0].float())
+
+
+def ready_made(state, bucket):
+    from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+
+    return default_hooks.bf16_compress_hook(None, bucket)
+
+
+def sent_twice(state, bucket):
+    dist.all_reduce(bucket.buffer().bfloat16())
+    return solution(state, bucket)
+
+
 def waits_itself(state, bucket):
     small = bucket.buffer().div(dist.get_world_size()).bfloat16()
     dist.all_reduce(small)
@@ -94,6 +142,10 @@ WRONG = (
     Wrong(full_width, "was sent, not bfloat16"),
     Wrong(not_divided, "the gradient of weight is"),
     Wrong(no_future, "half_hook failed on 2 ranks"),
+    Wrong(never_sent, "on rank 0 of 2, the gradient of"),
+    Wrong(another_half, "but float16 was sent, not bfloat16"),
+    Wrong(ready_made, "the hook is torch's own"),
+    Wrong(sent_twice, "42 numbers were sent, expected 21"),
 )
 ALSO_RIGHT = (waits_itself,)
 STARTER_SAYS = "the gradient of weight is"

@@ -1,8 +1,11 @@
 """Stop together: an early stop that all ranks agree on."""
 
+import itertools
+
 import torch
 import torch.distributed as dist
 
+from ddp_helpers.evidence.sent_calls import watched
 from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
 from ddp_helpers.exercises.on_ranks import by_rank
 
@@ -46,15 +49,16 @@ def on_rank(answer, steps, limit):
     if limit > 0.3:
         everywhere[0][1], everywhere[1][1] = 0.3, 1.2  # rank 0 alone is content after step 2
         everywhere[0][0], everywhere[1][0] = 1.0, 1.0
-    made = []
+    made = []  # for each step the calls of the answer's own before it
 
     def step():
-        made.append(1)
+        made.append(len(calls) - len(made))
         dist.all_reduce(torch.ones(3))
 
     means = torch.tensor(everywhere, dtype=torch.float64).mean(0)
     wanted = next((i for i, mean in enumerate(means, 1) if mean < limit), steps)
-    got = answer(everywhere[dist.get_rank()], limit, step)
+    with watched() as calls:
+        got = answer(everywhere[dist.get_rank()], limit, step)
     if got != len(made):
         raise NotYet(
             f"rank {dist.get_rank()} returned {got!r}, but called step() {len(made)} times"
@@ -64,6 +68,14 @@ def on_rank(answer, steps, limit):
         raise NotYet(
             f"with limit={limit}, the ranks stopped {how}, after step {got} of {steps}: their "
             f"average loss was {means[got - 1]:.3f} there"
+        )
+    sent = [made[0] == 0, *[before < after for before, after in itertools.pairwise(made)]]
+    if not all(sent):
+        step_before = sent.index(False)
+        what = "no message is sent" if step_before else "messages are sent"
+        raise NotYet(
+            f"the ranks stop at the right step, but between step {step_before} and the next {what}"
+            ": in a training a step's loss is known only after it, so compare it then, each time"
         )
 
 
@@ -110,6 +122,27 @@ def one_step_late(losses, limit, step):
     return steps
 
 
+def all_beforehand(losses, limit, step):
+    means = torch.tensor(losses)
+    dist.all_reduce(means)
+    for number, mean in enumerate(means / dist.get_world_size(), start=1):
+        step()
+        if mean < limit:
+            return number
+    return len(losses)
+
+
+def all_after_the_first(losses, limit, step):
+    means = torch.tensor(losses)
+    for number in range(len(losses)):
+        step()
+        if number == 0:
+            dist.all_reduce(means)
+        if means[number] / dist.get_world_size() < limit:
+            return number + 1
+    return len(losses)
+
+
 def with_broadcast(losses, limit, step):
     for number, loss in enumerate(losses, start=1):
         step()
@@ -124,6 +157,8 @@ WRONG = (
     Wrong(first_of_all, "the ranks stopped too early"),
     Wrong(sum_instead, "the ranks stopped too late"),
     Wrong(rank_0_decides_alone, "did not end"),
+    Wrong(all_beforehand, "between step 0 and the next messages are sent"),
+    Wrong(all_after_the_first, "between step 2 and the next no message is sent"),
     Wrong(one_step_late, "but called step()"),
 )
 ALSO_RIGHT = (with_broadcast,)

@@ -2,9 +2,12 @@
 
 import contextlib
 import io
+import itertools
 import os
+import shutil
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import torch
@@ -16,8 +19,8 @@ EXERCISE = Exercise(
     title="A checkpoint that is whole",
     name="save",
     task="All ranks call save(state, path). Rank 0 alone writes. When the function returns, every "
-    "rank can read the new file with torch.load. A run that dies while it writes must leave the "
-    "old file as it was.",
+    "rank can read the new file with torch.load. A run may die at any moment of it: under that "
+    "name there must still be the old file or the new one, whole.",
     hints=(
         "Three duties: one writer, nobody reads too early, nothing half-written under that name.",
         "Write under another name in the same folder. What gives a file its final name at once?",
@@ -84,12 +87,41 @@ def dies_in_the_middle():
         torch.save = original
 
 
-def opened_for_writing(path, opened):
-    def audit(event, arguments):
-        if event == "open" and str(arguments[0]) == str(path) and "w" in str(arguments[1] or ""):
-            opened.append(path)
+class FileWatch:
+    """What Python does to files, from an audit hook; the run can die before the n-th of it."""
 
-    sys.addaudithook(audit)
+    KINDS = frozenset(
+        "open os.rename os.remove os.link os.symlink os.truncate shutil.copyfile shutil.move "
+        "subprocess.Popen os.system".split()
+    )
+
+    def __init__(self, path):
+        self.path, self.on, self.thread = str(path), False, threading.get_ident()
+        self.dies_at, self.done, self.opened = 0, [], False
+        sys.addaudithook(self.see)  # there is no way to take it off: it is switched
+
+    def see(self, event, arguments):
+        if not self.on or event not in self.KINDS or threading.get_ident() != self.thread:
+            return
+        if event == "open":
+            path, mode, flags = arguments
+            if not (mode and set(mode) & set("wax+")) and not flags & (os.O_WRONLY | os.O_RDWR):
+                return
+            self.opened = self.opened or str(path) == self.path
+        self.done.append(event)
+        if self.dies_at and len(self.done) >= self.dies_at:  # and nothing after it happens, either
+            raise Died
+
+    def run(self, answer, state, dies_at=0):
+        """Whether the answer came to its end."""
+        self.dies_at, self.done, self.on = dies_at, [], True
+        try:
+            answer(state, self.path)
+            return True
+        except Died:
+            return False
+        finally:
+            self.on = False
 
 
 def good_time(answer, folder):
@@ -109,20 +141,38 @@ def good_time(answer, folder):
 
 
 def bad_time(answer, folder):
-    path, opened = Path(folder, "bad.pt"), []
+    path = Path(folder, "bad.pt")
     answer({"epoch": 1}, str(path))
-    opened_for_writing(path, opened)
     with contextlib.suppress(Died), dies_in_the_middle():
         answer({"epoch": 2}, str(path))
-    try:
-        whole = torch.load(path)["epoch"] == 1
-    except Exception:
-        whole = False
-    if opened or not whole:
+    if epoch_in(path) != 1:
         raise NotYet("the run died while it wrote its second checkpoint, and the first one is lost")
-    answer({"epoch": 3}, str(path))
-    if torch.load(path)["epoch"] != 3:
-        raise NotYet("a later save does not replace the file")
+    watch = FileWatch(path)
+    for moment in itertools.count(1):
+        answer({"epoch": 3}, str(path))
+        if epoch_in(path) != 3:
+            raise NotYet("a later save does not replace the file")
+        ended = watch.run(answer, {"epoch": 4}, dies_at=moment)
+        if watch.opened:
+            raise NotYet(
+                "the file itself is opened to be written: a run that dies then has lost the first "
+                "checkpoint, and has no second one"
+            )
+        if epoch_in(path) not in (3, 4):
+            raise NotYet(
+                f"the run died just before its {watch.done[moment - 1]}, and under the name of the "
+                "checkpoint there is no whole file: the new one must take the old one's place in "
+                "one step"
+            )
+        if ended:
+            break
+
+
+def epoch_in(path):
+    try:
+        return torch.load(path)["epoch"]
+    except Exception:
+        return None
 
 
 def check(ranks):
@@ -143,6 +193,21 @@ def in_place(state, path):
     dist.barrier()
 
 
+def copies(state, path):
+    if dist.get_rank() == 0:
+        torch.save(state, f"{path}.new")
+        shutil.copyfile(f"{path}.new", path)
+    dist.barrier()
+
+
+def removes_first(state, path):
+    if dist.get_rank() == 0:
+        torch.save(state, f"{path}.new")
+        Path(path).unlink(missing_ok=True)
+        Path(f"{path}.new").rename(path)
+    dist.barrier()
+
+
 def all_write(state, path):
     torch.save(state, f"{path}.{dist.get_rank()}")
     os.replace(f"{path}.{dist.get_rank()}", path)
@@ -158,6 +223,19 @@ def without_the_epoch(state, path):
     solution(state | {"epoch": 0}, path)
 
 
+def careful(state, path):
+    if dist.get_rank() == 0:
+        if os.path.exists(path):
+            shutil.copyfile(path, f"{path}.backup")
+        with open(f"{path}.part", "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        torch.load(f"{path}.part")
+        shutil.move(f"{path}.part", path)
+    dist.barrier()
+
+
 def with_pathlib(state, path):
     if dist.get_rank() == 0:
         with tempfile.NamedTemporaryFile(dir=Path(path).parent, delete=False) as file:
@@ -169,9 +247,11 @@ def with_pathlib(state, path):
 WRONG = (
     Wrong(no_barrier, "can't read the file after save"),
     Wrong(in_place, "the first one is lost"),
+    Wrong(copies, "the file itself is opened to be written: a run that dies then"),
+    Wrong(removes_first, "the run died just before its os.rename"),
     Wrong(all_write, "writes, too"),
     Wrong(only_once, "does not replace the file"),
     Wrong(without_the_epoch, "is not what was saved"),
 )
-ALSO_RIGHT = (with_pathlib,)
+ALSO_RIGHT = (with_pathlib, careful)
 STARTER_SAYS = "rank"

@@ -1,19 +1,19 @@
 """Make it faster, measured: work while a message is on its way."""
 
-import time
-
 import torch
 import torch.distributed as dist
 
+from ddp_helpers.evidence.sent_calls import watched
 from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
-from ddp_helpers.exercises.on_ranks import by_rank, expect
+from ddp_helpers.exercises.on_ranks import Gate, expect, numbers
 
 EXERCISE = Exercise(
     title="Make it faster: overlap",
     name="step",
     task="Sum `grads` over the ranks, in place, and call work() once; its return value is yours to "
-    "return. work() does not touch `grads`. One of the ranks comes late to the sum. This version "
-    "waits for it and works afterwards: yours must work meanwhile, on the rank that waits.",
+    "return. work() does not touch `grads`. Another rank may come late to the sum. This version "
+    "waits for it first, and works afterwards: yours must work while it waits. Nor may another "
+    "rank wait for your work: this rank's part of the sum must be on its way before.",
     hints=(
         "A collective can be started now and be waited for later.",
         "dist.all_reduce(..., async_op=True) returns at once. What does it return?",
@@ -22,7 +22,6 @@ EXERCISE = Exercise(
     lesson="DDP does this in backward: the work is the gradients of the layers below.",
     minutes=6,
 )
-SECONDS, ROUNDS = 0.08, 3
 
 
 def starter(grads, work):
@@ -37,49 +36,39 @@ def solution(grads, work):
     return result
 
 
-def one_round(function):
-    """Seconds on this rank; rank 1 comes as late as the work takes."""
-    parts = by_rank(lambda rank: torch.randn(50_000))
-    grads, called = parts[dist.get_rank()].clone(), []
+def on_rank(answer):
+    """Rank 1 comes late: only when rank 0 works. A rank 0 that waits first never works in time."""
+    parts = numbers(1000)
+    grads, sent_before, works = parts[dist.get_rank()].clone(), [], Gate("rank 0 works")
 
     def work():
-        time.sleep(SECONDS if dist.get_rank() == 0 else 0)
-        called.append(1)
+        sent_before.append(len(calls))
+        if dist.get_rank() == 0:
+            works.reached()
         return 42
 
-    dist.barrier()
-    started = time.perf_counter()
-    time.sleep(SECONDS if dist.get_rank() == 1 else 0)
-    result = function(grads, work)
-    seconds = time.perf_counter() - started
+    in_time = dist.get_rank() == 0 or works.wait()
+    with watched() as calls:
+        result = answer(grads, work)
     expect(grads, torch.stack(parts).sum(0), "grads")
-    if len(called) != 1:
-        raise NotYet(f"work() was called {len(called)} times, expected once")
+    if len(sent_before) != 1:
+        raise NotYet(f"work() was called {len(sent_before)} times, expected once")
     if result != 42:
         raise NotYet(f"work() returned 42, your function {result!r}")
-    return seconds
-
-
-def on_rank(answer):
-    slow, fast = [], []
-    for _ in range(ROUNDS):
-        slow.append(one_round(starter))
-        fast.append(one_round(answer))
-    return min(fast) / min(slow)  # other programs only make a round longer
-
-
-def check(ranks):
-    ratio = ranks.run(on_rank, 2)[0]
-    if ratio > 0.8:
+    if not in_time:
         raise NotYet(
-            f"the sum is right, but rank 0 takes {ratio:.0%} of the time of the version you "
-            "started from: at most 80 % is the target, and half is possible"
+            "the sum is right, but nothing overlaps: rank 1 came late to the sum, and rank 0 "
+            "waited for it before it called work()"
+        )
+    if not sent_before[0]:
+        raise NotYet(
+            "the sum is right, but nothing overlaps: work() had ended before this rank's part of "
+            "the sum was sent, so another rank that is ready must wait for that work"
         )
 
 
-def never_waits(grads, work):
-    dist.all_reduce(grads, async_op=True)
-    return work() if dist.get_rank() == 0 else (work(), time.sleep(0))[0]
+def check(ranks):
+    ranks.run(on_rank, 2)
 
 
 def waits_at_once(grads, work):
@@ -102,15 +91,24 @@ def works_twice(grads, work):
 
 
 def work_first(grads, work):
-    result = work()  # nobody waits for this rank, which is early
+    result = work()
     dist.all_reduce(grads)
     return result
 
 
+def by_its_future(grads, work):
+    future = dist.all_reduce(grads, async_op=True).get_future()
+    result = work()
+    future.wait()
+    return result
+
+
 WRONG = (
-    Wrong(waits_at_once, "is the target"),
+    Wrong(waits_at_once, "waited for it before it called work()"),
+    Wrong(work_first, "before this rank's part of the sum was sent"),
     Wrong(no_work, "called 0 times"),
     Wrong(forgets_the_result, "your function None"),
     Wrong(works_twice, "called 2 times"),
 )
-STARTER_SAYS = "is the target"
+ALSO_RIGHT = (by_its_future,)
+STARTER_SAYS = "waited for it before it called work()"

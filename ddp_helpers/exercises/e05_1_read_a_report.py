@@ -65,19 +65,32 @@ def fails(culprit, kind, message):
             raise RuntimeError("training ends") from error
 
 
-def example(culprit=None, nprocs=3):
-    """The text of a run that really fails; the culprit is drawn if none is named."""
+def example(culprit=None, nprocs=3, place=None):
+    """The text of a run that really fails.
+
+    Args:
+        culprit: the rank that fails by itself; drawn if none is named.
+        place: of the culprit's lines, first, last or mixed with others'; drawn if none is named.
+    """
+    place = place or random.choice(("first", "last", "mixed"))
     culprit = random.randrange(nprocs) if culprit is None else culprit
     kind, message = random.choice(ERRORS[:2])
     try:
         launch(fails, nprocs, args=(culprit, kind, message), echo=False, timeout=20)
     except LaunchError as error:
-        lines = [
-            (rank.rank != culprit, f"[rank {rank.rank}] {line}")
-            for rank in error.result.ranks
-            for line in rank.output.splitlines()
-        ]
-    return "\n".join(line for _, line in sorted(lines, key=lambda pair: not pair[0]))
+        said = {rank.rank: rank.output.splitlines() for rank in error.result.ranks}
+    return "\n".join(f"[rank {rank}] {said[rank].pop(0)}" for rank in _order(said, culprit, place))
+
+
+def _order(said, culprit, place):
+    """Which rank speaks, line by line."""
+    turns = [rank for rank, lines in said.items() for _ in lines]
+    if place == "mixed":
+        random.shuffle(turns)
+        return turns
+    return sorted(
+        turns, key=lambda rank: (rank != culprit) if place == "first" else rank == culprit
+    )
 
 
 def on_rank(answer, texts):
@@ -85,8 +98,9 @@ def on_rank(answer, texts):
 
 
 def check(ranks):
-    culprits = (2, 0)
-    texts = [example(culprit) for culprit in culprits]
+    culprits = (2, 0, 1)
+    places = ("last", "first", "mixed")
+    texts = [example(culprit, place=place) for culprit, place in zip(culprits, places, strict=True)]
     got = ranks.run(on_rank, 1, texts, group=False)[0]
     for text, wanted, found in zip(texts, culprits, got, strict=True):
         if found is None:
@@ -102,6 +116,10 @@ def check(ranks):
 def last_error(text):
     lines = [line for line in text.splitlines() if "Error:" in line and "peer" in line]
     return int(lines[-1][6])
+
+
+def rank_of_the_last_line(text):
+    return int(text.splitlines()[-1][6])
 
 
 def as_text(text):
@@ -126,6 +144,7 @@ def with_a_pattern(text):
 
 WRONG = (
     Wrong(last_error, "was not the first. It says"),
+    Wrong(rank_of_the_last_line, "was not the first. It says: [rank"),
     Wrong(as_text, "a whole number is asked for"),
     Wrong(always_none, "returns None"),
 )

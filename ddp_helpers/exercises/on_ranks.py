@@ -32,6 +32,8 @@ SAID_ALREADY = (
     "full traceback:",  # of launch(): here there is no error object to look into
 )
 OF_LAUNCH = {  # which the learner has not called
+    "no rank waits for another: the work itself takes longer than the limit": "no rank waits for "
+    "another: what runs there does not come to an end",
     "what to do: give launch() a larger timeout=": "what to do: look for a loop that never ends; "
     "on a slow machine, give check() a larger seconds=",
     ", or give launch() a larger timeout=": "",
@@ -164,21 +166,66 @@ def only(calls: Collection[Call], *allowed: str) -> None:
 def expect(got: object, wanted: torch.Tensor, what: str, tolerance: float = 1e-4) -> None:
     """Raise NotYet unless `got` is a tensor like `wanted`; `what` names it to the learner."""
     place = f"on rank {dist.get_rank()} of {dist.get_world_size()}, {what}"
+    if isinstance(got, int | float):
+        why = ".item(), .tolist() or float() has taken it out of its tensor"
+        raise NotYet(f"{place} should be a tensor, but it is the number {got:g}: {why}")
     if not isinstance(got, torch.Tensor):
         raise NotYet(f"{place} should be a tensor, but it is {show(got)}")
     if got.shape != wanted.shape:
         raise NotYet(f"{place} has the shape {tuple(got.shape)}, expected {tuple(wanted.shape)}")
     if not torch.allclose(got.detach().double(), wanted.double(), rtol=tolerance, atol=tolerance):
-        raise NotYet(f"{place} is {show(got)}, expected {show(wanted)}")
+        raise NotYet(f"{place} is {show(got)}, expected {show(wanted)}{_times(got, wanted)}")
+
+
+def numbers(*shape: int) -> list[torch.Tensor]:
+    """For each rank whole numbers, of rank 0 from 1 to 9, of rank 1 from 10 to 90, and so on.
+
+    So a sum such as 327 shows which ranks are in it, and how often. The same list on each rank.
+    """
+    return by_rank(lambda rank: torch.randint(1, 10, shape).float() * 10**rank)
+
+
+def _times(got: torch.Tensor, wanted: torch.Tensor) -> str:
+    """Whether all of it is too large, or too small, by the number of ranks."""
+    size = dist.get_world_size()
+    for factor, words in ((size, "too large: is it the sum, not the mean?"), (1 / size, "")):
+        if torch.allclose(got.detach().double(), wanted.double() * factor, rtol=1e-3):
+            words = words or "too small: is it divided where it should not be, or twice?"
+            return f", {size} times {words}"
+    return ""
 
 
 def show(value: object) -> str:
     """A value in a few characters."""
     if isinstance(value, torch.Tensor):
-        numbers = [f"{number:.4g}" for number in value.detach().flatten()[:4].tolist()]
+        numbers = [f"{number:.5g}" for number in value.detach().flatten()[:4].tolist()]
         return f"[{', '.join(numbers)}{', ...' if value.numel() > 4 else ''}]"
     text = str(value)
     return text if len(text) < 80 else text[:77] + "..."
+
+
+class Gate:
+    """A point that one rank reaches, and for which another waits before it goes on.
+
+    A rank that comes late on purpose shows whether the others stand still for it: so no time has
+    to be measured, and no busy machine spoils the verdict.
+    """
+
+    PATIENCE = 5.0  # seconds; a rank that stands still for the late one never comes to the point
+
+    def __init__(self, name: str) -> None:
+        self.store, self.key = DEFAULT_STORE.get()(), f"gate {name}"
+
+    def reached(self) -> None:
+        """This rank is at the point."""
+        self.store.set(self.key, "here")
+
+    def wait(self) -> bool:
+        """Whether it was reached in time."""
+        limit = time.monotonic() + self.PATIENCE
+        while not (there := self.store.check([self.key])) and time.monotonic() < limit:
+            time.sleep(0.002)
+        return there
 
 
 def by_rank(make: Callable[[int], T]) -> list[T]:

@@ -21,6 +21,7 @@ from ddp_helpers.ranks.forked import ForkedProcess
 from ddp_helpers.ranks.interrupts import HeldInterrupts, interrupts_blocked
 from ddp_helpers.ranks.launched import Events, LaunchedRank
 from ddp_helpers.ranks.processes import count_memory_kills, has_exited, start_processes
+from ddp_helpers.ranks.prompts import Prompts
 from ddp_helpers.ranks.stacks import LONG_STACK_WAIT, STACK_WAIT, StrandedLook, take_stacks
 from ddp_helpers.ranks.stall import StallWatch
 from ddp_helpers.ranks.standby import standby
@@ -41,6 +42,7 @@ class Ending(Enum):
     TIMED_OUT = "the limit came"
     STRANDED = "all ranks that still ran waited for others that had ended"
     STOPPED = "the reader pressed the view's stop button"
+    QUIT = "the reader typed `quit` at a rank's prompt"
     INTERRUPTED = "Ctrl-C, or JupyterLab's own stop button"
 
 
@@ -69,6 +71,7 @@ class Supervisor:
         self._files = contextlib.ExitStack()
         self._events = Events()
         self._files.callback(self._events.close)
+        self.prompts = Prompts(self._events, self._view)
 
     def run(self) -> list[RankResult[Any]]:
         """Start, watch and end the ranks; results in rank order."""
@@ -138,7 +141,8 @@ class Supervisor:
 
     def _note(self, process: BaseProcess | ForkedProcess) -> LaunchedRank:
         now = time.monotonic()
-        rank = LaunchedRank(len(self._ranks), process, self._events, self._view, now)
+        number = len(self._ranks)
+        rank = LaunchedRank(number, process, self._events, self._view, now, prompts=self.prompts)
         self._ranks.append(rank)
         self._events.on(process.sentinel, rank.has_ended)
         return rank
@@ -174,6 +178,7 @@ class Supervisor:
 
     def _watch(self, deadline: float) -> Ending:
         view = self._view.shown
+        now = time.monotonic()
         while self._living():
             self._let_interrupts_in()  # here every rank is noted, and _end() will find it
             self._events.pump(self._patience(deadline))
@@ -182,7 +187,13 @@ class Supervisor:
                 if view.is_stop_asked():
                     self._take_stacks(LONG_STACK_WAIT)
                     return Ending.STOPPED
-            now = time.monotonic()
+            self.prompts.tick()
+            now, before = time.monotonic(), now
+            if self.prompts.quit_by is not None:
+                return Ending.QUIT
+            if self.prompts.are_open:  # nothing is concluded while the reader looks
+                deadline += now - before
+                continue
             # not at once: the one that failed first to our eyes may be a consequence of another's
             # failure, whose outcome is still under way
             failed_at = self._failed_at()
@@ -207,14 +218,17 @@ class Supervisor:
         return Ending.ALL_ENDED
 
     def _failed_at(self) -> float | None:
-        """When the first rank failed."""
-        return min((r.failed_at for r in self._ranks if r.failed_at is not None), default=None)
+        """When the first rank failed; at an open prompt the others had no time to tell theirs."""
+        first = min((r.failed_at for r in self._ranks if r.failed_at is not None), default=None)
+        return None if first is None else max(first, self.prompts.closed_at)
 
     def _patience(self, deadline: float) -> float:
         """Seconds until something may be due: the limit, the end of the grace, the next redraw."""
         limits = [deadline, time.monotonic() + 1 / PER_SECOND]
         failed_at = self._failed_at()
-        if failed_at is not None:
+        if self.prompts.are_open:
+            limits = limits[1:]
+        elif failed_at is not None:
             limits.append(failed_at + GRACE_AFTER_FAILURE)
         return min(limits) - time.monotonic() + JUST_AFTER
 
@@ -244,6 +258,7 @@ class Supervisor:
             # one that has come to its own end keeps its exit code, which may be under way
             rank.ended_by_us = not has_exited(rank.pid)
             rank.kill()
+        self.prompts.close()
         # their last words are still read, and the view still hears them
         limit = time.monotonic() + LONGEST_END
         while self._living() and time.monotonic() < limit:

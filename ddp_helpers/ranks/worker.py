@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from ddp_helpers.evidence.last_call import keep_last_call
 from ddp_helpers.evidence.records import Finding, Watched
 from ddp_helpers.group.torch_mends import mend_destroy_process_group, mend_rendezvous
-from ddp_helpers.ranks import progress, wire
+from ddp_helpers.ranks import breakpoints, progress, wire
 from ddp_helpers.ranks.rehearsal import rehearse
 from ddp_helpers.ranks.surroundings import take_over
 from ddp_helpers.ranks.travel import cannot_travel, describe, dump_value, unpack
@@ -87,7 +87,9 @@ def _serve(link: socket.socket) -> None:
     _redirect_output(files.output)
     faulthandler.register(wire.STACK_SIGNAL, file=files.stacks, all_threads=False)
     progress.connect(link)
-    outcome = _run(rank, wire.read_job(files.job), files.last_call)
+    job = wire.read_job(files.job)
+    breakpoints.connect(link, job.names)
+    outcome = _run(rank, job, files.last_call)
     # by os._exit, without the interpreter's teardown: a gloo thread that still runs there now
     # and then aborts a correct script
     _flush()
@@ -158,6 +160,8 @@ def _run(rank: int, job: Job, last_call: int) -> Outcome:
             error = describe(stop, job.names)
     except BaseException as raised:
         error, exit_code = describe(raised, job.names), 1
+        if job.post_mortem:
+            breakpoints.after_failure(raised, error)
     packed = None
     if error is None:
         try:
@@ -186,6 +190,7 @@ def _settle_in(rank: int, job: Job) -> None:
     torch.distributed.set_debug_level_from_env()  # read when torch was loaded, long before
     mend_rendezvous()
     mend_destroy_process_group()
+    breakpoints.replace_torchs()
     torch.set_num_threads(job.threads)
     # forked ranks would all draw the same numbers, unlike processes of torchrun; CUDA's generators
     # seed themselves when CUDA starts, and torch.seed() takes 3 ms to ask for it

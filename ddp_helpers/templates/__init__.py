@@ -34,6 +34,10 @@ def template_files() -> dict[str, Path]:
 def without_marks(text: str) -> str:
     """A template of the lesson without its `# NEW` marks, which are about another file."""
     told = r"`# NEW` marks\s+what differs from(?: the step before,)?\s+\w+\.py(?::[^.]*)?\.\s+"
-    text = re.sub(told, "", text)
-    text = re.sub(r"^ *# NEW\n|  # NEW$", "", text, flags=re.MULTILINE)
-    return text.replace("  # NEW  ", "  # ")
+    lines = re.sub(told, "", text).splitlines(keepends=True)
+    return "".join(without_mark(line) for line in lines if line.strip() != "# NEW")
+
+
+def without_mark(line: str) -> str:
+    """One line of it; a word why, after the mark, stays."""
+    return re.sub(r"\s*# NEW$", "", re.sub(r"# NEW\s+(?=\S)", "# ", line), flags=re.MULTILINE)

@@ -35,9 +35,7 @@ def build_model() -> nn.Module:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loader: DataLoader, device: torch.device) -> list[int]:
-    """How many answers were right, of how many."""
-    model.eval()
+def count_right(model: nn.Module, loader: DataLoader, device: torch.device) -> list[int]:
     right = sum((model(x.to(device)).argmax(dim=1) == y.to(device)).sum() for x, y in loader)
     counts = torch.tensor([right, len(loader.dataset)], device=device)
     dist.all_reduce(counts)  # NEW  the sum over all ranks
@@ -67,7 +65,8 @@ def train(args: argparse.Namespace, device: torch.device):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        right, seen = evaluate(model, DataLoader(held_out, 500), device)
+        model.eval()
+        right, seen = count_right(model, DataLoader(held_out, 500), device)
         if rank > 0:  # NEW  rank 0 prints and saves for all
             continue  # NEW
         print(f"epoch {epoch + 1}: {right} of {seen} right, ranks {world_size}", flush=True)  # NEW

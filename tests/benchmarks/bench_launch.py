@@ -238,8 +238,11 @@ def enter_environment(folder: Path, script: Path = Path(__file__)) -> None:
     wanted = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     ready = folder / "ready"
     if not ready.is_file() or ready.read_text() != wanted:
+        if folder.is_dir() and any(folder.iterdir()) and not ready.exists():
+            sys.exit(f"--venv {folder}: it is no environment of the benchmarks")
         print(f"installing the alternatives into {folder} ...", file=sys.stderr)
         venv.create(folder, with_pip=True, clear=True)
+        ready.touch()
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         pinned = ["-c", str(REPOSITORY / "constraints.txt")]
         subprocess.run([*pip, f"torch=={TORCH}"], check=True)

@@ -6,7 +6,8 @@
 
 Part "loops": two ranks of one thread train the same model on the same digits; the loops take
 turns epoch by epoch within the same processes, so a machine that slows down slows all of them.
-Part "starter": starter.py beside loops that draw, clip and schedule as it does, on its data.
+Part "starter": starter.py beside loops that draw, clip and schedule as it does, on its data; with
+its own small model, then with one whose step takes some ten times as long.
 Part "speedup": samples a second of two ranks over one, one thread each, on a larger model; and of
 two that never talk, which is what the machine has to give.
 Ratios are taken within a round; a table shows their median. The alternatives come from
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib.util
 import io
 import json
@@ -24,7 +26,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from bench_launch import REPOSITORY, describe_machine, enter_environment, print_table, spread
@@ -204,7 +206,7 @@ LOOPS: dict[str, Callable] = {
 }
 
 
-def take_turns(rounds: int, names: Sequence[str], jobs: bool = False) -> tuple[Speeds, Speeds]:
+def take_turns(rounds: int, loops: dict[str, Callable]) -> tuple[Speeds, Speeds]:
     """On each rank: an epoch of each loop, round after round.
 
     Samples a second by loop, by the clock and by this rank's CPU time: the second hardly changes
@@ -215,7 +217,8 @@ def take_turns(rounds: int, names: Sequence[str], jobs: bool = False) -> tuple[S
     from ddp_helpers import process_group
 
     with process_group(backend="gloo"), contextlib.redirect_stderr(io.StringIO()):
-        loops = {name: (JOBS if jobs else LOOPS)[name]() for name in names}
+        names = [*loops]
+        loops = {name: start() for name, start in loops.items()}
         speeds: Speeds = {name: [] for name in names}
         by_cpu: Speeds = {name: [] for name in names}
         for number in range(rounds + 1):
@@ -233,20 +236,22 @@ def take_turns(rounds: int, names: Sequence[str], jobs: bool = False) -> tuple[S
 # ---- the same job as starter.py's own, by hand and with a library around the loop
 
 
-def starter_module():
+def starter_module(build: Callable | None):
+    """starter.py as a module; `build` in place of its own model."""
     spec = importlib.util.spec_from_file_location("starter", STARTER)
     module = importlib.util.module_from_spec(spec)
     sys.modules["starter"] = module
     spec.loader.exec_module(module)
+    module.make_model = build or module.make_model
     return module
 
 
-def starter_loop():
+def starter_loop(build):
     """starter.py's own epoch, with all that it does in one."""
     import torch
     import torch.distributed as dist
 
-    starter = starter_module()
+    starter = starter_module(build)
     folder = [tempfile.mkdtemp()]
     dist.broadcast_object_list(folder)
     sys.argv = [str(STARTER), "--run-folder", folder[0], "--log-every", "50", "--epochs", "1000"]
@@ -262,11 +267,11 @@ def starter_loop():
     return epoch
 
 
-def starters_job():
+def starters_job(build):
     """Its model, optimizer, schedule and data, for a loop of one's own."""
     import torch
 
-    starter = starter_module()
+    starter = starter_module(build)
     torch.manual_seed(0)
     model = starter.make_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, fused=True)
@@ -305,21 +310,21 @@ def own_loop(model, optimizer, schedule, loader, *, forward=None, backward=None,
     return epoch
 
 
-def plain_job():
+def plain_job(build):
     from torch.nn.parallel import DistributedDataParallel
     from torch.utils.data import DataLoader, DistributedSampler
 
-    model, optimizer, schedule, data = starters_job()
+    model, optimizer, schedule, data = starters_job(build)
     loader = DataLoader(data, BATCH, sampler=DistributedSampler(data))
     return own_loop(model, optimizer, schedule, loader, forward=DistributedDataParallel(model))
 
 
-def accelerate_job():
+def accelerate_job(build):
     from accelerate import Accelerator
     from torch.utils.data import DataLoader
 
     accelerator = Accelerator(cpu=True)
-    model, optimizer, schedule, data = starters_job()
+    model, optimizer, schedule, data = starters_job(build)
     loader = DataLoader(data, BATCH, shuffle=True)
     model, optimizer, loader, schedule = accelerator.prepare(model, optimizer, loader, schedule)
 
@@ -329,14 +334,14 @@ def accelerate_job():
     return own_loop(model, optimizer, schedule, loader, backward=accelerator.backward, clip=clip)
 
 
-def fabric_job():
+def fabric_job(build):
     import torch.distributed as dist
     from lightning_fabric import Fabric
     from torch.utils.data import DataLoader
 
     fabric = Fabric(accelerator="cpu", devices=dist.get_world_size(), strategy="ddp")
     fabric.launch()
-    model, optimizer, schedule, data = starters_job()
+    model, optimizer, schedule, data = starters_job(build)
     model, optimizer = fabric.setup(model, optimizer)
     loader = fabric.setup_dataloaders(DataLoader(data, BATCH, shuffle=True))
 
@@ -415,17 +420,19 @@ def measure(arguments: argparse.Namespace) -> dict[str, Speeds]:
     options = {"threads_per_rank": 1, "echo": False, "timeout": 3600.0}
     results = {}
     if "loops" in arguments.parts:
-        names = [name for name in LOOPS if name in (arguments.only or LOOPS)]
-        found, by_cpu = launch(take_turns, 2, args=(rounds, names), **options).values[0]
+        loops = {name: LOOPS[name] for name in LOOPS if name in (arguments.only or LOOPS)}
+        found, by_cpu = launch(take_turns, 2, args=(rounds, loops), **options).values[0]
         print_speeds(f"2 ranks x 1 thread, {rounds} epochs: median (least-greatest)", found)
         print_speeds("The same by the CPU time of rank 0", by_cpu)
         results |= {"loops": found, "loops by CPU time": by_cpu}
     if "starter" in arguments.parts:
-        names = [name for name in JOBS if name in (arguments.only or JOBS)]
-        found, by_cpu = launch(take_turns, 2, args=(rounds, names, True), **options).values[0]
-        print_speeds("starter.py's own job, each loop clips, schedules and adds up", found)
-        print_speeds("The same by the CPU time of rank 0", by_cpu)
-        results |= {"starter": found, "starter by CPU time": by_cpu}
+        for title, build in (("starter.py's own model", None), ("a larger model", large_model)):
+            loops = {name: functools.partial(start, build) for name, start in JOBS.items()}
+            loops = {name: loops[name] for name in JOBS if name in (arguments.only or JOBS)}
+            found, by_cpu = launch(take_turns, 2, args=(rounds, loops), **options).values[0]
+            print_speeds(f"{title}, each loop clips, schedules and adds up", found)
+            print_speeds("The same by the CPU time of rank 0", by_cpu)
+            results |= {f"starter, {title}": found, f"starter, {title}, by CPU time": by_cpu}
     if "speedup" in arguments.parts:
         found = launch(one_and_two, 2, args=(rounds,), **options).values[0]
         results["speedup"] = found

@@ -6,6 +6,7 @@ below it, down to the next blank or less indented line.
 """
 
 import ast
+import collections
 import difflib
 import io
 import itertools
@@ -100,7 +101,7 @@ def function(step: str, name: str) -> str:
     )
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "build_model"])
+@pytest.mark.parametrize("name", ["train", "count_right", "build_model"])
 def test_every_way_to_start_trains_by_the_same_code(name: str) -> None:
     ways = ("ddp_one_rank", "ddp_spawn", "ddp_torchrun")
     assert len({function(step, name) for step in ways}) == 1
@@ -138,3 +139,17 @@ def test_the_docstring_opens_with_the_command(step: str) -> None:
     torchrun = "torchrun --standalone --nproc_per_node=2"
     starter = torchrun if step in ("ddp_torchrun", "ddp_resume") else "python"
     assert command == f"    {starter} {step}.py" or command.startswith(f"    {starter} {step}.py ")
+
+
+def test_a_mend_is_at_most_three_edits() -> None:
+    """No definition of more than five lines stands in more than three templates."""
+    files = collections.defaultdict(set)
+    for path in TEMPLATES.glob("[!_]*.py"):
+        text = path.read_text()
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                found = tuple(code_lines(f"0\n{ast.get_source_segment(text, node)}").values())
+                files[found].add(path.name)
+    shared = {found: names for found, names in files.items() if len(names) > 1}
+    assert shared
+    assert not [names for found, names in shared.items() if len(found) > 5 and len(names) > 3]

@@ -1,0 +1,85 @@
+import io
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+
+# wrong: the run died just before its os.rename
+def save(state, path):
+    if dist.get_rank() == 0:
+        torch.save(state, path + ".new")
+        if os.path.exists(path):
+            os.rename(path, path + ".old")
+        os.rename(path + ".new", path)
+    dist.barrier()
+
+
+# wrong: the file itself is opened to be written
+def save(state, path):
+    if dist.get_rank() == 0:
+        data = io.BytesIO()
+        torch.save(state, data)
+        Path(path).write_bytes(data.getvalue())
+        assert torch.load(path)["epoch"] == state["epoch"]
+    dist.barrier()
+
+
+# wrong: the file itself is opened to be written
+def save(state, path):
+    if dist.get_rank() == 0:
+        torch.save(state, path + ".tmp")
+        shutil.copy(path + ".tmp", path)
+        os.remove(path + ".tmp")
+    dist.barrier()
+
+
+# wrong: the run died just before its os.rename
+def save(state, path):
+    if dist.get_rank() == 0:
+        torch.save(state, path + ".tmp")
+        if os.path.exists(path):
+            os.remove(path)
+        os.rename(path + ".tmp", path)
+    dist.barrier()
+
+
+# wrong: the file itself is opened to be written
+def save(state, path):
+    if dist.get_rank() == 0:
+        data = io.BytesIO()
+        torch.save(state, data)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.write(fd, data.getvalue())
+        os.close(fd)
+    dist.barrier()
+
+
+# wrong: can't read the file after save
+def save(state, path):
+    dist.barrier()
+    if dist.get_rank() == 0:
+        torch.save(state, path + ".tmp")
+        os.replace(path + ".tmp", path)
+
+
+# right
+def save(state, path):
+    if dist.get_rank() == 0:
+        folder = Path(path).parent
+        with tempfile.TemporaryDirectory(dir=folder) as unfinished:
+            torch.save(state, Path(unfinished, "x"))
+            os.replace(Path(unfinished, "x"), path)
+    dist.barrier()
+
+
+# right
+def save(state, path):
+    if dist.get_rank() == 0:
+        torch.save(state, path + ".tmp")
+        subprocess.run(["mv", path + ".tmp", path], check=True)
+    torch.distributed.all_reduce(torch.zeros(1))
