@@ -16,6 +16,7 @@ from typing import Any
 
 from ddp_helpers.evidence.records import Frame, LastCall, RankResult
 from ddp_helpers.ranks import wire
+from ddp_helpers.ranks.forked import ForkedProcess
 from ddp_helpers.ranks.prompts import Prompts
 from ddp_helpers.ranks.travel import load_value
 from ddp_helpers.ranks.view import Silenceable
@@ -59,7 +60,7 @@ class LaunchedRank:
     """
 
     rank: int
-    process: BaseProcess
+    process: BaseProcess | ForkedProcess
     events: Events
     view: Silenceable
     started_at: float

@@ -23,7 +23,7 @@ from ddp_helpers.arguments import check_positive, check_whole
 from ddp_helpers.environment.check import default_nprocs, usable_cpu_count
 from ddp_helpers.environment.facts import check_before_torch
 from ddp_helpers.evidence.records import LaunchResult, RankResult
-from ddp_helpers.ranks import fork_server
+from ddp_helpers.ranks import fork_server, surroundings
 from ddp_helpers.ranks.notebook import ipython_shell, is_kernel, notebook_cells
 from ddp_helpers.ranks.readiness import (
     check_loopback,
@@ -244,6 +244,7 @@ def make_job(
         names=names,
         temporary=_temporary_folder(start_method, nprocs),
         own_temporary=start_method == "spawn",
+        surroundings=surroundings.look(),
     )
 
 

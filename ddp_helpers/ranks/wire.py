@@ -1,7 +1,9 @@
 """What a launcher and its ranks say to each other, and in which order. Both sides read it here.
 
-1. The launcher listens on a socket with a secret name. A rank calls it and says its number.
-2. The launcher answers with six open files (`RankFiles`). One of them holds the `Job`.
+1. The launcher listens on a socket with a secret name. A rank calls it and says its number. One
+   that the fork server forks brings its socket along, and only says that it is there.
+2. The launcher answers with its number and six open files (`RankFiles`). One of them holds the
+   `Job`.
 3. While it runs, a rank prints into its pipe and may send reports, one JSON text a message.
 4. Asked by STACK_SIGNAL, it writes its Python stack into a file, even while it is stuck in C++.
 5. At a breakpoint it sends an `Asked` for the reader's keyboard; here alone the launcher answers.
@@ -20,6 +22,7 @@ import json
 import os
 import pickle
 import secrets
+import select
 import signal
 import socket
 import struct
@@ -28,8 +31,10 @@ from enum import Enum
 from typing import NamedTuple
 
 from ddp_helpers.evidence.records import Finding, RankError, Watched
+from ddp_helpers.ranks.surroundings import Surroundings
 
 STACK_SIGNAL = signal.SIGRTMIN + 5  # rarely used by others; USR1 and USR2 often are
+HERE = b"here"
 DONE = b"done"
 LONGEST_MESSAGE = 1024  # bytes; a report is some 60
 LONGEST_LINE = 1 << 16  # bytes that a reader types, or pastes, at once
@@ -66,6 +71,8 @@ class Job:
     """Watch the run, and look at weights and data on each n-th step; 0 is off."""
     ignore: tuple[str, ...] = ()
     """Kinds of the sanitizer's findings that are accepted."""
+    surroundings: Surroundings | None = None
+    """What else the launcher's own child would inherit; None leaves a rank as it is."""
 
     def temporary_folder(self, rank: int) -> str:
         """Where multiprocessing keeps this rank's sockets."""
@@ -185,13 +192,20 @@ def peer_of(link: socket.socket) -> Peer:
     return Peer(*layout.unpack(link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, layout.size)))
 
 
-def send_files(link: socket.socket, files: RankFiles) -> None:
-    """Give a rank its files.
+def is_here(link: socket.socket) -> bool:
+    """Whether the rank that this socket was made for says that it is there, or is gone already."""
+    with contextlib.suppress(OSError):
+        return link.recv(LONGEST_HELLO, socket.MSG_DONTWAIT) == HERE
+    return False
+
+
+def send_files(link: socket.socket, files: RankFiles, rank: int = 0) -> None:
+    """Give a rank its files, and its number.
 
     Raises:
         OSError: the rank is gone.
     """
-    socket.send_fds(link, [b"files"], list(astuple(files)))
+    socket.send_fds(link, [str(rank).encode()], list(astuple(files)))
 
 
 def send_command(link: socket.socket, file: int) -> None:
@@ -238,8 +252,24 @@ def call(address: str, rank: int) -> socket.socket:
     return link
 
 
-def receive_files(link: socket.socket) -> RankFiles:
-    """Wait for the files.
+def wait_for_word(link: socket.socket, seconds: float) -> bool:
+    """Wait until this rank is given its files.
+
+    False if they have not come within this time, or if the process that made the socket has ended:
+    a child of that process may hold the socket's other end, so its own end would not tell.
+    """
+    poll = select.poll()
+    poll.register(link, select.POLLIN)
+    with contextlib.ExitStack() as files:
+        with contextlib.suppress(OSError):  # before Linux 5.3 there is no such file
+            launcher = os.pidfd_open(peer_of(link).pid)
+            files.callback(os.close, launcher)
+            poll.register(launcher, select.POLLIN)
+        return link.fileno() in dict(poll.poll(seconds * 1000))
+
+
+def receive_files(link: socket.socket) -> tuple[int, RankFiles]:
+    """Wait for this rank's number and its files.
 
     Raises:
         ConnectionError: the launcher hung up instead.
@@ -252,7 +282,7 @@ def receive_files(link: socket.socket) -> RankFiles:
         raise ConnectionError(_HUNG_UP)
     for _, _, data in ancillary:
         descriptors.frombytes(data)
-    return RankFiles(*descriptors)
+    return int(message), RankFiles(*descriptors)
 
 
 def read_job(file: int) -> Job:

@@ -53,6 +53,7 @@ def serve(root: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "jupyterlab", "--no-browser"]
     command += [f"--{name}={value}" for name, value in settings.items()]
     environment = os.environ | {
+        "DDP_HELPERS_PROGRESS": str(root / "progress.json"),
         "JUPYTER_CONFIG_DIR": str(root / "config"),
         "JUPYTERLAB_SETTINGS_DIR": str(root / "settings"),
         "JUPYTERLAB_WORKSPACES_DIR": str(root / "workspaces"),
