@@ -67,7 +67,8 @@ class Session:
     the report is that of `launch()`, and the session is over.
 
     Args:
-        nprocs, env, threads_per_rank, start_method, echo, live, sanitize: as of `launch()`.
+        nprocs, env, threads_per_rank, start_method, echo, live, sanitize, post_mortem: as of
+            `launch()`.
         timeout: limit of one command in seconds.
 
     Raises:
@@ -85,6 +86,7 @@ class Session:
         echo: bool = True,
         live: bool | View = False,
         sanitize: bool | int | Watching = False,
+        post_mortem: bool = False,
     ) -> None:
         self.nprocs = default_nprocs() if nprocs is None else nprocs
         self.over: str = ""
@@ -103,7 +105,7 @@ class Session:
             port = files.enter_context(rendezvous_store())
             served = pack(stay.serve, (), {})
             job = make_job(served, self.nprocs, port, threads_per_rank, env, start_method)
-            job = replace(job, sanitize=every, ignore=ignore)
+            job = replace(job, post_mortem=post_mortem, sanitize=every, ignore=ignore)
             prepare(start_method)
             self.over = ""
             self._ranks = _Staying(job, start_method, timeout, make_view(self.nprocs, echo, False))
