@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from ddp_helpers.evidence.last_call import keep_last_call
 from ddp_helpers.evidence.records import Finding, Watched
 from ddp_helpers.group.torch_mends import mend_destroy_process_group, mend_rendezvous
-from ddp_helpers.ranks import breakpoints, progress, wire
+from ddp_helpers.ranks import breakpoints, progress, stay, wire
 from ddp_helpers.ranks.rehearsal import rehearse
 from ddp_helpers.ranks.surroundings import take_over
 from ddp_helpers.ranks.travel import cannot_travel, describe, dump_value, unpack
@@ -89,6 +89,7 @@ def _serve(link: socket.socket) -> None:
     progress.connect(link)
     job = wire.read_job(files.job)
     breakpoints.connect(link, job.names)
+    stay.connect(link, files.outcome, job)
     outcome = _run(rank, job, files.last_call)
     # by os._exit, without the interpreter's teardown: a gloo thread that still runs there now
     # and then aborts a correct script

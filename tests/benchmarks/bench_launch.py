@@ -188,6 +188,13 @@ ALTERNATIVES = (
         notes=("fork of the kernel", GIVEN, "returns rank 0's value only"),
     ),
     Alternative(
+        "session",
+        "from ddp_helpers import Session\nimport torch",
+        "got = ranks.run(FN).values",
+        prepare="ranks = Session(N)",
+        notes=(KEPT, "the group is its own, started once"),
+    ),
+    Alternative(
         "ipyparallel",
         "import torch\nimport ipyparallel",
         "got = engines[:].apply_sync(FN)",
