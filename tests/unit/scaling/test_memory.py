@@ -232,8 +232,9 @@ def test_what_a_way_costs():
     assert piped["compute"] == pytest.approx(plain["compute"] * 12 / 4)
     sharded = step_cost(machine, work, Holding("fsdp", 8, 32))
     assert sharded["waiting"] > plain["waiting"]
-    cut = step_cost(machine, work, Holding("ddp", 2, 32), tensor_parallel=4, exchanged_bytes=1e8)
-    assert cut["tensor parallel"] == pytest.approx(4 * (2 * 3 * 1e-5 + 2 * 0.75 * 1e8 / 1e11))
+    exchange = {"tensor_parallel": 4, "blocks": 6, "exchanged_bytes": 1e8}
+    cut = step_cost(machine, work, Holding("ddp", 2, 32), **exchange)
+    assert cut["tensor parallel"] == pytest.approx(24 * (2 * 3 * 1e-5 + 2 * 0.75 * 1e8 / 1e11))
 
 
 @pytest.mark.parametrize(
