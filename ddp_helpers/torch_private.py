@@ -7,11 +7,13 @@ NotInThisTorch. The sanitizer makes a note of that, once, and goes on without th
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import re
 import sys
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 # `make matrix` runs the tests with both, and some between: the table is in README.md
@@ -84,6 +86,9 @@ _WORKERS = "random numbers of workers are not compared"
 DEFAULT_STORE = PrivateName(_C10D, "_get_default_store", "the ranks can't compare anything")
 GROUPS = PrivateName(_C10D, "_world.pg_map", "shares of the data are compared under DDP only")
 DEFAULT_TIMEOUT = PrivateName(_C10D, "default_pg_timeout", "this fault would hang for 30 minutes")
+SET_TIMEOUT = PrivateName(
+    _C10D, "_set_pg_timeout", "at dist.breakpoint() the groups keep their own timeouts"
+)
 CREATE_STORE = PrivateName(
     "torch.distributed.rendezvous",
     "_create_c10d_store",
@@ -117,3 +122,10 @@ OPERATOR_MODE = PrivateName(
 FAKE_TENSORS = PrivateName(
     "torch._subclasses.fake_tensor", "FakeTensorMode", "models can't be traced for their memory"
 )
+
+
+def set_timeouts(seconds: float) -> None:
+    """Let the collectives of all groups wait so long from now on, where torch can set that."""
+    with contextlib.suppress(NotInThisTorch):
+        for group in list(GROUPS.get()):
+            SET_TIMEOUT.get()(timedelta(seconds=seconds), group)

@@ -126,9 +126,9 @@ def _of_error(rank: RankResult) -> Diagnosis | None:
     ):
         return Diagnosis(
             "no-keyboard",
-            "a rank has no keyboard: breakpoint() and input() find nothing to read",
-            "print what you want to see, or return it; to step through the function, call it "
-            "without launch(): process_group() then makes a group of one",
+            "a rank has no keyboard here: input() and breakpoint() find nothing to read",
+            "run it in a notebook or a terminal, where they ask you; here, pass in what they would "
+            "read, and print or return what you want to see",
         )
     hit = NOT_IMPORTABLE.search(error.message)
     if hit and error.type_name in ("PicklingError", "AttributeError"):

@@ -108,6 +108,12 @@ def tidy_up() -> None:
     _hang_up()
 
 
+def server_pid() -> int | None:
+    """The number of the fork server that runs, if one does."""
+    pid = _server()._forkserver_pid
+    return None if pid is None or has_ended(pid) else pid
+
+
 def _server() -> Any:
     """multiprocessing's one fork server; what it knows of its process has no public name."""
     from multiprocessing import forkserver

@@ -22,7 +22,7 @@ from ddp_helpers.arguments import check_positive, check_whole
 from ddp_helpers.environment.check import default_nprocs, usable_cpu_count
 from ddp_helpers.environment.facts import check_before_torch
 from ddp_helpers.evidence.records import LaunchResult
-from ddp_helpers.ranks import fork_server
+from ddp_helpers.ranks import fork_server, surroundings
 from ddp_helpers.ranks.notebook import ipython_shell, is_kernel, notebook_cells
 from ddp_helpers.ranks.readiness import (
     check_loopback,
@@ -99,6 +99,7 @@ class Options(TypedDict, total=False):
     echo: bool
     live: bool | View
     sanitize: bool | int | Watching
+    post_mortem: bool
 
 
 @overload
@@ -124,6 +125,7 @@ def launch(
     echo: bool = True,
     live: bool | View = False,
     sanitize: bool | int | Watching = False,
+    post_mortem: bool = False,
 ) -> LaunchResult[Any]:
     """Run `fn(*args, **kwargs)` on `nprocs` ranks and return what each one left.
 
@@ -143,9 +145,15 @@ def launch(
             repeated shuffles, crossed collectives). A number n compares weights and data on each
             n-th step only, which costs less; `sanitizer.Options(every=n, ignore=[kind])` accepts
             findings, too.
+        post_mortem: where a rank raises, open a prompt (pdb) at its line before the run ends.
+
+    `breakpoint()`, `torch.distributed.breakpoint(rank)` and `input()` in a rank ask here, under the
+    cell or in the terminal, one rank after the other. The other ranks and `timeout` wait meanwhile;
+    `q` ends the run.
 
     Returns:
-        `result.values` in rank order; `result[rank].output` holds what a rank printed.
+        `result.values` in rank order; `result[rank].output` holds what a rank printed. After `q` at
+        a prompt the ranks have no values, and `result.quit_by` is that prompt's rank.
 
     Raises:
         ValueError, TypeError: an argument is wrong, or can't travel to another process.
@@ -180,8 +188,10 @@ def launch(
             names=names,
             temporary=_temporary_folder(start_method, nprocs),
             own_temporary=start_method == "spawn",
+            post_mortem=post_mortem,
             sanitize=every,
             ignore=ignore,
+            surroundings=surroundings.look(),
         )
         try:
             _prepare(start_method)
@@ -189,7 +199,11 @@ def launch(
             raise _interrupted("stopped before a rank had started", LaunchResult(())) from None
         supervisor = Supervisor(job, start_method, timeout, _view(nprocs, echo, live))
         ranks = tuple(supervisor.run())
-    result = LaunchResult(ranks, supervisor.seconds, start_method)
+    quit_by = supervisor.prompts.quit_by if supervisor.ending is Ending.QUIT else None
+    result = LaunchResult(ranks, supervisor.seconds, start_method, quit_by)
+    if quit_by is not None:
+        show(f"ended at the prompt of rank {quit_by}, and so have all ranks\n")
+        return result
     stopped = supervisor.ending in (Ending.STOPPED, Ending.INTERRUPTED)
     if all(rank.ok for rank in ranks) and not stopped:
         _print_notes(result, echo)

@@ -235,3 +235,24 @@ def test_every_part_of_the_site_has_an_exact_pin():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for name in project["optional-dependencies"]["site"]:
         assert re.search(rf"^{name}==[\d.]+$", pins, flags=re.M), name
+
+
+def test_a_question_keeps_the_guess_and_unfolds_the_answer(page, address):
+    page.goto(f"{address}notebooks/00_check_your_machine.html")
+    page.evaluate("localStorage.clear()")
+    question = page.locator("fieldset.ddp-ask", has_text="different processes")
+    cell = page.locator(".cell", has=question)
+    verdict = cell.locator(".ddp-was")
+    assert not verdict.is_visible()
+    question.get_by_label("2").check()
+    assert verdict.inner_text() == "you: 2, it was 3"
+    page.reload()
+    assert verdict.inner_text() == "you: 2, it was 3"
+    assert question.get_by_label("2").is_checked()
+    question.get_by_label("3").check()
+    assert verdict.inner_text() == "you: 3, it was 3 ✓"
+    number = page.locator("fieldset.ddp-ask", has_text="rows that warn")
+    number.get_by_label("a number").fill("2")
+    number.get_by_label("a number").press("Enter")
+    assert page.locator(".cell", has=number).locator(".ddp-was").inner_text().startswith("you: 2")
+    page.evaluate("localStorage.clear()")

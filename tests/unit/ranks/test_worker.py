@@ -155,7 +155,7 @@ def run(calls, group, tmp_path):
             link, _ = listener.accept()
             links.append(link)
             assert wire.number_of(link) == 1
-            wire.send_files(link, wire.RankFiles(rank_output, lifeline, *files))
+            wire.send_files(link, wire.RankFiles(rank_output, lifeline, *files), 1)
             os.close(rank_output)
 
         thread = threading.Thread(target=serve)
