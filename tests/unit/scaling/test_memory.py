@@ -19,6 +19,7 @@ from ddp_helpers.scaling import (
 )
 from ddp_helpers.scaling.memory import (
     PRECISIONS,
+    STRATEGIES,
     Bytes,
     ModelMemory,
     Part,
@@ -285,11 +286,28 @@ def test_plan_memory_prints_a_table_a_verdict_and_the_command(capsys):
     assert "8 ranks: does not fit into 40 GB under DDP over 8" in text
     assert "python -m ddp_helpers new train.py --template starter_fsdp" in text
     assert "torchrun --standalone" in text
-    rows = [line.split() for line in text.splitlines() if "DistributedDataParallel" in line]
+    rows = [line.split() for line in text.splitlines() if "  DDP " in line]
     model = transformer(24, 2048, 16, 1024, 50257, precision="float32")
     held = memory_per_rank(model, Holding("ddp", 8, 8, foreach=False))
     assert float(rows[1][5]) == pytest.approx(held.parameters / 1e9, rel=0.01)
     assert cli.main("plan --memory --transformer 80x8192x64 --ranks 8".split()) == 1
+
+
+def test_plan_memory_with_layers_and_stages_that_are_cut(capsys):
+    words = "plan --memory --transformer 80x8192x64 --bf16 --batch-size 1 --capacity 80 --ranks 8"
+    words += " --tensor-parallel 8 --stages 4 --micro-batches 8"
+    assert cli.main(words.split()) == 0
+    text = capsys.readouterr().out
+    rows = [line for line in text.splitlines() if line.startswith("     8  ")]
+    assert len(rows) == 2 * len(STRATEGIES)
+    way = "DDP over 8, 4 pipeline stages, activation checkpointing, 8 x 1 sample a rank"
+    assert f"fits into 80 GB with tensor parallel over 8 and {way}" in text
+    model = transformer(80, 8192, 64, 1024, 50257, tensor_parallel=8)
+    held = memory_per_rank(model, Holding("ddp", 8, 1, stages=4, micro_batches=8))
+    assert float(rows[0].split()[4]) == pytest.approx(held.parameters / 1e9, rel=0.01)
+    assert "no template of ours" in text
+    assert cli.main([*words.split(), "--capacity", "4"]) == 1
+    assert "none of it fits into 4 GB" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["starter", "starter_fsdp"])
@@ -300,7 +318,7 @@ def test_plan_memory_traces_a_template_as_its_owner_has_it(name, capsys):
     assert "fits into 8 GB under DDP over 2" in text
     assert "--bf16" in text
     if name == "starter_fsdp":  # it has blocks, so recomputing keeps less
-        held = [line.split() for line in text.splitlines() if "  fully_shard" in line]
+        held = [line.split() for line in text.splitlines() if "  FSDP" in line]
         plain, again = (float(row[-3]) for row in held)
         assert again < plain
 
@@ -318,6 +336,8 @@ def test_plan_memory_traces_a_factory(tmp_path, capsys):
         ([], "which model"),
         (["--trace", "a.py", "--transformer", "1x2x1"], "one of the two"),
         (["--trace", "missing.py"], "there is no such file"),
+        (["--trace", "a.py", "--tensor-parallel", "2"], "trace_model(..., tensor_parallel=2"),
+        (["--transformer", "4x64x4", "--stages", "9"], "stages=9: the model has 4 blocks"),
         (["--trace", str(template_files()["starter_lm"])], "expected a copy of starter.py"),
         (["--trace", "make"], "expected train.py, or path/script.py:factory"),
         (["--transformer", "2x16x2", "--capacity", "0"], "capacity=0"),
