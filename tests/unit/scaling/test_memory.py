@@ -166,6 +166,54 @@ def test_what_a_trace_sees_of_convolutions_frozen_layers_and_buffers():
     assert model.parts[0].kept.each == pytest.approx(2 * 4 * 8 * 36, rel=0.03)
 
 
+class Looks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.out(2 * x if x.mean().item() > 0 else x)
+
+
+def make_rows(size):
+    return torch.randn(size, 8), torch.randint(3, (size,))
+
+
+SHIFT = torch.ones(8)
+
+
+class Encoder(nn.Module):
+    """torch's own blocks, a tensor that was made before, and an answer that is no tensor."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.layers, self.out = nn.TransformerEncoder(layer, 2), nn.Linear(8, 3)
+
+    def forward(self, batch):
+        return {"logits": self.out(self.layers((batch["x"] + SHIFT)[:, None])[:, 0])}
+
+
+def test_models_of_other_kinds_are_traced():
+    def loss(answer, target):
+        return nn.functional.cross_entropy(answer["logits"], target)
+
+    def make_batch(size):
+        x, y = make_rows(size)
+        return {"x": x}, y
+
+    model = trace_model(Encoder, make_batch, loss_function=loss)
+    assert model.parameters == sum(p.numel() for p in Encoder().parameters())
+    assert [part.block for part in model.parts].count(True) == 2
+    recurrent = lambda: nn.Sequential(nn.Unflatten(1, (4, 2)), nn.LSTM(2, 3), First(), nn.Flatten())
+    assert trace_model(recurrent, make_rows).parts[0].kept.each > 0
+
+
+class First(nn.Module):
+    def forward(self, pair):
+        return pair[0]
+
+
 def test_blocks_are_the_row_of_equal_modules():
     model = Words()
     assert repeated_blocks(model) == [*model.blocks]
@@ -251,6 +299,11 @@ def test_what_a_way_costs():
         (lambda: transformer(2, 12, 3, 4, precision="fp8"), "precision='fp8': expected one of"),
         (lambda: trace_model(Words, make_words, precision="fp8"), "precision='fp8'"),
         (lambda: trace_model(Words, make_words, tensor_parallel=2), "give both or neither"),
+        (
+            lambda: trace_model(Looks, make_rows),
+            "tensors that have no values failed: DataDependent",
+        ),
+        (lambda: trace_model(lambda: Looks().requires_grad_(False), make_rows), "no trained"),
         (lambda: cut({"blocks.*.up": "sideways"}), "'sideways': expected one of colwise"),
         (lambda: cut({"blocks.*.top": "colwise"}), "no layer of the model is called"),
         (lambda: cut({"norm": "colwise"}), "norm is LayerNorm, expected nn.Linear"),
