@@ -24,6 +24,7 @@ from ddp_helpers.sanitizer.checks.modes import ModeChecker
 from ddp_helpers.sanitizer.checks.sharded import ShardedChecker
 from ddp_helpers.sanitizer.checks.slow import SlowChecker
 from ddp_helpers.sanitizer.checks.start import StartChecker
+from ddp_helpers.sanitizer.checks.summands import SummandChecker
 from ddp_helpers.sanitizer.checks.unwrapped import UnwrappedChecker
 from ddp_helpers.sanitizer.checks.weights import WeightsChecker
 from ddp_helpers.sanitizer.talk.session import Session
@@ -53,6 +54,7 @@ class Parts:
     lost: LostGradientChecker
     modes: ModeChecker
     sharded: ShardedChecker
+    summands: SummandChecker
     unwrapped: UnwrappedChecker
     start: StartChecker
     peers: Peers
@@ -90,6 +92,7 @@ def make(session: Session) -> Parts:
         LostGradientChecker(session),
         ModeChecker(session, registry),
         ShardedChecker(session),
+        SummandChecker(session),
         UnwrappedChecker(session, events, registry, passes),
         StartChecker(session),
         peers,
@@ -118,6 +121,7 @@ def put_patches(parts: Parts) -> None:
         ("workers", p.first_steps.workers.put_patches),
         # of a sum that ends an evaluation its cause is told, before ranks are compared
         ("evaluation", p.evaluations.put_patches),
+        ("clipping", p.sharded.put_patches),
         # counts a collective as come to before the comparison of it may end the run
         ("order", p.order.put_patches),
         ("checkpoints", p.checkpoints.put_patches),
@@ -225,6 +229,7 @@ def _connect_events(parts: Parts) -> None:
         (ddp, p.ddp.backward_begins),  # finds the models that the others ask about
         ("unused parameters", p.gradients.backward_begins),
         ("lost gradients", p.lost.backward_begins),
+        ("summands", p.summands.backward_begins),
         ("modes", p.modes.backward_begins),
         ("data", p.passes.went_back),
     )
@@ -254,6 +259,7 @@ def _connect_events(parts: Parts) -> None:
         (ddp, p.ddp.stepped),  # counts the step, under whose number the weights are kept
         ("weights", p.weights.step_ends),
         ("lost gradients", p.lost.step_ends),
+        ("summands", p.summands.step_ends),
         ("unwrapped models", p.unwrapped.step_ends),
         ("data", p.passes.stepped),
         ("first steps", p.first_steps.stepped),
@@ -294,6 +300,7 @@ def _connect_calls(parts: Parts) -> None:
         session,
         calls.listeners,
         ("lost gradients", p.lost.call_begins),
+        ("summands", p.summands.call_begins),
         ("unwrapped models", p.unwrapped.call_begins),
     )
     calls.sequence.doing = p.ddp.doing

@@ -235,6 +235,26 @@ def fully_sharded(rank):
     return [p.full_tensor() for p in module.parameters()]
 
 
+def tensor_parallel_and_clipped(rank):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor.parallel import (
+        ColwiseParallel,
+        RowwiseParallel,
+        parallelize_module,
+    )
+
+    module, mesh = net(), init_device_mesh("cpu", (dist.get_world_size(),))
+    plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
+    parallelize_module(module, mesh, plan)
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
+    for x, y in batches(0):  # all ranks: the same samples
+        optimizer.zero_grad()
+        F.cross_entropy(module(x), y).backward()
+        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+    return [p.full_tensor() for p in module.parameters()]
+
+
 class TinyGPT(nn.Module):
     def __init__(self, vocabulary=16, width=8):
         super().__init__()
@@ -575,6 +595,7 @@ SCRIPTS = [
     post_local_sgd,
     rank_0_fits_a_probe_of_its_own,
     split_stream,
+    tensor_parallel_and_clipped,
     the_packages_own_training,
     two_groups,
     uneven_inputs_with_join,
