@@ -92,7 +92,7 @@ class Supervisor:
             if self.ending is Ending.INTERRUPTED:
                 self._interrupts.forget()
             if self.start_method == "forkserver":
-                standby.fill_up()
+                standby.fill_up(self.job.env)
         more = count_memory_kills() > memory_kills
         return [rank.result(more) for rank in self._ranks]
 
@@ -107,7 +107,7 @@ class Supervisor:
             self._start_spawned(job_file)
 
     def _start_forked(self, job_file: int) -> None:
-        for process in standby.take(self.job.nprocs):
+        for process in standby.take(self.job.nprocs, self.job.env):
             self._files.callback(process.link.close)
             self._events.on(process.link, self._when_here(self._note(process), process, job_file))
 

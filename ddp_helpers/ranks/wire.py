@@ -224,12 +224,11 @@ def call(address: str, rank: int) -> socket.socket:
 
 
 def wait_for_word(link: socket.socket, seconds: float) -> bool:
-    """Say that this rank is there, and wait until it is given its files.
+    """Wait until this rank is given its files.
 
     False if they have not come within this time, or if the process that made the socket has ended:
     a child of that process may hold the socket's other end, so its own end would not tell.
     """
-    link.send(HERE)
     poll = select.poll()
     poll.register(link, select.POLLIN)
     with contextlib.ExitStack() as files:

@@ -20,19 +20,21 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ddp_helpers.evidence.last_call import keep_last_call
 from ddp_helpers.evidence.records import Finding, Watched
 from ddp_helpers.group.torch_mends import mend_destroy_process_group, mend_rendezvous
 from ddp_helpers.ranks import breakpoints, progress, wire
+from ddp_helpers.ranks.rehearsal import rehearse
 from ddp_helpers.ranks.surroundings import take_over
 from ddp_helpers.ranks.travel import cannot_travel, describe, dump_value, unpack
 from ddp_helpers.ranks.wire import Job, Outcome
 
 LONGEST_IDLE = 1800.0  # seconds that a rank stands by: a notebook left open overnight needs none
-PR_SET_PDEATHSIG = 1
+STANDBY_NAME, RANK_NAME = b"ddp-standby", b"python"
+PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 
 
 def main(rank: int, address: str) -> None:
@@ -44,14 +46,25 @@ def main(rank: int, address: str) -> None:
     os._exit(1)  # the launcher is gone
 
 
-def stand_by(link: socket.socket) -> None:
-    """Wait to be needed, and run one rank of a launch then; the fork server calls this."""
+def stand_by(link: socket.socket, variables: Mapping[str, str] | None) -> None:
+    """Wait to be needed, and run one rank of a launch then; the fork server calls this.
+
+    Args:
+        link: to the launcher.
+        variables: those under which to rehearse; None where a launch waits already.
+    """
     _become_a_rank()
+    prctl = ctypes.CDLL(None).prctl
     # when the fork server is killed, nobody would learn of this process's end
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     with contextlib.suppress(OSError):
+        link.send(wire.HERE)
+        if variables is not None:
+            prctl(PR_SET_NAME, STANDBY_NAME)  # for who looks with ps or top
+            rehearse(variables)
         if not wire.wait_for_word(link, LONGEST_IDLE):
             os._exit(0)
+        prctl(PR_SET_NAME, RANK_NAME)
         _serve(link)
     os._exit(1)
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 
 KINDS = (
     "accumulation-without-no-sync",
+    "async-not-waited",
+    "async-tensor-changed",
     "averaged-after-step",
     "changed-after-wrap",
     "checkpoint-read-while-written",
@@ -24,13 +26,18 @@ KINDS = (
     "ended-inside-no-sync",
     "epoch-not-advanced",
     "eval-left-on",
+    "evaluation-leak",
     "few-keys-matched",
     "forward-skipped-ddp",
+    "gradient-out-of-proportion",
     "gradients-differ",
+    "gradients-not-cleared",
+    "identical-dropout",
     "identical-random-draws",
     "missing-data",
     "needless-find-unused",
     "no-gradient-through-collective",
+    "not-finite",
     "not-in-this-torch",
     "overlapping-data",
     "padded-evaluation",
@@ -52,6 +59,7 @@ KINDS = (
     "unused-parameters",
     "unwrapped-model",
     "weights-differ",
+    "weights-unchanged",
 )
 COMMENT = re.compile(r"#\s*ddp:\s*ignore\[([^\]]*)\]")
 

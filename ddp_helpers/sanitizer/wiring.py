@@ -6,64 +6,15 @@ No constructor registers a callback or patches torch: both happen here, from top
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import ParamSpec
 
 from ddp_helpers.evidence.records import Watched
-from ddp_helpers.sanitizer.checks.checkpoints import CheckpointChecker
-from ddp_helpers.sanitizer.checks.collectives import CollectiveChecker
-from ddp_helpers.sanitizer.checks.data_checks import Peers, ShareChecker
 from ddp_helpers.sanitizer.checks.ddp_compare import DdpComparison
-from ddp_helpers.sanitizer.checks.epochs import EpochChecker
-from ddp_helpers.sanitizer.checks.evaluations import EvaluationChecker
-from ddp_helpers.sanitizer.checks.first_steps import FirstStepsChecker
-from ddp_helpers.sanitizer.checks.gradients import GradientChecker
-from ddp_helpers.sanitizer.checks.loading import LoadingChecker
-from ddp_helpers.sanitizer.checks.lost_gradient import LostGradientChecker
-from ddp_helpers.sanitizer.checks.modes import ModeChecker
-from ddp_helpers.sanitizer.checks.sharded import ShardedChecker
-from ddp_helpers.sanitizer.checks.slow import SlowChecker
-from ddp_helpers.sanitizer.checks.start import StartChecker
-from ddp_helpers.sanitizer.checks.summands import SummandChecker
-from ddp_helpers.sanitizer.checks.unwrapped import UnwrappedChecker
-from ddp_helpers.sanitizer.checks.weights import WeightsChecker
+from ddp_helpers.sanitizer.checks.numbers import is_finite
+from ddp_helpers.sanitizer.parts import Parts, make
 from ddp_helpers.sanitizer.talk.session import Session
-from ddp_helpers.sanitizer.watch.ddp_calls import DdpCalls
-from ddp_helpers.sanitizer.watch.order import Order
-from ddp_helpers.sanitizer.watch.passes import PassRecorder
-from ddp_helpers.sanitizer.watch.training_events import TrainingEvents
-from ddp_helpers.sanitizer.watch.wrapped import Registry
 
 P = ParamSpec("P")
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Everything that watches one process."""
-
-    session: Session
-    events: TrainingEvents
-    passes: PassRecorder
-    order: Order
-    registry: Registry
-    calls: CollectiveChecker
-    ddp: DdpCalls
-    weights: WeightsChecker
-    gradients: GradientChecker
-    loading: LoadingChecker
-    lost: LostGradientChecker
-    modes: ModeChecker
-    sharded: ShardedChecker
-    summands: SummandChecker
-    unwrapped: UnwrappedChecker
-    start: StartChecker
-    peers: Peers
-    epochs: EpochChecker
-    shares: ShareChecker
-    first_steps: FirstStepsChecker
-    evaluations: EvaluationChecker
-    slow: SlowChecker
-    checkpoints: CheckpointChecker
 
 
 def watch(session: Session) -> Parts:
@@ -74,37 +25,6 @@ def watch(session: Session) -> Parts:
     return parts
 
 
-def make(session: Session) -> Parts:
-    """The parts, which nobody tells of anything yet."""
-    events, passes, order = TrainingEvents(session), PassRecorder(session), Order(session)
-    registry, calls, peers = Registry(), CollectiveChecker(session), Peers(session)
-    return Parts(
-        session,
-        events,
-        passes,
-        order,
-        registry,
-        calls,
-        DdpCalls(session, events, calls.sequence, registry, passes),
-        WeightsChecker(session, events, registry),
-        GradientChecker(session, events, registry),
-        LoadingChecker(session, registry),
-        LostGradientChecker(session),
-        ModeChecker(session, registry),
-        ShardedChecker(session),
-        SummandChecker(session),
-        UnwrappedChecker(session, events, registry, passes),
-        StartChecker(session),
-        peers,
-        EpochChecker(session, passes),
-        ShareChecker(session, peers),
-        FirstStepsChecker(session, passes, peers),
-        EvaluationChecker(session),
-        SlowChecker(session),
-        CheckpointChecker(session, order),
-    )
-
-
 def put_patches(parts: Parts) -> None:
     """Stand in for torch's functions; where two parts take one, the later is called first."""
     p = parts
@@ -112,6 +32,8 @@ def put_patches(parts: Parts) -> None:
     _fill(
         p.session,
         puts,
+        # first, so that it is called last and gets what the call returns
+        ("asynchronous calls", p.asynchronous.put_patches),
         ("collectives", p.calls.put_patches),
         ("DDP's communication", p.events.put_patches),
         ("loading", p.loading.put_patches),
@@ -153,8 +75,7 @@ def _connect_session(parts: Parts) -> None:
     session.on_group += [
         p.calls.forget_all,
         p.registry.forget_all,
-        p.weights.ledger.forget_all,
-        p.weights.ends.forget_all,
+        p.weights.forget,
         p.unwrapped.ledger.forget_all,
         p.passes.forget_all,
         p.peers.forget,
@@ -168,6 +89,12 @@ def _connect_session(parts: Parts) -> None:
         p.order.reset,
         p.modes.forget,
         p.checkpoints.forget,
+        p.local.forget,
+        p.numbers.forget,
+        p.unchanged.forget,
+        p.kept.forget,
+        p.asynchronous.forget,
+        p.leaks.forget,
     ]
     # may end the run, so all the others have begun anew
     _fill(session, session.on_group, ("the start", p.start.look))
@@ -186,6 +113,9 @@ def _connect_session(parts: Parts) -> None:
         ("data", p.passes.close_all),
         ("shares", p.shares.leave),
         ("speed", p.slow.at_end),
+        ("unchanged weights", p.unchanged.at_end),
+        ("asynchronous calls", p.asynchronous.at_end),
+        ("leaks", p.leaks.at_end),
     )
     _fill(
         session,
@@ -197,6 +127,7 @@ def _connect_session(parts: Parts) -> None:
         ("first-steps", p.first_steps.exchange.finish),
         ("evaluation", p.evaluations.decide),
         ("speed", p.slow.at_last),
+        ("leaks", p.leaks.at_last),
         # then tell_notes_once(), which needs all notes
     )
 
@@ -211,6 +142,7 @@ def _connect_events(parts: Parts) -> None:
         events.after_wrap,
         (ddp, p.ddp.wrapped),
         ("groups", p.peers.wrapped),
+        ("local gradients", p.local.wrapped),
         ("speed", p.slow.wrapped),
         (order, p.order.wrapped),
     )
@@ -222,7 +154,12 @@ def _connect_events(parts: Parts) -> None:
         ("speed", p.slow.forward),
         (order, p.order.forward),
     )
-    _fill(session, events.after_forward, (ddp, p.ddp.forward_ends))
+    _fill(
+        session,
+        events.after_forward,
+        (ddp, p.ddp.forward_ends),
+        ("first steps", p.first_steps.forward_ended),
+    )
     _fill(
         session,
         events.before_backward,
@@ -231,6 +168,8 @@ def _connect_events(parts: Parts) -> None:
         ("lost gradients", p.lost.backward_begins),
         ("summands", p.summands.backward_begins),
         ("modes", p.modes.backward_begins),
+        ("local gradients", p.local.backward_begins),
+        ("kept gradients", p.kept.backward_begins),
         ("data", p.passes.went_back),
     )
     _fill(
@@ -240,6 +179,9 @@ def _connect_events(parts: Parts) -> None:
         ("unused parameters", p.gradients.backward_ends),
         ("unwrapped models", p.unwrapped.went_back),
         ("sharded parameters", p.sharded.went_back),
+        ("local gradients", p.local.went_back),
+        ("kept gradients", p.kept.went_back),
+        ("unchanged weights", p.unchanged.went_back),
         (order, p.order.went_back),
     )
     _fill(
@@ -250,6 +192,9 @@ def _connect_events(parts: Parts) -> None:
         ("late parameters", p.gradients.late_parameters),
         ("unwrapped models", p.unwrapped.step_begins),
         ("sharded parameters", p.sharded.step_begins),
+        ("asynchronous calls", p.asynchronous.step_begins),
+        ("numbers", p.numbers.step_begins),
+        ("kept gradients", p.kept.step_begins),
         ("shuffles", p.epochs.stepping),
         ("speed", p.slow.stepping),
     )
@@ -258,6 +203,8 @@ def _connect_events(parts: Parts) -> None:
         events.after_step,
         (ddp, p.ddp.stepped),  # counts the step, under whose number the weights are kept
         ("weights", p.weights.step_ends),
+        ("unchanged weights", p.unchanged.step_ends),
+        ("kept gradients", p.kept.step_ends),
         ("lost gradients", p.lost.step_ends),
         ("summands", p.summands.step_ends),
         ("unwrapped models", p.unwrapped.step_ends),
@@ -269,7 +216,7 @@ def _connect_events(parts: Parts) -> None:
 
 def _connect_passes(parts: Parts) -> None:
     p, passes, session = parts, parts.passes, parts.session
-    p.shares.are_together = p.unwrapped.are_together
+    p.shares.are_together = p.leaks.are_together = p.unwrapped.are_together
     _fill(session, passes.on_start, ("shares", p.shares.next_begins))
     _fill(
         session,
@@ -288,8 +235,10 @@ def _connect_passes(parts: Parts) -> None:
         session,
         passes.on_end,
         ("weights", p.weights.pass_ends),  # weights that differ are the cause of much else
+        ("unchanged weights", p.unchanged.pass_ends),
         ("shuffles", p.epochs.ended),
         ("shares", p.shares.ended),
+        ("leaks", p.leaks.ended),
     )
 
 
@@ -302,10 +251,14 @@ def _connect_calls(parts: Parts) -> None:
         ("lost gradients", p.lost.call_begins),
         ("summands", p.summands.call_begins),
         ("unwrapped models", p.unwrapped.call_begins),
+        ("weights", p.weights.call_begins),
     )
     calls.sequence.doing = p.ddp.doing
     comparison = DdpComparison(session, session.guarded("weights", p.weights.before_backward))
     comparison.modes = session.guarded("modes", p.modes.compare)
+    comparison.numbers = session.guarded("numbers", p.numbers.compare)
+    p.ddp.finite = session.guarded("numbers", is_finite)
+    p.ddp.norms = session.guarded("local gradients", p.local.norms)
     calls.explain.append(comparison.compare)
     calls.explain_ddp = comparison.explain_end
     calls.sequence.explain_end = calls.explain_end

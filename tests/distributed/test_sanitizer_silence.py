@@ -272,6 +272,7 @@ class TinyGPT(nn.Module):
 
 def nano_gpt(rank):
     ddp = DistributedDataParallel(TinyGPT())
+    torch.manual_seed(1337 + rank)  # its seed_offset
     optimizer = torch.optim.AdamW(ddp.parameters(), lr=1e-2, betas=(0.9, 0.95))
     generator = torch.Generator().manual_seed(1337 + rank)
     for step in range(4):
@@ -388,6 +389,21 @@ def post_local_sgd(rank):
             for p in ddp.parameters():
                 dist.all_reduce(p.data)
                 p.data /= dist.get_world_size()
+    return ddp
+
+
+def local_sgd_inside_no_sync(rank):
+    # accelerate's LocalSGD: one no_sync() around everything, and weights averaged now and then
+    ddp, optimizer = wrap()
+    with ddp.no_sync():
+        for i, (x, y) in enumerate(batches(rank, 30), start=1):
+            optimizer.zero_grad()
+            F.cross_entropy(ddp(x), y).backward()
+            optimizer.step()
+            if i % 15 == 0:
+                for p in ddp.parameters():
+                    dist.all_reduce(p.data)
+                    p.data = p.data / dist.get_world_size()
     return ddp
 
 
@@ -589,6 +605,7 @@ SCRIPTS = [
     loaded_on_every_rank,
     losses_and_metrics_reduced,
     nano_gpt,
+    local_sgd_inside_no_sync,
     one_optimizer_per_part,
     optimizer_before_the_wrap,
     plateau_of_the_mean,

@@ -13,6 +13,7 @@ from conftest import ROOT, watched
 from ddp_helpers.exercises import names
 from ddp_helpers.exercises.core import load, source_of
 from ddp_helpers.recipes import recipes
+from ddp_helpers.scaling.others import rows, summary
 from ddp_helpers.templates import template_files
 from ddp_helpers.widgets import NAMES as EXPLORABLES
 from ddp_helpers.widgets.ladder import RUNGS
@@ -202,6 +203,14 @@ def test_the_gallery_has_every_explorable(page, address):
     shown = page.locator("article").inner_text()
     assert [name for name in EXPLORABLES if f'widgets.explore("{name}")' not in shown] == []
     assert page.locator("article img").count() == len(EXPLORABLES)
+
+
+def test_predictions_are_shown_with_their_misses(page, address):
+    page.goto(f"{address}/predictions.html")
+    text = page.inner_text("article")
+    assert summary(rows()) in text
+    assert text.count("missed") == sum(not row.inside for row in rows())
+    assert page.locator("article table tbody tr").count() == len(rows())
 
 
 def test_chinese_pages_say_that_they_are_chinese(page, address):

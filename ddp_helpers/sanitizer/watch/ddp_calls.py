@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 import torch
@@ -53,6 +53,9 @@ class DdpCalls:
         self.registry = registry
         self._passed_by: list[tuple[Wrapped, object]] = []
         self._terms = session.guarded("the loss", self._terms_of)
+        self.finite: Callable[[Sequence[torch.Tensor]], bool | None] = lambda roots: True
+        self.norms: Callable[[Wrapped], tuple[float, ...] | None] = lambda model: ()
+        """Of some gradients of the backward before."""
 
     # ---- the wrap
 
@@ -168,6 +171,7 @@ class DdpCalls:
             group,
             {model.number: self._state(model) for model in looked},
             None if hooked else self._terms(roots),
+            self.finite(roots) is not False,
         )
         called, step = "backward of a DDP model", self.session.step
         record = CallRecord(BACKWARD, called, stack, step, backward=backward)
@@ -186,6 +190,7 @@ class DdpCalls:
             edits,
             stepping=self.events.stepper if self.events.stepping else "",
             training=ddp is None or ddp.module.training,
+            norms=self.norms(model) or (),
         )
 
     def _terms_of(self, roots: Sequence[torch.Tensor]) -> tuple[Term, ...]:

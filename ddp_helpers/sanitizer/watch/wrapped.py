@@ -56,6 +56,10 @@ class Wrapped:
     """Their fingerprint after the wrap, or after the last step looked at."""
     weights_at: int | None = 0
     """The number of steps after which `weights` was taken."""
+    before: str = ""
+    """Their fingerprint before the last step that was looked at."""
+    before_at: int | None = None
+    """The number of steps after which `before` was taken."""
     last_step: int = 0
     """The brief of the record of the last step, if that was looked at."""
     era: int = 0
@@ -77,6 +81,8 @@ class Wrapped:
     """The output holds no tensor that we can find."""
     since: SinceStep = field(default_factory=SinceStep)
     edit: Edit | None = None
+    averaged_by_hand: bool = False
+    """The program averages the weights itself, now and then."""
     edited: list[int] = field(default_factory=list)
     """Parameters changed since the last step, by something that is no optimizer."""
 
@@ -111,7 +117,8 @@ class Wrapped:
 
     def note_edits(self) -> str:
         """Find out which weights changed since the last step; returns their fingerprint."""
-        now = self.fingerprint()
+        now = self.before = self.fingerprint()
+        self.before_at = self.steps
         if self.weights_at == self.steps:
             pairs = zip(self.weights.split(","), now.split(","), strict=True)
             self.edited = [place for place, (then, now_) in enumerate(pairs) if then != now_]
@@ -122,9 +129,17 @@ class Wrapped:
         return Edits(tuple(self.edited[:MOST_EDITED]), self.edit)
 
     def is_local_sgd(self) -> bool:
-        """True if a communication hook lets the ranks drift apart on purpose."""
+        """True if the ranks drift apart on purpose, and are averaged now and then."""
+        if self.averaged_by_hand:
+            return True
         hooks = getattr(self.ddp(), "_comm_hooks", None) or ()
         return any("localsgd" in _name(hook).lower().replace("_", "") for hook, _ in hooks)
+
+    @property
+    def size(self) -> int:
+        """How many numbers DDP would average."""
+        there = (p for p in self.alive() if p is not None)
+        return sum(p.numel() for p in there if id(p) in self.reduced)
 
     def has_hook(self) -> bool:
         """True if the program took DDP's communication into its own hands."""
@@ -138,7 +153,7 @@ class Wrapped:
         """A Join block is over: the ranks may have counted differently."""
         self.era += 1
         self.steps = self.synced = self.buffer_syncs = 0
-        self.weights_at = None
+        self.weights_at = self.before_at = None
         self.since = SinceStep()
 
 

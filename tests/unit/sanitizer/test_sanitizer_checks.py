@@ -643,7 +643,7 @@ def test_kinds_of_samplers(sampler, expected):
 def a_pass(sampler=None, data=DATA, batches=(), key="loop#0", **changes):
     """A pass that has delivered these batches."""
     sampler = SequentialSampler(data) if sampler is None else sampler
-    loader = DataLoader(data, 4, sampler=sampler, drop_last=changes.pop("drop_last", False))
+    loader = DataLoader(data, 4, sampler=sampler)
     done = Pass(lambda: loader, data, sampler, key, (PLACE,), lambda: None, 0, steps=1)
     done.epoch = getattr(sampler, "epoch", None)
     for indices in batches:
