@@ -308,6 +308,18 @@ def test_accumulation_with_fsdp(syncs):
         assert "though 3 backward passes came before" in finding.cause
 
 
+def test_zero_by_hand_that_sends_nothing():
+    def train(rank):
+        ddp, _ = wrap()
+        optimizer = torch.optim.SGD(list(ddp.parameters())[rank::2], lr=0.1)
+        for x, y in loader():
+            ddp.zero_grad()
+            F.cross_entropy(ddp(x), y).backward()
+            optimizer.step()
+
+    assert only(train).kind == "weights-differ"
+
+
 @needs_torch(2, 7, "before, fully_shard does not work on a CPU")
 @pytest.mark.parametrize("early", [False, True])
 def test_an_optimizer_made_before_fully_shard(early):

@@ -235,6 +235,19 @@ def fully_sharded(rank):
     return [p.full_tensor() for p in module.parameters()]
 
 
+def zero_by_hand(rank):
+    ddp, _ = wrap()
+    weights, world = list(ddp.parameters()), dist.get_world_size()
+    optimizer = torch.optim.Adam(weights[rank::world], lr=0.01)
+    for x, y in batches(rank):
+        ddp.zero_grad()
+        F.cross_entropy(ddp(x), y).backward()
+        optimizer.step()
+        for number, weight in enumerate(weights):
+            dist.broadcast(weight.detach(), src=number % world)
+    return ddp
+
+
 def tensor_parallel_and_clipped(rank):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor.parallel import (
@@ -620,6 +633,7 @@ SCRIPTS = [
     unused_parameters_that_differ,
     weighed_by_tokens,
     weights_averaged_now_and_then,
+    zero_by_hand,
     zero_redundancy,
 ]
 
