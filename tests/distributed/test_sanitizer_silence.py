@@ -420,6 +420,21 @@ def local_sgd_inside_no_sync(rank):
     return ddp
 
 
+def tokens_for_experts(rank):
+    # a mixture of experts: each rank sends as many as its gate says, and tells the sizes first
+    ddp, optimizer = wrap()
+    for x, y in batches(rank):
+        to_each = torch.tensor([len(x) - 1 - rank, 1 + rank])
+        from_each = torch.empty_like(to_each)
+        dist.all_to_all_single(from_each, to_each)
+        got = torch.empty(int(from_each.sum()), x.shape[1])
+        dist.all_to_all_single(got, x, from_each.tolist(), to_each.tolist())
+        optimizer.zero_grad()
+        (F.cross_entropy(ddp(x), y) + 0 * got.sum()).backward()
+        optimizer.step()
+    return ddp
+
+
 def zero_redundancy(rank):
     ddp = DistributedDataParallel(net())
     optimizer = ZeroRedundancyOptimizer(ddp.parameters(), torch.optim.Adam, lr=0.01)
@@ -619,6 +634,7 @@ SCRIPTS = [
     losses_and_metrics_reduced,
     nano_gpt,
     local_sgd_inside_no_sync,
+    tokens_for_experts,
     one_optimizer_per_part,
     optimizer_before_the_wrap,
     plateau_of_the_mean,
