@@ -13,7 +13,7 @@ import os
 import select
 import signal
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from multiprocessing import forkserver, get_context, popen_forkserver, reduction, spawn
 from multiprocessing.context import set_spawning_popen
 
@@ -28,19 +28,27 @@ _LATER = ("dir", "sys_path", "sys_argv", "init_main_from_name", "init_main_from_
 class ForkedProcess:
     """One process, asked for by the constructor; its number is known once it `is_born()`.
 
+    Args:
+        rehearses_with: it is to stand by, and to rehearse under these variables; None where a
+            launch waits for it.
+
     Raises:
         OSError: the fork server is gone, or no file can be opened any more.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rehearses_with: Mapping[str, str] | None = None) -> None:
         self.server = server_pid()
+        self.rehearses_with = rehearses_with
         self.pid: int | None = None
         self.exitcode: int | None = None
         self.link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
-                process = get_context("forkserver").Process(target=worker.stand_by, args=(theirs,))
-                self._popen = _Popen(process)
+                self._popen = _Popen(
+                    get_context("forkserver").Process(
+                        target=worker.stand_by, args=(theirs, rehearses_with)
+                    )
+                )
         except BaseException:
             self.link.close()
             raise
@@ -80,6 +88,10 @@ class ForkedProcess:
             except EOFError:
                 self.exitcode = UNKNOWN
 
+    def files(self) -> tuple[int, ...]:
+        """The files through which this process holds it."""
+        return self.link.fileno(), self.sentinel, self._popen.writer
+
     def close(self) -> None:
         """Give its files back. One that nobody has given anything to do then ends."""
         self.link.close()
@@ -110,15 +122,15 @@ class _Popen(popen_forkserver.Popen):
         finally:
             set_spawning_popen(None)
         # the writer stays open: its end tells the child that its parent has ended
-        self.sentinel, self._writer = forkserver.connect_to_new_process(self._fds)
+        self.sentinel, self.writer = forkserver.connect_to_new_process(self._fds)
         try:
-            wire.write_whole(self._writer, buffer.getvalue())
+            wire.write_whole(self.writer, buffer.getvalue())
         except OSError:
             self.close()
             raise
 
     def close(self) -> None:
-        for file in (self.sentinel, self._writer):
+        for file in (self.sentinel, self.writer):
             with contextlib.suppress(OSError):
                 os.close(file)
 

@@ -92,7 +92,7 @@ class Supervisor:
             if self.ending is Ending.INTERRUPTED:
                 self._interrupts.forget()
             if self.start_method == "forkserver":
-                standby.fill_up()
+                standby.fill_up(self.job.env)
         more = count_memory_kills() > memory_kills
         return [rank.result(more) for rank in self._ranks]
 
@@ -107,7 +107,7 @@ class Supervisor:
             self._start_spawned(job_file)
 
     def _start_forked(self, job_file: int) -> None:
-        for process in standby.take(self.job.nprocs):
+        for process in standby.take(self.job.nprocs, self.job.env):
             self._files.callback(process.link.close)
             self._events.on(process.link, self._when_here(self._note(process), process, job_file))
 
@@ -179,7 +179,7 @@ class Supervisor:
     def _watch(self, deadline: float) -> Ending:
         view = self._view.shown
         now = time.monotonic()
-        while self._living():
+        while self._busy():
             self._let_interrupts_in()  # here every rank is noted, and _end() will find it
             self._events.pump(self._patience(deadline))
             if view:
@@ -284,6 +284,10 @@ class Supervisor:
             if rank.files:
                 data = wire.read_whole(rank.files.last_call)
                 rank.last_call = read_last_call(data, self.job.names)
+
+    def _busy(self) -> list[LaunchedRank]:
+        """The ranks that the watch waits for."""
+        return self._living()
 
     def _living(self) -> list[LaunchedRank]:
         return [rank for rank in self._ranks if not rank.ended]

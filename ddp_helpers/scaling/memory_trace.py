@@ -56,7 +56,8 @@ def trace_model(
             "colwise", "blocks.*.down": "rowwise"}, as for torch's parallelize_module.
 
     Raises:
-        ValueError: an unknown precision or style, a layer that can't be cut so, no such layer.
+        ValueError: an unknown precision or style, a layer that can't be cut so, no such layer, a
+            model that asks for values or trains nothing.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r}: expected one of {', '.join(PRECISIONS)}")
@@ -67,7 +68,15 @@ def trace_model(
             'how layers are cut, such as {"blocks.*.up": "colwise", "blocks.*.down": "rowwise"}'
         )
     options = (make_model, make_batch, blocks, loss_function, precision, tensor_parallel, plan)
-    small, big = (_Trace(size, *options) for size in TRACED)
+    without_values = torch_private.FAKE_TENSORS.get()(allow_non_fake_inputs=True)
+    try:
+        small, big = (_Trace(size, without_values, *options) for size in TRACED)
+    except RuntimeError as error:
+        raise ValueError(
+            f"a step on tensors that have no values failed: {type(error).__name__}: {error}. "
+            "Does it run with values? What asks for them (item(), boolean masks, if on a tensor) "
+            "can't be traced so: leave it out of make_model, or describe it with transformer()"
+        ) from error
     parts = [_part(key, small, big) for key in small.order]
     return ModelMemory(
         name or str(getattr(make_model, "__name__", "model")),
@@ -105,6 +114,7 @@ class _Trace:
     def __init__(
         self,
         size: int,
+        without_values: contextlib.AbstractContextManager,
         make_model: MakeModel,
         make_batch: MakeBatch,
         blocks: Callable[[nn.Module], Sequence[nn.Module]] | None,
@@ -121,8 +131,10 @@ class _Trace:
         self.inside: Counter[str] = Counter()
         self.output: Counter[str] = Counter()
         batch = make_batch(size)
-        with torch_private.FAKE_TENSORS.get()():
+        with without_values:
             model = make_model()
+            if not any(each.requires_grad for each in model.parameters()):
+                raise ValueError("no trained parameters: there is nothing to plan for")
             if plan:
                 _cut(model, plan, tensor_parallel)
             if precision in ("mixed", "bfloat16"):

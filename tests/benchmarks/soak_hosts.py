@@ -110,13 +110,24 @@ class Host:
         return marked(self._marker)
 
     def ranks(self) -> list[psutil.Process]:
-        """The processes of ranks, in the order of their start."""
+        """The processes of ranks, in the order of their start, without those that stand by."""
         with contextlib.suppress(psutil.NoSuchProcess):
             mine = psutil.Process(self.pid).children()
-            servers = [p for p in mine if "forkserver import main" in " ".join(p.cmdline())]
             spawned = [p for p in mine if "spawn_main" in " ".join(p.cmdline())]
-            return sorted(spawned + [c for s in servers for c in s.children()], key=lambda p: p.pid)
+            forked = [p for p in self._forked() if not stands_by(p.pid)]
+            return sorted(spawned + forked, key=lambda p: p.pid)
         return []
+
+    def standby(self) -> list[int]:
+        """The process numbers of the ranks that stand by."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return [process.pid for process in self._forked() if stands_by(process.pid)]
+        return []
+
+    def _forked(self) -> list[psutil.Process]:
+        mine = psutil.Process(self.pid).children()
+        servers = [p for p in mine if "forkserver import main" in " ".join(p.cmdline())]
+        return [child for server in servers for child in server.children()]
 
     def left(self, alive: bool, folder: str) -> list[str]:
         """What should be gone, once everything had time to settle."""
@@ -130,9 +141,10 @@ class Host:
     def _left(self, alive: bool, folder: str) -> list[str]:
         running = self.processes()
         helpers = ("forkserver import main", "resource_tracker import main")
+        ready = self.standby() if alive and self.kind == "kernel" else []
         found = []
         for pid, command in running.items():
-            if alive and pid == self.pid:
+            if alive and (pid == self.pid or pid in ready):
                 continue
             if alive and any(h in command for h in helpers) and parent(pid) == self.pid:
                 continue
@@ -180,6 +192,13 @@ def marked(marker: bytes) -> dict[int, str]:
                 if command:
                     found[int(name)] = command.replace(b"\0", b" ").decode()[:120]
     return found
+
+
+def stands_by(pid: int) -> bool:
+    """True for a rank that waits for a launch that will need it."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text() == "ddp-standby\n"
+    return False
 
 
 def is_zombie(pid: int) -> bool:
@@ -380,6 +399,14 @@ class MemoryWatch:
             pids = marked(marker)
             self.most_processes = max(self.most_processes, len(pids))
             self.peak = max(self.peak, sum(map(proportional_set_size, pids)))
+
+
+def private_memory(pid: int) -> float:
+    """What only this process needs, in MB; 0 if it is gone."""
+    with contextlib.suppress(OSError):
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        return sum(map(int, re.findall(r"^Private_\w+:\s+(\d+)", text, re.M))) / 1024
+    return 0.0
 
 
 def proportional_set_size(pid: int) -> float:

@@ -123,7 +123,10 @@ def state() -> dict:
 
     gc.collect()
     fds = []
+    of_standby = standby_files()
     for fd in os.listdir("/proc/self/fd"):
+        if int(fd) in of_standby:  # of these there are as many as the last launches needed
+            continue
         try:
             fds.append(os.readlink(f"/proc/self/fd/{fd}"))
         except FileNotFoundError:
@@ -134,6 +137,13 @@ def state() -> dict:
         "folder": os.path.basename(process.current_process()._config.get("tempdir") or ""),
         "server": forkserver._forkserver._forkserver_pid,
     }
+
+
+def standby_files() -> set[int]:
+    """The files through which this process holds the ranks that stand by."""
+    from ddp_helpers.ranks.standby import standby
+
+    return {file for process in standby._ready for file in process.files()}
 
 
 def thread_names() -> list[str]:

@@ -12,7 +12,18 @@ EXITS = ("sys.exit", "os._exit(5)", "os._exit(0)", "exception")
 HANGS = ("hang in sleep", "hang in a loop", "hang in C", "SIGSTOP")
 INTERRUPTS = ("interrupt", "two interrupts")
 ENDS_OF_THE_HOST = ("host SIGTERM", "host SIGKILL", "kernel restart")
-EVENTS = ("none", *SIGNALS, *EXITS, *HANGS, *INTERRUPTS, *ENDS_OF_THE_HOST, "server SIGKILL")
+STANDBY = ("standby SIGKILL", "standby SIGSTOP")
+EVENTS = (
+    "none",
+    *SIGNALS,
+    *EXITS,
+    *HANGS,
+    *INTERRUPTS,
+    *ENDS_OF_THE_HOST,
+    "server SIGKILL",
+    *STANDBY,
+)
+IN_KERNELS = ("kernel restart", *STANDBY)
 HABITS = (
     *(["plain"] * 3),
     "flood",
@@ -62,7 +73,7 @@ def draw(seed: int, number: int, start_method: str) -> Scenario:
     method = dice.choice(("forkserver", "forkserver", "forkserver", "spawn"))
     return Scenario(
         number=number,
-        host="kernel" if event == "kernel restart" else dice.choice(("script", "kernel")),
+        host="kernel" if event in IN_KERNELS else dice.choice(("script", "kernel")),
         fresh=fresh,
         start_method=method if start_method == "both" else start_method,
         nprocs=nprocs,
@@ -105,7 +116,7 @@ def judge(scenario: Scenario, reply: Reply) -> list[str]:
         if reply.answer != expected:
             return [f"values {reply.answer}, expected {expected}"]
         from_outside = (*INTERRUPTS, *ENDS_OF_THE_HOST, "server SIGKILL")
-        may = event == "none" or outside or event in from_outside
+        may = event in ("none", *STANDBY) or outside or event in from_outside
         return [] if may or late(scenario) else ["ended well, though a rank did not"]
     if event in ENDS_OF_THE_HOST:
         return [] if reply.died else [f"{event}, but {reply.ename}: {reply.evalue}"]

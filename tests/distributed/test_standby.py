@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from ddp_helpers import LaunchError, launch
-from ddp_helpers.ranks import fork_server
+from ddp_helpers.ranks import fork_server, forked, wire
 from ddp_helpers.ranks import standby as module
 from ddp_helpers.ranks.forked import ENDED
 from ddp_helpers.ranks.standby import MOST, Standby, standby
@@ -153,6 +153,67 @@ def test_what_holds_at_the_launch_holds_in_the_rank(monkeypatch, tmp_path):
 
 
 @pytest.mark.usefixtures("as_in_a_kernel")
+@pytest.mark.parametrize("way", ["os.environ", "env="])
+def test_a_launch_with_other_variables_of_torch_takes_none_that_has_read_the_old_ones(
+    monkeypatch, way
+):
+    pids()
+    ready = waiting()
+    variable = {"TORCH_NCCL_TRACE_BUFFER_SIZE": "7"}
+    options = {"env": variable} if way == "env=" else {}
+    if way == "os.environ":
+        monkeypatch.setenv(*next(iter(variable.items())))
+    assert not set(pids(**options)) & set(ready)
+    until(lambda: not any(map(is_alive, ready)))
+    ready = waiting()  # the next launch is likely to have them, too
+    assert set(pids(**options)) == set(ready)
+
+
+@pytest.mark.usefixtures("as_in_a_kernel")
+def test_a_variable_that_torch_reads_at_its_import_counts_from_the_next_launch_on(monkeypatch):
+    def logged():
+        import logging
+
+        return os.getppid(), logging.getLogger("torch._dynamo").getEffectiveLevel()
+
+    launch(logged, 2)
+    ready = waiting()
+    server = fork_server.server_pid()
+    monkeypatch.setenv("TORCH_LOGS", "+dynamo")
+    values = launch(logged, 2).values
+    assert {level for _, level in values} == {10}  # DEBUG
+    assert {parent for parent, _ in values} == {fork_server.server_pid()} != {server}
+    assert not any(map(is_alive, [server, *ready]))
+
+
+@pytest.mark.usefixtures("as_in_a_kernel")
+def test_a_server_whose_ranks_run_is_not_replaced(monkeypatch):
+    seen = []
+    thread = threading.Thread(target=lambda: seen.append(launch(time.sleep, 2, args=(4,)).values))
+    thread.start()
+    until(lambda: len(children(fork_server.server_pid())) >= 2)
+    server = fork_server.server_pid()
+    monkeypatch.setenv("OMP_DISPLAY_ENV", "false")
+    assert launch(os.getppid, 2, echo=False).values == [server, server]
+    thread.join()
+    assert seen == [[None, None]]
+
+
+def children(pid) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split() if pid else []
+
+
+@pytest.mark.usefixtures("as_in_a_kernel")
+def test_a_variable_that_is_told_again_is_no_hindrance():
+    pids()
+    ready = waiting()
+    env = {"TORCH_DISTRIBUTED_DEBUG": "INFO", "MINE": "1"}
+    level = launch(lambda: (os.getpid(), str(torch.distributed.get_debug_level())), 2, env=env)
+    assert {pid for pid, _ in level.values} == set(ready)
+    assert {text for _, text in level.values} == {"DebugLevel.INFO"}
+
+
+@pytest.mark.usefixtures("as_in_a_kernel")
 def test_each_draws_numbers_of_its_own():
     def draw():
         return torch.rand(1).item(), random.random()
@@ -196,7 +257,7 @@ def test_a_server_that_ends_while_they_are_asked_for(monkeypatch):
     one = Standby()
     threading.Timer(0.3, os.kill, (server, signal.SIGKILL)).start()
     with pytest.raises(RuntimeError) as caught:
-        one.take(3)
+        one.take(3, {})
     assert str(caught.value) == ENDED
 
 
@@ -249,6 +310,36 @@ def test_launches_of_several_threads_share_them():
     for thread in threads:
         thread.join()
     assert len(set(seen)) == 6
+
+
+@pytest.mark.usefixtures("as_in_a_kernel")
+@pytest.mark.parametrize("where", ["asked for", "born", "given its files", "standing by"])
+def test_a_ctrl_c_at_any_moment_leaves_nothing(monkeypatch, where):
+    pids()
+    waiting()
+    before = len(os.listdir("/proc/self/fd"))
+    owner, name = {
+        "asked for": (forked, "ForkedProcess"),
+        "born": (forked.ForkedProcess, "wait_until_born"),
+        "given its files": (wire, "send_files"),
+        "standing by": (module, "ForkedProcess"),
+    }[where]
+    original, times = getattr(owner, name), []
+
+    def interrupted(*args):
+        times.append(1)
+        done = original(*args)
+        if len(times) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return done
+
+    monkeypatch.setattr(owner, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pids(4)  # two of them stand by
+    assert times
+    waiting(4)
+    assert len(os.listdir("/proc/self/fd")) == before + 2 * len(standby._ready[0].files())
+    assert len(set(pids(4))) == 4
 
 
 LEAVES = """

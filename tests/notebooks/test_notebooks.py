@@ -38,7 +38,7 @@ def text_outputs(notebook) -> str:
 def test_they_are_all_here_in_order():
     numbers = [path.stem.partition("_")[0] for path in PATHS]
     assert numbers == sorted(set(numbers))  # the number is the order, and no number twice
-    assert {"00", "01", "02", "03", "04", "05", "06"} <= set(numbers)
+    assert {"00", "01", "02", "03", "04", "05", "06", "07"} <= set(numbers)
 
 
 @ALL

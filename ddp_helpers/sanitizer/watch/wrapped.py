@@ -56,6 +56,10 @@ class Wrapped:
     """Their fingerprint after the wrap, or after the last step looked at."""
     weights_at: int | None = 0
     """The number of steps after which `weights` was taken."""
+    before: str = ""
+    """Their fingerprint before the last step that was looked at."""
+    before_at: int | None = None
+    """The number of steps after which `before` was taken."""
     last_step: int = 0
     """The brief of the record of the last step, if that was looked at."""
     era: int = 0
@@ -113,7 +117,8 @@ class Wrapped:
 
     def note_edits(self) -> str:
         """Find out which weights changed since the last step; returns their fingerprint."""
-        now = self.fingerprint()
+        now = self.before = self.fingerprint()
+        self.before_at = self.steps
         if self.weights_at == self.steps:
             pairs = zip(self.weights.split(","), now.split(","), strict=True)
             self.edited = [place for place, (then, now_) in enumerate(pairs) if then != now_]
@@ -148,7 +153,7 @@ class Wrapped:
         """A Join block is over: the ranks may have counted differently."""
         self.era += 1
         self.steps = self.synced = self.buffer_syncs = 0
-        self.weights_at = None
+        self.weights_at = self.before_at = None
         self.since = SinceStep()
 
 
