@@ -341,8 +341,8 @@ class KernelHost(Host):
                 if not self.manager.is_alive():
                     self.client.stop_channels()
                     return Reply(died=True)
-                # an interrupt that comes while ipykernel answers ends the answer ("KeyboardInterrupt
-                # caught in kernel"); without our package, too, in one of five pairs
+                # one that comes while ipykernel answers ends the answer ("KeyboardInterrupt caught
+                # in kernel"); without our package, too, in one of five pairs
                 if self._interrupts > 1 and time.monotonic() > self._idle_at + LATE_REPLY:
                     return Reply("KeyboardInterrupt", "no reply")
                 continue
