@@ -82,11 +82,8 @@ def trace_model(
         f"activations traced with batches of {TRACED[0]} and {TRACED[1]}, as on a CPU (a GPU's "
         "dropout keeps a byte for each value, not two or four)"
     ]
-    if small.recurrent:
-        notes.append(
-            f"too low: torch does not tell what the kernels of {small.recurrent} keep for the "
-            "backward, which is most of it"
-        )
+    if small.has_lstm:
+        notes.append("too low: what nn.LSTM's kernels keep for the backward, torch does not tell")
     return ModelMemory(
         name or str(getattr(make_model, "__name__", "model")),
         tuple(part for part in parts if part.shapes or part.frozen or part.kept != Bytes()),
@@ -145,10 +142,7 @@ class _Trace:
                 _cut(model, plan, tensor_parallel)
             _renew(model, precision in ("mixed", "bfloat16"))
             self.known = {_key(each) for each in [*model.parameters(), *model.buffers()]}
-            kinds = {
-                type(each).__name__ for each in model.modules() if isinstance(each, nn.RNNBase)
-            }
-            self.recurrent = " and ".join(sorted(kinds))
+            self.has_lstm = any(isinstance(each, nn.LSTM) for each in model.modules())
             found = list((blocks or repeated_blocks)(model))
             self.names = {id(block): f"block {at}" for at, block in enumerate(found)}
             inputs, targets = (_like(each, precision) for each in batch)

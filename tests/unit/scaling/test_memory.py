@@ -207,7 +207,7 @@ def test_models_of_other_kinds_are_traced():
     assert model.parameters == sum(p.numel() for p in Encoder().parameters())
     assert [part.block for part in model.parts].count(True) == 2
     recurrent = lambda: nn.Sequential(nn.Unflatten(1, (4, 2)), nn.LSTM(2, 3), First(), nn.Flatten())
-    assert "too low: torch does not tell what the kernels of LSTM" in " ".join(
+    assert "too low: what nn.LSTM's kernels keep" in " ".join(
         trace_model(recurrent, make_rows).notes
     )
     # its copied layers keep activations, and no weights
