@@ -21,7 +21,7 @@ PROMPT = {rank: rf"\[rank {rank}\] \(Pdb\) " for rank in (0, 1)}
 SCRIPT = """
 import os, pdb, sys
 import torch, torch.distributed as dist
-from ddp_helpers import launch, process_group
+from ddp_helpers import Session, launch, process_group
 
 def one():
     with process_group() as pg:
@@ -70,6 +70,19 @@ def asks():
         name = input("name? ") if pg.rank == 1 else "nobody"
         dist.barrier()
         return name
+
+def stays():
+    x = rank + 40
+    if rank == 1:
+        breakpoint()
+    dist.barrier()
+    return x
+
+if sys.argv[1] == "session":
+    ranks = Session(2)
+    print("FIRST", ranks.run(stays).values)
+    print("SECOND", ranks.run(stays).quit_by, ranks)
+    sys.exit()
 
 name, options = sys.argv[1], eval(sys.argv[2])
 result = launch(globals()[name], 2, **options)
@@ -203,6 +216,14 @@ def test_a_launcher_that_is_killed_at_a_prompt_leaves_nothing(terminal):
     os.kill(child.pid, signal.SIGKILL)
     _, alive = psutil.wait_procs(family, timeout=20)
     assert not alive
+
+
+def test_in_a_session_it_stops_the_command_and_goes_on(terminal):
+    child = terminal("session")
+    text = talk(child, (PROMPT[1], "p x"), (PROMPT[1], "c"), (PROMPT[1], "q"))
+    assert "[rank 1] 41" in text
+    assert "FIRST [40, 41]" in text
+    assert "SECOND 1 Session(2 ranks, over: it was ended at a prompt)" in text
 
 
 # ---- nobody can type
