@@ -25,7 +25,9 @@ LIBRARY_FOLDERS = _as_found_and_resolved(
 # an environment may take libraries from another one's folder
 INSTALLED = re.compile(r"[/\\](?:site|dist)-packages[/\\]")
 # what stands between the start of a rank and the reader's function
-LAUNCHER_FILES = tuple(os.path.join(PACKAGE, "ranks", name) for name in ("worker.py", "travel.py"))
+LAUNCHER_FILES = tuple(
+    os.path.join(PACKAGE, "ranks", name) for name in ("worker.py", "travel.py", "stay.py")
+)
 OPEN_FOLDERS = _as_found_and_resolved(  # ours, and yet code that a learner runs, reads and changes
     *(os.path.join(PACKAGE, name) for name in ("templates", "faults", "exercises"))
 )

@@ -158,6 +158,24 @@ class LaunchedRank:
         prompt, self.partial = self.partial.decode("utf-8", "replace"), b""
         return prompt
 
+    # ---- a session's commands
+
+    @property
+    def has_left(self) -> bool:
+        """It does nothing more for now: it has ended, or has done what its session asked."""
+        return self.ended or (self.outcome is not None and self.outcome.stays)
+
+    def begin(self) -> None:
+        """A new command: forget the last one."""
+        self.outcome, self.text, self.stack, self.last_call = None, [], (), None
+        self.started_at, self.finished_at = time.monotonic(), 0.0
+
+    def finish(self) -> None:
+        """It has done a command: read what it printed last."""
+        self._drain()
+        if self.view.shown:
+            self.view.shown.end(self.rank, "done")
+
     # ---- its end
 
     def has_ended(self) -> None:

@@ -179,7 +179,7 @@ class Supervisor:
     def _watch(self, deadline: float) -> Ending:
         view = self._view.shown
         now = time.monotonic()
-        while self._living():
+        while self._busy():
             self._let_interrupts_in()  # here every rank is noted, and _end() will find it
             self._events.pump(self._patience(deadline))
             if view:
@@ -284,6 +284,10 @@ class Supervisor:
             if rank.files:
                 data = wire.read_whole(rank.files.last_call)
                 rank.last_call = read_last_call(data, self.job.names)
+
+    def _busy(self) -> list[LaunchedRank]:
+        """The ranks that the watch waits for."""
+        return self._living()
 
     def _living(self) -> list[LaunchedRank]:
         return [rank for rank in self._ranks if not rank.ended]

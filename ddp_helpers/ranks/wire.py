@@ -7,7 +7,8 @@
 3. While it runs, a rank prints into its pipe and may send reports, one JSON text a message.
 4. Asked by STACK_SIGNAL, it writes its Python stack into a file, even while it is stuck in C++.
 5. At a breakpoint it sends an `Asked` for the reader's keyboard; here alone the launcher answers.
-6. At its end it writes an `Outcome` into a file and says DONE.
+6. At its end it writes an `Outcome` into a file and says DONE. A rank of a session does so after
+   each `Command`, and waits for the next one.
 
 Values that may be large travel as files in memory, not through the socket: a rank that leaves
 does not wait for a launcher that is busy, and what it left stays when it dies.
@@ -40,6 +41,7 @@ LONGEST_LINE = 1 << 16  # bytes that a reader types, or pastes, at once
 LONGEST_HELLO = 16  # bytes of a rank's number, and of the word that goes with its files
 LONGEST_PLACE = 150  # letters of a place, which JSON may write as six bytes each
 HAND_OVER_LIMIT = 5.0  # seconds for a rank that has called to say its number
+_COMMAND, _END = b"command", b"end"
 _HUNG_UP = "the launcher hung up"
 
 
@@ -88,6 +90,21 @@ class Outcome:
     findings: tuple[Finding, ...] = ()
     watched: Watched | None = None
     """How much the sanitizer saw."""
+    stays: bool = False
+    """The rank of a session has done one command, and waits for the next."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a rank of a session is to do next: call a function, or run a cell."""
+
+    function: bytes | None = None
+    """`(fn, args, kwargs)` by cloudpickle."""
+    code: str = ""
+    filename: str = ""
+    sources: dict[str, str] = field(default_factory=dict)
+    """Cells that have been run since the last command, and how the reader knows them."""
+    names: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -191,6 +208,18 @@ def send_files(link: socket.socket, files: RankFiles, rank: int = 0) -> None:
     socket.send_fds(link, [str(rank).encode()], list(astuple(files)))
 
 
+def send_command(link: socket.socket, file: int) -> None:
+    """Have a rank of a session obey the command in this file; one that is gone will not."""
+    with contextlib.suppress(OSError):
+        socket.send_fds(link, [_COMMAND], [file])
+
+
+def send_end(link: socket.socket) -> None:
+    """Tell a rank of a session that no more commands will come."""
+    with contextlib.suppress(OSError):
+        link.send(_END)
+
+
 def read_message(message: bytes) -> Report | Asked | None:
     """A report, a word about the keyboard, or None: the outcome is there."""
     if message == DONE:
@@ -232,8 +261,13 @@ def wait_for_word(link: socket.socket, seconds: float) -> bool:
     poll = select.poll()
     poll.register(link, select.POLLIN)
     with contextlib.ExitStack() as files:
-        with contextlib.suppress(OSError):  # before Linux 5.3 there is no such file
+        try:
             launcher = os.pidfd_open(peer_of(link).pid)
+        except ProcessLookupError:
+            return False  # it has ended already
+        except OSError:
+            pass  # before Linux 5.3 there is no such file
+        else:
             files.callback(os.close, launcher)
             poll.register(launcher, select.POLLIN)
         return link.fileno() in dict(poll.poll(seconds * 1000))
@@ -287,8 +321,28 @@ def ask(link: socket.socket, asked: Asked) -> tuple[Answer, str]:
     return Answer(message[:1]), message[1:].decode("utf-8", "surrogateescape")
 
 
+def receive_command(link: socket.socket) -> Command | None:
+    """Wait for the next command of a session; None at its end.
+
+    Raises:
+        ConnectionError: the launcher hung up.
+    """
+    link.setblocking(True)
+    message, files, _, _ = socket.recv_fds(link, LONGEST_HELLO, 1)
+    if message == _END:
+        return None
+    if not files:
+        raise ConnectionError(_HUNG_UP)
+    try:
+        return pickle.loads(read_whole(files[0]))
+    finally:
+        os.close(files[0])
+
+
 def leave_outcome(outcome: Outcome, file: int, link: socket.socket) -> None:
-    """Write the outcome, then say that it is there."""
+    """Write the outcome, in place of an earlier one, then say that it is there."""
+    os.ftruncate(file, 0)
+    os.lseek(file, 0, os.SEEK_SET)
     write_whole(file, pickle.dumps(outcome))
     link.setblocking(True)  # this one must arrive, however busy the launcher is
     link.send(DONE)

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from ddp_helpers.evidence.last_call import keep_last_call
 from ddp_helpers.evidence.records import Finding, Watched
 from ddp_helpers.group.torch_mends import mend_destroy_process_group, mend_rendezvous
-from ddp_helpers.ranks import breakpoints, progress, wire
+from ddp_helpers.ranks import breakpoints, progress, stay, wire
 from ddp_helpers.ranks.rehearsal import rehearse
 from ddp_helpers.ranks.surroundings import take_over
 from ddp_helpers.ranks.travel import cannot_travel, describe, dump_value, unpack
@@ -61,7 +61,8 @@ def stand_by(link: socket.socket, variables: Mapping[str, str] | None) -> None:
         link.send(wire.HERE)
         if variables is not None:
             prctl(PR_SET_NAME, STANDBY_NAME)  # for who looks with ps or top
-            rehearse(variables)
+            rehearse(variables, lambda job: _settle_in(0, job))
+            _record_calls_in(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC))
         if not wire.wait_for_word(link, LONGEST_IDLE):
             os._exit(0)
         prctl(PR_SET_NAME, RANK_NAME)
@@ -88,6 +89,7 @@ def _serve(link: socket.socket) -> None:
     progress.connect(link)
     job = wire.read_job(files.job)
     breakpoints.connect(link, job.names)
+    stay.connect(link, files.outcome, job)
     outcome = _run(rank, job, files.last_call)
     # by os._exit, without the interpreter's teardown: a gloo thread that still runs there now
     # and then aborts a correct script
@@ -98,6 +100,19 @@ def _serve(link: socket.socket) -> None:
         multiprocessing.util._exit_function()  # type: ignore[attr-defined]  # no public name
     _flush()
     os._exit(outcome.exit_code & 0xFF)
+
+
+_calls_file: int | None = None
+
+
+def _record_calls_in(file: int) -> None:
+    """From now on this rank's collectives are noted there."""
+    global _calls_file
+    if _calls_file is None:
+        _calls_file = file
+        keep_last_call(file)
+    else:  # it has rehearsed
+        os.dup2(file, _calls_file, inheritable=False)
 
 
 def _tie_to_launcher(lifeline: int) -> None:
@@ -135,7 +150,8 @@ def _run(rank: int, job: Job, last_call: int) -> Outcome:
     error, exit_code = None, 0
     said = Said()
     try:
-        _settle_in(rank, job, last_call)
+        _settle_in(rank, job)
+        _record_calls_in(last_call)
         with _watched(job, said):
             fn, args, kwargs = unpack(job.function)
             value = fn(*args, **kwargs)
@@ -157,7 +173,7 @@ def _run(rank: int, job: Job, last_call: int) -> Outcome:
     return Outcome(packed, error, exit_code, seconds, said.findings, said.watched)
 
 
-def _settle_in(rank: int, job: Job, last_call: int) -> None:
+def _settle_in(rank: int, job: Job) -> None:
     os.environ.clear()
     os.environ.update(job.env)
     os.environ.update(rank_environment(rank, job.nprocs))
@@ -176,7 +192,6 @@ def _settle_in(rank: int, job: Job, last_call: int) -> None:
     mend_rendezvous()
     mend_destroy_process_group()
     breakpoints.replace_torchs()
-    keep_last_call(last_call)
     torch.set_num_threads(job.threads)
     # forked ranks would all draw the same numbers, unlike processes of torchrun; CUDA's generators
     # seed themselves when CUDA starts, and torch.seed() takes 3 ms to ask for it

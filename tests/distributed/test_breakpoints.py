@@ -21,7 +21,7 @@ PROMPT = {rank: rf"\[rank {rank}\] \(Pdb\) " for rank in (0, 1)}
 SCRIPT = """
 import os, pdb, sys
 import torch, torch.distributed as dist
-from ddp_helpers import launch, process_group
+from ddp_helpers import Session, launch, process_group
 
 def one():
     with process_group() as pg:
@@ -71,6 +71,19 @@ def asks():
         dist.barrier()
         return name
 
+def stays():
+    x = rank + 40
+    if rank == 1:
+        breakpoint()
+    dist.barrier()
+    return x
+
+if sys.argv[1] == "session":
+    ranks = Session(2)
+    print("FIRST", ranks.run(stays).values)
+    print("SECOND", ranks.run(stays).quit_by, ranks)
+    sys.exit()
+
 name, options = sys.argv[1], eval(sys.argv[2])
 result = launch(globals()[name], 2, **options)
 print("VALUES", result.values, result.quit_by)
@@ -86,7 +99,7 @@ def terminal(tmp_path):
 
     def start(name: str, **options) -> pexpect.spawn:
         child = pexpect.spawn(
-            sys.executable, [str(script), name, repr(options)], encoding="utf-8", timeout=60
+            sys.executable, [str(script), name, repr(options)], encoding="utf-8", timeout=120
         )
         started.append(child)
         return child
@@ -131,6 +144,17 @@ def test_quit_ends_the_run_without_a_traceback(terminal, typed):
     assert "VALUES [None, None] 1" in text
     assert "Traceback" not in text
     assert child.exitstatus == 0
+
+
+def test_quit_under_a_command_that_needs_values(tmp_path):
+    script = tmp_path / "stops.py"
+    script.write_text("def main():\n    breakpoint()\n    print('on')\n")
+    command = ["-m", "ddp_helpers", "verify", f"{script}:main", "-n", "2"]
+    child = pexpect.spawn(sys.executable, command, encoding="utf-8", timeout=120)
+    text = talk(child, (r"\(Pdb\) ", "q"))
+    assert "ended at the prompt of rank" in text
+    assert "Traceback" not in text
+    assert child.exitstatus == 130
 
 
 def test_ctrl_c_at_a_prompt_says_where_each_rank_stood(terminal):
@@ -203,6 +227,14 @@ def test_a_launcher_that_is_killed_at_a_prompt_leaves_nothing(terminal):
     os.kill(child.pid, signal.SIGKILL)
     _, alive = psutil.wait_procs(family, timeout=20)
     assert not alive
+
+
+def test_in_a_session_it_stops_the_command_and_goes_on(terminal):
+    child = terminal("session")
+    text = talk(child, (PROMPT[1], "p x"), (PROMPT[1], "c"), (PROMPT[1], "q"))
+    assert "[rank 1] 41" in text
+    assert "FIRST [40, 41]" in text
+    assert "SECOND 1 Session(2 ranks, over: it was ended at a prompt)" in text
 
 
 # ---- nobody can type
