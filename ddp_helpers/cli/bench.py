@@ -14,7 +14,7 @@ from ddp_helpers.bench.records import Change, Job, Measured
 from ddp_helpers.bench.verdict import beyond_ranks, judge, not_to_judge
 from ddp_helpers.environment.check import usable_cpu_count
 from ddp_helpers.group.devices import choose_backend
-from ddp_helpers.ranks.launcher import launch
+from ddp_helpers.ranks.launcher import finished, launch
 from ddp_helpers.timeline.records import (
     COMPUTE,
     DATA,
@@ -144,14 +144,15 @@ def _measure(
     )
     threads = change.threads_per_rank or _threads(options)
     with _own_folder():
-        return launch(
+        result = launch(
             measure_on_this_rank,
             ranks,
             args=(job,),
             threads_per_rank=threads,
             timeout=options.timeout,
             echo=False,
-        ).values
+        )
+        return finished(result).values
 
 
 @contextlib.contextmanager

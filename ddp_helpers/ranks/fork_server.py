@@ -89,11 +89,8 @@ def end() -> None:
 
 
 def _read_at_import() -> dict[str, str]:
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if name.startswith(READ_AT_IMPORT) and not name.endswith("_NUM_THREADS")
-    }
+    names = [name for name in os.environ if name.startswith(READ_AT_IMPORT)]
+    return {name: os.environ[name] for name in names if not name.endswith("_NUM_THREADS")}
 
 
 def _has_children(pid: int) -> bool:

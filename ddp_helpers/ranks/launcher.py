@@ -196,7 +196,6 @@ def conclude(
     Raises:
         LaunchError, LaunchTimeoutError, LaunchStopped, KeyboardInterrupt: as of `launch()`.
     """
-    last_line = last_line and f"\n{last_line}"
     quit_by = supervisor.prompts.quit_by if supervisor.ending is Ending.QUIT else None
     result = LaunchResult(ranks, supervisor.seconds, supervisor.start_method, quit_by)
     if quit_by is not None:
@@ -211,7 +210,7 @@ def conclude(
     if stopped:
         report = stopped_report(ranks, result.seconds)
         kind = LaunchStopped if supervisor.ending is Ending.STOPPED else _interrupted
-        raise kind(report + last_line, result) from None
+        raise kind(_with_last(report, last_line), result) from None
     late = supervisor.ending is Ending.TIMED_OUT
     stranded = supervisor.ending is Ending.STRANDED
     report = failure_report(
@@ -220,7 +219,31 @@ def conclude(
         stranded=stranded,
         kept_in=keep_tracebacks(ranks) if echo else None,
     )
-    raise (LaunchTimeoutError if late else LaunchError)(report + last_line, result) from None
+    raise (LaunchTimeoutError if late else LaunchError)(
+        _with_last(report, last_line), result
+    ) from None
+
+
+def _with_last(report: str, line: str) -> str:
+    """One line more, without more lines in all than a reader sees at once."""
+    from ddp_helpers.diagnosis.failure_report import MOST_LINES
+
+    lines = report.splitlines()
+    if not line:
+        return report
+    most = MOST_LINES - 1
+    return "\n".join([*(lines if len(lines) <= most else lines[: most - 1] + lines[-1:]), line])
+
+
+def finished(result: LaunchResult[R]) -> LaunchResult[R]:
+    """The result itself, for who can't go on without its values.
+
+    Raises:
+        LaunchStopped: the reader has ended the run at a prompt.
+    """
+    if result.quit_by is not None:
+        raise LaunchStopped(f"ended at the prompt of rank {result.quit_by}", result)
+    return result
 
 
 def make_job(

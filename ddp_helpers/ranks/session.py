@@ -53,6 +53,7 @@ WHY = {
     Ending.INTERRUPTED: "it was stopped",
     Ending.QUIT: "it was ended at a prompt",
 }
+LONGEST_BEGIN = 60.0  # seconds for the ranks to start and meet, whatever a command may take
 LONGEST_END = 10.0  # seconds for the ranks to leave their group and end
 _open: weakref.WeakSet[Session] = weakref.WeakSet()
 _latest: weakref.ref[Session] | None = None
@@ -258,7 +259,7 @@ class _Staying(Supervisor):
         """Start the ranks, and wait until each has joined the group."""
         self._is_leaving = False
         self._memory_kills = count_memory_kills()
-        return self._do(self._start, self.timeout, None)
+        return self._do(self._start, max(self.timeout, LONGEST_BEGIN), None)
 
     def obey(
         self, command: Command, numbers: Sequence[int], limit: float, view: View | None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import contextlib
 import linecache
 import socket
 import sys
@@ -48,8 +49,9 @@ def serve() -> None:
         started = time.monotonic()
         _learn(command.sources, command.names)
         value = _obey(command)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):  # the command may have closed it
+                stream.flush()
         _tell(value, time.monotonic() - started)
     keep_group(None)
     cleanup_distributed()

@@ -182,7 +182,12 @@ def soak(options: argparse.Namespace) -> int:
             problems = one_round(scenario, hosts)
             played += 1
             clean += not problems
-            for name in (scenario.event, f"habit: {scenario.habit}", f"host: {scenario.host}"):
+            for name in (
+                scenario.event,
+                f"habit: {scenario.habit}",
+                f"host: {scenario.host}",
+                "session" if scenario.stays else "launch",
+            ):
                 counts[name][0] += 1
                 counts[name][1] += not problems
             if options.verbose:

@@ -18,7 +18,7 @@ import time
 import torch
 import torch.distributed as dist
 
-from ddp_helpers import launch, process_group, report
+from ddp_helpers import Session, launch, process_group, report
 
 STEP = 0.01  # seconds of a rank's step
 LINE = "y" * 99
@@ -163,6 +163,12 @@ def sums(nprocs: int, start_method: str) -> list:
     """A correct launch."""
     plan = {"victim": -1, "habit": "", "event": "", "moment": "", "delay": 0, "steps": 1}
     return launch(work, nprocs, args=(plan,), start_method=start_method, echo=False).values
+
+
+def in_session(nprocs: int, plan: dict, timeout: float, **options):
+    """The same work on ranks that stay, which end after it."""
+    with Session(nprocs, **options) as ranks:
+        return ranks.run(work, (plan,), timeout=timeout)
 
 
 def serve(answers: int) -> None:

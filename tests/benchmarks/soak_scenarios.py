@@ -61,6 +61,8 @@ class Scenario:
     timeout: float
     echo: bool
     live: bool
+    stays: bool
+    """In a session of its own, in place of a launch."""
 
 
 def draw(seed: int, number: int, start_method: str) -> Scenario:
@@ -88,6 +90,7 @@ def draw(seed: int, number: int, start_method: str) -> Scenario:
         timeout=round(dice.uniform(0.5, 4.0), 2) if event in HANGS else 100.0,
         echo=dice.random() < 0.7,
         live=dice.random() < 0.4,
+        stays=dice.random() < 0.3,
     )
 
 
@@ -104,7 +107,10 @@ def code(scenario: Scenario) -> str:
     options = {
         name: getattr(scenario, name) for name in ("start_method", "timeout", "echo", "live")
     }
+    limit = options.pop("timeout") if scenario.stays else None
     text = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    if scenario.stays:
+        return f"result = in_session({scenario.nprocs}, {plan(scenario)!r}, {limit!r}, {text})"
     return f"result = launch(work, {scenario.nprocs}, args=({plan(scenario)!r},), {text})"
 
 

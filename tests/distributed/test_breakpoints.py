@@ -99,7 +99,7 @@ def terminal(tmp_path):
 
     def start(name: str, **options) -> pexpect.spawn:
         child = pexpect.spawn(
-            sys.executable, [str(script), name, repr(options)], encoding="utf-8", timeout=60
+            sys.executable, [str(script), name, repr(options)], encoding="utf-8", timeout=120
         )
         started.append(child)
         return child
@@ -144,6 +144,17 @@ def test_quit_ends_the_run_without_a_traceback(terminal, typed):
     assert "VALUES [None, None] 1" in text
     assert "Traceback" not in text
     assert child.exitstatus == 0
+
+
+def test_quit_under_a_command_that_needs_values(tmp_path):
+    script = tmp_path / "stops.py"
+    script.write_text("def main():\n    breakpoint()\n    print('on')\n")
+    command = ["-m", "ddp_helpers", "verify", f"{script}:main", "-n", "2"]
+    child = pexpect.spawn(sys.executable, command, encoding="utf-8", timeout=120)
+    text = talk(child, (r"\(Pdb\) ", "q"))
+    assert "ended at the prompt of rank" in text
+    assert "Traceback" not in text
+    assert child.exitstatus == 130
 
 
 def test_ctrl_c_at_a_prompt_says_where_each_rank_stood(terminal):

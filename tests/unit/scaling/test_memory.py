@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from ddp_helpers import cli
 from ddp_helpers.scaling import (
@@ -206,7 +207,11 @@ def test_models_of_other_kinds_are_traced():
     assert model.parameters == sum(p.numel() for p in Encoder().parameters())
     assert [part.block for part in model.parts].count(True) == 2
     recurrent = lambda: nn.Sequential(nn.Unflatten(1, (4, 2)), nn.LSTM(2, 3), First(), nn.Flatten())
-    assert trace_model(recurrent, make_rows).parts[0].kept.each > 0
+    assert "too low: what nn.LSTM's kernels keep" in " ".join(
+        trace_model(recurrent, make_rows).notes
+    )
+    # its copied layers keep activations, and no weights
+    assert sum(part.kept.fixed for part in model.parts) == pytest.approx(4)  # the loss's sum
 
 
 class First(nn.Module):
@@ -324,6 +329,7 @@ def cut(plan, ranks=2):
 FACTORY = """
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import TensorDataset
 
 def make():
@@ -407,3 +413,45 @@ def test_every_precision_can_be_asked_for():
         for each in PRECISIONS
     ]
     assert totals[0].value > totals[3].value
+
+
+# ---- real tensors of one process
+
+
+def small_convolutions():
+    def block(before, after):
+        layers = [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
+        return nn.Sequential(*layers, nn.MaxPool2d(2))
+
+    blocks = [block(3, 16), block(16, 32), block(32, 32)]
+    return nn.Sequential(*blocks, nn.Flatten(), nn.Dropout(0.2), nn.Linear(32 * 16, 10))
+
+
+def make_photos(size):
+    return torch.randn(size, 3, 32, 32), torch.randint(10, (size,))
+
+
+def torch_encoder():
+    layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True)
+    layers = [nn.Embedding(WORDS, 64), nn.TransformerEncoder(layer, 3), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(64 * TOKENS, 10))
+
+
+def make_lines(size):
+    return torch.randint(WORDS, (size, TOKENS)), torch.randint(10, (size,))
+
+
+@pytest.mark.parametrize(
+    ("make_model", "make_batch"),
+    [(small_convolutions, make_photos), (torch_encoder, make_lines), (Words, make_words)],
+)
+def test_a_forward_keeps_what_was_traced(make_model, make_batch):
+    """Of a batch that is not one of those that were traced."""
+    model, (x, y) = make_model(), make_batch(50)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
+        loss = nn.functional.cross_entropy(model(x), y)
+    events = told.profiler.kineto_results.events()
+    kept = sum(event.nbytes() for event in events if event.name() == "[memory]")
+    traced = memory_per_rank(trace_model(make_model, make_batch), Holding(batch_size=50))
+    assert traced.activations == pytest.approx(kept, rel=0.01)
+    assert loss.requires_grad  # its graph was alive until here
