@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+FOLDER = "{folder}"  # in an argument of a reader's script: an empty folder, one for each run
+
 
 def check_whole(name: str, value: object, least: int | None = None) -> None:
     """Raise ValueError unless `value` is a whole number, of at least `least` if that is given."""
@@ -30,3 +34,8 @@ def check_ranks(rank: int, world_size: int) -> None:
         raise ValueError(
             f"rank={rank!r} with world_size={world_size}: expected 0 to {world_size - 1}"
         )
+
+
+def fill_in_folder(words: Iterable[str], folder: str) -> list[str]:
+    """The arguments with a run's own folder in place of `{folder}`."""
+    return [word.replace(FOLDER, folder) for word in words]

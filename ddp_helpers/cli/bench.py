@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ddp_helpers.arguments import fill_in_folder
 from ddp_helpers.bench.records import Change, Job, Measured
 from ddp_helpers.bench.verdict import beyond_ranks, judge, not_to_judge
 from ddp_helpers.environment.check import usable_cpu_count
@@ -160,7 +161,7 @@ def _own_folder() -> Iterator[None]:
     """An empty folder for this run in place of "{folder}" in the arguments."""
     given = sys.argv
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        sys.argv = [word.replace("{folder}", folder) for word in given]
+        sys.argv = fill_in_folder(given, folder)
         try:
             yield
         finally:

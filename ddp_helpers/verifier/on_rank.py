@@ -11,13 +11,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ddp_helpers.arguments import FOLDER, fill_in_folder
 from ddp_helpers.ranks.travel import load_function
 from ddp_helpers.verifier.feed import Feed
 from ddp_helpers.verifier.neutral import neutral
 from ddp_helpers.verifier.recorder import Enough, Recorder, leave_group
 from ddp_helpers.verifier.records import CannotCompare, Plan, RankRecord
-
-FOLDER = "{folder}"  # in an argument: an empty folder for this run
 
 
 def note_this_rank(plan: Plan) -> None:
@@ -63,4 +62,4 @@ def _fill_in_folder(plan: Plan) -> None:
     if any(FOLDER in word for word in sys.argv):
         own.mkdir(exist_ok=True)
     alone = plan.alone_arguments if plan.follows else ()
-    sys.argv = [word.replace(FOLDER, str(own)) for word in (*sys.argv, *alone)]
+    sys.argv = fill_in_folder((*sys.argv, *alone), str(own))

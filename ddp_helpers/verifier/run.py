@@ -14,7 +14,8 @@ from ddp_helpers.arguments import check_whole
 from ddp_helpers.environment.check import default_nprocs, gpu_count, usable_cpu_count
 from ddp_helpers.ranks.launcher import LaunchError, finished, launch
 from ddp_helpers.verifier.records import EQUAL, NOT_COMPARED, PARTS, Plan, RankRecord, Verdict
-from ddp_helpers.verifier.same_batches import other_batches, other_way, same_samples
+from ddp_helpers.verifier.remarks import UNEXPLAINED, notes_of, unexplained
+from ddp_helpers.verifier.same_batches import other_batches, other_way
 from ddp_helpers.verifier.told import told
 
 if TYPE_CHECKING:
@@ -128,10 +129,10 @@ class _Verification:
 
     def _verdict(self) -> Verdict:
         from ddp_helpers.verifier.evidence import Cause
-        from ddp_helpers.verifier.why import undivided
+        from ddp_helpers.verifier.factors import undivided
 
         three = self._compare(self.plan)
-        self._note(three)
+        self.notes += notes_of(self.plan, three.ranks, three.comparison)
         parting = three.comparison.parting
         if parting is None:
             if three.one.other_samples:
@@ -146,7 +147,7 @@ class _Verification:
         if cause is not None and not cause.compared:
             raise _CannotCompare(cause.why, cause.way_out)
         if cause is None:
-            cause = Cause("", self._unexplained(three), UNEXPLAINED)
+            cause = Cause("", unexplained(three.one, parting), UNEXPLAINED)
         name = parting.names[0] if parting.names else None
         return Verdict(
             PARTS,
@@ -366,52 +367,6 @@ class _Verification:
             notes=tuple(self.notes),
         )
 
-    def _unexplained(self, three: _Three) -> str:
-        from ddp_helpers.verifier.evidence import some
-
-        parting = three.comparison.parting
-        assert parting is not None
-        whole = len(three.one.steps[parting.step].gradients)
-        return (
-            f"{len(parting.names)} of {whole} parameters part ({some(parting.names)}), the first "
-            f"by {parting.distance:.2g} of its size, where rounding makes "
-            f"{parting.tolerance:.2g}; no single factor makes them equal"
-        )
-
-    def _note(self, three: _Three) -> None:
-        first, steps = three.ranks[0], three.comparison.steps
-        found = three.comparison
-        if found.parting is None:
-            self.notes.append(
-                f"gradients agree to {found.largest:.1g} of their size; rounding alone made "
-                f"{found.rounding:.1g} ({first.coarse})"
-            )
-        if first.dropout:
-            more = f" and {len(first.dropout) - 1} more" if len(first.dropout) > 1 else ""
-            self.notes.append(
-                f"dropout is off from outside, as each rank draws its own: "
-                f"{sorted(first.dropout)[0]}{more}"
-            )
-        if first.own_batches:
-            self.notes.append("a batch sampler of your own deals the batches")
-        if first.last_batch:
-            self.notes.append(
-                f"the epoch's last batch, number {first.last_batch}, is smaller or filled up and "
-                "was not reached: give more --steps, or less data"
-            )
-        if steps < self.plan.steps:
-            self.notes.append(f"the function made {steps} steps, {self.plan.steps} were asked for")
-        if self.nprocs > 1 and same_samples(three.ranks):
-            self.notes.append(
-                "every rank got the same samples: is a DistributedSampler missing? "
-                "python -m ddp_helpers sanitize looks into that"
-            )
-        if first.eps > 1e-3:
-            self.notes.append(
-                f"{first.coarse} rounds by {first.eps:.1g}, which hides small differences: "
-                "--float64 shows them"
-            )
-
 
 # known by what was seen to be there, not by what it did: what another run can tell goes first
 WEAK = {
@@ -421,10 +376,6 @@ WEAK = {
     "order in a batch",
     "no gradient through a collective",
 }
-UNEXPLAINED = (
-    "look for what depends on the batch as a whole: a loss over pairs or negatives, a statistic, a "
-    "normalization, a divisor; --float64 tells rounding from the rest"
-)
 
 
 def _short(error: LaunchError) -> str:

@@ -18,12 +18,15 @@ from ddp_helpers.sanitizer.watch.wrapped import Registry, Wrapped
 KIND = "weights-unchanged"
 LEAST = 3  # steps: fewer may be a warm-up
 NO_RATE, NO_GRADIENT, ZERO, TOO_SMALL = "no rate", "no gradient", "zero", "too small"
+SKIPPED = "skipped"
+ROUNDINGS = 8  # so many times a rounding is surely seen in a weight
 ADVICE = {
     NO_RATE: "if that is not meant: look at the scheduler, and at what it was told of steps",
     NO_GRADIENT: "clear gradients before backward(), not between backward() and the step; and give "
     "the optimizer the parameters of the model that is trained",
     ZERO: "look for a loss that is multiplied by 0, a detach(), or activations that are all dead",
     TOO_SMALL: "keep the weights in float32 (autocast casts what it needs), or raise the rate",
+    SKIPPED: "look for what leaves step() early: one that is overridden or compiled, or a hook",
 }
 
 
@@ -166,9 +169,22 @@ def _why(optimizer: Optimizer, parameters: Sequence[torch.Tensor]) -> tuple[str,
         return NO_GRADIENT, "none of its parameters had a gradient, though backward passes came"
     if not any(bool(grad.any()) for grad in grads):
         return ZERO, "all gradients were 0"
+    if rates and _would_show(max(rates), parameters):
+        return SKIPPED, "gradients and learning rate are large enough to be seen in the weights"
     rate = f"{max(rates):g}" if rates else "unknown"
     dtype = str(parameters[0].dtype).removeprefix("torch.")
     return (
         TOO_SMALL,
         f"with a learning rate of {rate}, the steps are lost in the rounding of {dtype}",
     )
+
+
+def _would_show(rate: float, parameters: Sequence[torch.Tensor]) -> bool:
+    """True if a step of SGD or of Adam along these gradients is far above a rounding."""
+    for p, grad in ((p, p.grad) for p in parameters):
+        if grad is None:
+            continue
+        length = rate * grad.detach().abs().clamp(max=1.0)  # Adam's is no longer than the rate
+        if bool((length > ROUNDINGS * torch.finfo(p.dtype).eps * p.detach().abs()).any()):
+            return True
+    return False

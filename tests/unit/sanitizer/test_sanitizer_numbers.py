@@ -47,6 +47,8 @@ def test_losses_that_are_finite():
         (0.1, None, "none of its parameters had a gradient, though backward passes came"),
         (0.1, torch.zeros(2), "all gradients were 0"),
         (1e-9, torch.ones(2), "a learning rate of 1e-09, the steps are lost in the rounding"),
+        (0.1, torch.ones(2), "large enough to be seen in the weights"),
+        (1e-9, 1e6 * torch.ones(2), "the steps are lost in the rounding"),  # of Adam, perhaps
     ],
 )
 def test_why_a_step_changes_nothing(rate, grad, words):

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from ddp_helpers.verifier.compare import GRADIENTS, Parting
+from ddp_helpers.verifier.factors import undivided
 from ddp_helpers.verifier.records import Backward, LossCall, RankRecord, Sampled, Step
-from ddp_helpers.verifier.why import explain, undivided
+from ddp_helpers.verifier.why import explain
 
 
 def noted(*values):
