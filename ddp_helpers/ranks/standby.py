@@ -86,7 +86,7 @@ class Standby:
     def numbers(self) -> list[int]:
         """The process numbers of those that stand by."""
         with self._lock:
-            return [each.pid for each in self._ready if each.is_born() and each.pid]
+            return [each.pid for each in self._ready if not each.has_ended() and each.pid]
 
     def _without_unfit(self, env: Mapping[str, str]) -> list[ForkedProcess]:
         now = fork_server.server_pid(), read_once(env)

@@ -54,20 +54,37 @@ def stand_by(link: socket.socket, variables: Mapping[str, str] | None) -> None:
         variables: those under which to rehearse; None where a launch waits already.
     """
     _become_a_rank()
-    prctl = ctypes.CDLL(None).prctl
     # when the fork server is killed, nobody would learn of this process's end
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     with contextlib.suppress(OSError):
         link.send(wire.HERE)
         if variables is not None:
-            prctl(PR_SET_NAME, STANDBY_NAME)  # for who looks with ps or top
-            rehearse(variables, lambda job: _settle_in(0, job))
-            _record_calls_in(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC))
+            _prepare(variables)
         if not wire.wait_for_word(link, LONGEST_IDLE):
             os._exit(0)
-        prctl(PR_SET_NAME, RANK_NAME)
+        if variables is not None:
+            _call_it(RANK_NAME)
         _serve(link)
     os._exit(1)
+
+
+def _prepare(variables: Mapping[str, str]) -> None:
+    """Rehearse, unseen; a rank that can't is of no use, and a launch will say what is wrong."""
+    _call_it(STANDBY_NAME)
+    nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for standard in (1, 2):  # they are the reader's, and gloo of torch 2.8 greets
+        os.dup2(nowhere, standard)
+    try:
+        rehearse(variables, lambda job: _settle_in(0, job))
+    except Exception:
+        os._exit(0)
+    _record_calls_in(nowhere)
+    _flush()  # before these files are the rank's
+
+
+def _call_it(name: bytes) -> None:
+    """For those who look with ps or top."""
+    ctypes.CDLL(None).prctl(PR_SET_NAME, name)
 
 
 def _become_a_rank() -> None:

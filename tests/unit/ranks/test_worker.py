@@ -10,6 +10,7 @@ import os
 import pickle
 import random
 import signal
+import socket
 import sys
 import threading
 import time
@@ -456,3 +457,53 @@ def test_the_sanitizer_watches_if_it_is_asked(run, monkeypatch, fails):
     assert seen[0][0].ignore == ("padded-evaluation",)
     assert seen[0][1] == {"a": "b"}
     assert len(seen[1]) == (2 if fails else 1)
+
+
+# ---- one that stands by
+
+
+def stands_by(monkeypatch, rehearse):
+    """What one writes, its exit code, and what it is called, if it stands by."""
+    monkeypatch.setattr(worker, "rehearse", rehearse)
+    monkeypatch.setattr(worker, "_calls_file", None)
+    monkeypatch.setattr(worker, "keep_last_call", lambda file: None)
+    monkeypatch.setattr(worker, "LONGEST_IDLE", 0.3)
+    reader, writer = os.pipe()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    def main():
+        for standard in (1, 2):
+            os.dup2(writer, standard)
+        os.close(writer)
+        worker.stand_by(theirs, {"TORCH_MINE": "1"})
+
+    child = Child(main)
+    os.close(writer)
+    theirs.close()
+    assert ours.recv(100) == wire.HERE
+    seen = set()
+    while child.pid and not os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        with contextlib.suppress(OSError), open(f"/proc/{child.pid}/comm") as file:
+            seen.add(file.read().strip())
+    child.join()
+    ours.close()
+    with open(reader) as pipe:
+        return pipe.read(), child.exitcode, "ddp-standby" in seen
+
+
+def test_a_rehearsal_is_not_seen_and_nobody_waits_for_ever(monkeypatch):
+    def rehearse(variables, settle_in):
+        assert variables == {"TORCH_MINE": "1"}
+        print("in Python")
+        ctypes.CDLL(None).puts(b"in C")
+        os.write(2, b"by the system")
+
+    assert stands_by(monkeypatch, rehearse) == ("", 0, True)
+
+
+def test_one_that_can_not_rehearse_is_gone(monkeypatch):
+    def rehearse(*_):
+        raise ValueError("nobody is to read this")
+
+    text, code, _ = stands_by(monkeypatch, rehearse)
+    assert (text, code) == ("", 0)
