@@ -119,6 +119,9 @@ PLAIN_TENSORS = PrivateName(
 OPERATOR_MODE = PrivateName(
     "torch.utils._python_dispatch", "TorchDispatchMode", "what a rank sends can't be watched"
 )
+TOTAL_NORM = PrivateName(
+    "torch.nn.utils.clip_grad", "_get_total_norm", "clipping by a share's norm is not found"
+)
 FAKE_TENSORS = PrivateName(
     "torch._subclasses.fake_tensor", "FakeTensorMode", "models can't be traced for their memory"
 )

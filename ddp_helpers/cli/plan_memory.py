@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,21 @@ from ddp_helpers.scaling.memory import (
     CONTEXT,
     FRAGMENTED,
     STRATEGIES,
+    Holding,
     ModelMemory,
+    memory_per_rank,
     transformer,
 )
-from ddp_helpers.scaling.memory_ways import Found, Way, find_way
+from ddp_helpers.scaling.memory_ways import FITS, MAY_FIT, Found, Way, find_way
 from ddp_helpers.scaling.records import Numbers
 
+SHORT = {
+    "ddp": "DDP",
+    "zero1": "ZeRO-1",
+    "zero2": "ZeRO-2",
+    "fsdp_kept": "FSDP, not resharded",
+    "fsdp": "FSDP",
+}
 COLUMNS = {
     "parameters": "param.",
     "gradients": "grad.",
@@ -47,11 +56,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--capacity", type=float, default=24.0, help="GB of one device")
     add("--bf16", action="store_true", help="compute in bfloat16, parameters in float32")
     add("--optimizer", choices=[*AVERAGES], default="adam")
+    add("--tensor-parallel", type=int, default=1, help="ranks that share each layer")
+    add("--stages", type=int, default=1, help="of a pipeline")
+    add("--micro-batches", type=int, default=1, help="of a step, with --stages")
 
 
 def run(options: argparse.Namespace) -> int:
     """Print what was found for each number of ranks; 1 if no way fits on any of them."""
     models = _models(options)
+    if options.tensor_parallel > 1 or options.stages > 1:
+        return _cut_up(models, options)
     found = [
         find_way(
             models,
@@ -75,6 +89,44 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _cut_up(models: Mapping[str, ModelMemory], options: argparse.Namespace) -> int:
+    """The same where layers or their row are cut, too, which no template of ours does."""
+    ways = [
+        Way(how, model.precision, memory_per_rank(model, how), options.capacity * 1e9)
+        for ranks in options.ranks
+        for how in _all_holdings(options, ranks)
+        for model in [models["fsdp" if how.strategy.startswith("fsdp") else "ddp"]]
+    ]
+    print(_describe(models["ddp"], options))
+    print(_heads(), *map(_row, ways), sep="\n")
+    good = next((way for fits in (FITS, MAY_FIT) for way in ways if way.fits == fits), None)
+    cut = f"tensor parallel over {options.tensor_parallel}, {options.stages} pipeline stages"
+    if good is None:
+        print(f"\nnone of it fits into {options.capacity:g} GB with {cut}")
+        return 1
+    print(
+        f"\n{good.fits} into {options.capacity:g} GB with tensor parallel over "
+        f"{options.tensor_parallel} and {good.how.in_words}\n"
+        "no template of ours does that: torch's parallelize_module cuts layers, "
+        "torch.distributed.pipelining makes stages"
+    )
+    return 0
+
+
+def _all_holdings(options: argparse.Namespace, ranks: int) -> Iterator[Holding]:
+    for strategy in STRATEGIES if ranks > 1 else ("ddp",):
+        for checkpointing in (False, True):
+            yield Holding(
+                strategy,
+                ranks,
+                options.batch_size,
+                optimizer=options.optimizer,
+                checkpointing=checkpointing,
+                stages=options.stages,
+                micro_batches=options.micro_batches,
+            )
+
+
 def _describe(model: ModelMemory, options: argparse.Namespace) -> str:
     low, high = (size / 1e9 for size in CONTEXT)
     lines = [
@@ -89,8 +141,7 @@ def _describe(model: ModelMemory, options: argparse.Namespace) -> str:
 
 
 def _table(found: list[Found]) -> str:
-    heads = "".join(f"{text:>10}" for text in COLUMNS.values())
-    lines = [f"{'ranks':>6}  {'way':<26}{'samples':>10}{heads}{'total':>9}{'at most':>9}"]
+    lines = [_heads()]
     for each in found:
         shown = [way for way in each.ways if way.how.micro_batches == 1]
         if each.way is not None and each.way not in shown:
@@ -99,14 +150,18 @@ def _table(found: list[Found]) -> str:
     return "\n".join(lines)
 
 
+def _heads() -> str:
+    heads = "".join(f"{text:>10}" for text in COLUMNS.values())
+    return f"{'ranks':>6}  {'way':<33}{'samples':>10}{heads}{'total':>9}{'at most':>9}"
+
+
 def _row(way: Way) -> str:
     how, held = way.how, way.memory
-    name = STRATEGIES[how.strategy].removeprefix("DDP with ")
-    name += ", recompute" if how.checkpointing else ""
+    name = SHORT[how.strategy] + (", recompute" if how.checkpointing else "")
     cells = "".join(f"{_giga(getattr(held, part)):>10}" for part in COLUMNS)
     batch = f"{how.micro_batches} x {how.batch_size}"
     ends = f"{_giga(held.total.value):>9}{_giga(held.total.high):>9}"
-    return f"{how.ranks:>6}  {name:<26}{batch:>10}{cells}{ends}  {way.fits}"
+    return f"{how.ranks:>6}  {name:<33}{batch:>10}{cells}{ends}  {way.fits}"
 
 
 def _giga(size: Numbers) -> str:
@@ -123,12 +178,22 @@ def _models(options: argparse.Namespace) -> Mapping[str, ModelMemory]:
         )
     if options.transformer:
         layers, width, heads = options.transformer
-        sizes = {"layers": layers, "width": width, "heads": heads, "tokens": options.tokens}
         name = f"transformer {layers} x {width}, {heads} heads, {options.tokens} tokens"
+        name += f", a share of {options.tensor_parallel}" * (options.tensor_parallel > 1)
         made = {
-            key: transformer(**sizes, vocabulary=options.vocabulary, precision=precision, name=name)
+            key: transformer(
+                *(layers, width, heads, options.tokens, options.vocabulary),
+                precision=precision,
+                tensor_parallel=options.tensor_parallel,
+                name=name,
+            )
             for key, precision in ways.items()
         }
+    elif options.tensor_parallel > 1:
+        raise ValueError(
+            "--tensor-parallel with --trace: which layers are cut is the model's affair; call "
+            "trace_model(..., tensor_parallel=2, plan={...}) of ddp_helpers.scaling"
+        )
     else:
         made = {key: _traced(options.trace, precision) for key, precision in ways.items()}
     return {"fsdp": made["ddp"]} | made

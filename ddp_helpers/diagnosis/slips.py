@@ -62,7 +62,7 @@ def _different_tensors(ranks: Sequence[RankResult]) -> Diagnosis | None:
 def _different_roots(ranks: Sequence[RankResult]) -> Diagnosis | None:
     for met in _meetings(ranks):
         call = next(iter(met.values()))
-        rooted = call.name not in ("send", "recv", "recv_anysource")
+        rooted = call.name not in ("send", "recv", "recv_anysource", "batch_isend_irecv")
         if rooted and len({each.peer for each in met.values()}) > 1:
             word = "src" if call.name.startswith(("broadcast", "scatter")) else "dst"
             return Diagnosis(

@@ -31,6 +31,7 @@ from ddp_helpers.ranks.readiness import (
     check_tasks,
     open_standard_files,
 )
+from ddp_helpers.ranks.standby import standby
 from ddp_helpers.ranks.supervisor import Ending, Supervisor
 from ddp_helpers.ranks.temporary import PREFIX, socket_folder, socket_parent
 from ddp_helpers.ranks.tracebacks import keep_tracebacks
@@ -288,6 +289,9 @@ def _prepare(start_method: str) -> None:
     if start_method == "spawn":
         fork_server.start_resource_tracker()
         return
+    if fork_server.is_stale():
+        standby.let_go()
+        fork_server.end()
     fork_server.warm_up()
     if not fork_server.wait_until_ready(fork_server.LONGEST_START):
         raise LaunchTimeoutError(

@@ -9,16 +9,16 @@ once it has read now, so a launch with other variables does not take this rank.
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import pickle
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 
-from ddp_helpers.group.torch_mends import mend_destroy_process_group, mend_rendezvous
+from ddp_helpers.group.torch_mends import release_ended_groups
+from ddp_helpers.ranks.surroundings import look
 from ddp_helpers.ranks.travel import dump_value, pack, unpack
-from ddp_helpers.ranks.wire import Outcome
+from ddp_helpers.ranks.wire import Job, Outcome
 
 # by how their names begin; torch, gloo and OpenMP may read them once in a process
 READ_ONCE = ("TORCH_", "PYTORCH_", "GLOO_", "NCCL_", "OMP_", "GOMP_", "KMP_", "MKL_", "ATEN_")
@@ -33,29 +33,20 @@ def read_once(env: Mapping[str, str]) -> dict[str, str]:
     return {name: env[name] for name in names}
 
 
-def rehearse(variables: Mapping[str, str]) -> None:
-    """Do it all, under these variables."""
-    kept = {name: value for name, value in os.environ.items() if not read_once({name: value})}
-    os.environ.clear()
-    os.environ.update(kept | dict(variables))
-    multiprocessing.set_start_method(None, force=True)
-    mend_rendezvous()
-    mend_destroy_process_group()
-    unpack(pack(len, ((),), {}))
-    pickle.dumps(Outcome(dump_value(None), None, 0, 0.0))
-    _draw_and_compute()
+def rehearse(variables: Mapping[str, str], settle_in: Callable[[Job], None]) -> None:
+    """Do it all.
+
+    Args:
+        variables: as they may be in the launch.
+        settle_in: what a rank does with the job that it is given.
+    """
+    others = {name: value for name, value in os.environ.items() if not read_once({name: value})}
+    env = others | dict(variables)
+    settle_in(Job(pack(len, ((),), {}), 1, env, os.getcwd(), [""], 1, surroundings=look()))
+    fn, args, kwargs = unpack(pack(len, ((),), {}))
+    pickle.dumps(Outcome(dump_value(fn(*args, **kwargs)), None, 0, 0.0))
     with contextlib.suppress(RuntimeError):  # a launch will say what is wrong with it
         _be_a_group_of_one()
-
-
-def _draw_and_compute() -> None:
-    import torch
-
-    torch.set_num_threads(1)
-    torch.default_generator.seed()
-    torch.ones(1).add_(1)
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed()
 
 
 def _be_a_group_of_one() -> None:
@@ -64,6 +55,16 @@ def _be_a_group_of_one() -> None:
 
     if not dist.is_gloo_available():
         return
-    group = dist.ProcessGroupGloo(dist.HashStore(), 0, 1, LIMIT)
-    group.allreduce([torch.ones(1)]).wait()  # type: ignore[attr-defined]  # not in its stub
-    group.barrier().wait()  # type: ignore[attr-defined]
+    hook = sys.excepthook  # torch puts its own around it, and leaves it there
+    # libuv would leave a pipe open in this process
+    own = dist.TCPStore("127.0.0.1", 0, 1, is_master=True, timeout=LIMIT, use_libuv=False)
+    store = dist.PrefixStore("rehearsal", own)
+    try:
+        dist.init_process_group("gloo", store=store, rank=0, world_size=1, timeout=LIMIT)
+        dist.all_reduce(torch.ones(1))
+        dist.barrier()
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        release_ended_groups()
+        sys.excepthook = hook

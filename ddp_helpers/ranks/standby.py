@@ -4,6 +4,13 @@ They know nothing of the reader's: a launch tells them all that it would tell a 
 itself, and they end with it. After a rehearsal each waits for its launcher's word, or for its end,
 and needs no time. None is taken twice, none of a fork server that has ended, and none that has
 rehearsed under other variables of torch's than the launch has.
+
+The life of one. `fill_up()` sends the fork server a request, and does not wait. The child that the
+server forks makes a session of its own, asks to be killed when the server is, says that it is
+there, rehearses, and then polls two files: its socket, and its launcher as a file, which tells of
+that one's end even if another process holds the socket, too. `take()` gives it to a launch, whose
+supervisor sends it a number and six files (wire.py); from there on it is a rank like any other. Or
+nobody takes it, and it ends: with the launcher, with the server, or after half an hour.
 """
 
 from __future__ import annotations

@@ -261,8 +261,13 @@ def wait_for_word(link: socket.socket, seconds: float) -> bool:
     poll = select.poll()
     poll.register(link, select.POLLIN)
     with contextlib.ExitStack() as files:
-        with contextlib.suppress(OSError):  # before Linux 5.3 there is no such file
+        try:
             launcher = os.pidfd_open(peer_of(link).pid)
+        except ProcessLookupError:
+            return False  # it has ended already
+        except OSError:
+            pass  # before Linux 5.3 there is no such file
+        else:
             files.callback(os.close, launcher)
             poll.register(launcher, select.POLLIN)
         return link.fileno() in dict(poll.poll(seconds * 1000))

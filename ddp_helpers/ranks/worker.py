@@ -61,7 +61,8 @@ def stand_by(link: socket.socket, variables: Mapping[str, str] | None) -> None:
         link.send(wire.HERE)
         if variables is not None:
             prctl(PR_SET_NAME, STANDBY_NAME)  # for who looks with ps or top
-            rehearse(variables)
+            rehearse(variables, lambda job: _settle_in(0, job))
+            _record_calls_in(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC))
         if not wire.wait_for_word(link, LONGEST_IDLE):
             os._exit(0)
         prctl(PR_SET_NAME, RANK_NAME)
@@ -101,6 +102,19 @@ def _serve(link: socket.socket) -> None:
     os._exit(outcome.exit_code & 0xFF)
 
 
+_calls_file: int | None = None
+
+
+def _record_calls_in(file: int) -> None:
+    """From now on this rank's collectives are noted there."""
+    global _calls_file
+    if _calls_file is None:
+        _calls_file = file
+        keep_last_call(file)
+    else:  # it has rehearsed
+        os.dup2(file, _calls_file, inheritable=False)
+
+
 def _tie_to_launcher(lifeline: int) -> None:
     """When the launcher ends, however it ends, the kernel kills this rank and its children.
 
@@ -136,7 +150,8 @@ def _run(rank: int, job: Job, last_call: int) -> Outcome:
     error, exit_code = None, 0
     said = Said()
     try:
-        _settle_in(rank, job, last_call)
+        _settle_in(rank, job)
+        _record_calls_in(last_call)
         with _watched(job, said):
             fn, args, kwargs = unpack(job.function)
             value = fn(*args, **kwargs)
@@ -158,7 +173,7 @@ def _run(rank: int, job: Job, last_call: int) -> Outcome:
     return Outcome(packed, error, exit_code, seconds, said.findings, said.watched)
 
 
-def _settle_in(rank: int, job: Job, last_call: int) -> None:
+def _settle_in(rank: int, job: Job) -> None:
     os.environ.clear()
     os.environ.update(job.env)
     os.environ.update(rank_environment(rank, job.nprocs))
@@ -177,7 +192,6 @@ def _settle_in(rank: int, job: Job, last_call: int) -> None:
     mend_rendezvous()
     mend_destroy_process_group()
     breakpoints.replace_torchs()
-    keep_last_call(last_call)
     torch.set_num_threads(job.threads)
     # forked ranks would all draw the same numbers, unlike processes of torchrun; CUDA's generators
     # seed themselves when CUDA starts, and torch.seed() takes 3 ms to ask for it

@@ -21,6 +21,7 @@ from ddp_helpers.sanitizer.checks.numbers import NumbersChecker
 from ddp_helpers.sanitizer.checks.sharded import ShardedChecker
 from ddp_helpers.sanitizer.checks.slow import SlowChecker
 from ddp_helpers.sanitizer.checks.start import StartChecker
+from ddp_helpers.sanitizer.checks.summands import SummandChecker
 from ddp_helpers.sanitizer.checks.unchanged import UnchangedChecker
 from ddp_helpers.sanitizer.checks.unwrapped import UnwrappedChecker
 from ddp_helpers.sanitizer.checks.weights import WeightsChecker
@@ -50,6 +51,7 @@ class Parts:
     lost: LostGradientChecker
     modes: ModeChecker
     sharded: ShardedChecker
+    summands: SummandChecker
     unwrapped: UnwrappedChecker
     start: StartChecker
     peers: Peers
@@ -86,6 +88,7 @@ def make(session: Session) -> Parts:
         LostGradientChecker(session),
         ModeChecker(session, registry),
         ShardedChecker(session),
+        SummandChecker(session),
         UnwrappedChecker(session, events, registry, passes),
         StartChecker(session),
         peers,

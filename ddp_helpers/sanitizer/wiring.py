@@ -43,6 +43,7 @@ def put_patches(parts: Parts) -> None:
         ("workers", p.first_steps.workers.put_patches),
         # of a sum that ends an evaluation its cause is told, before ranks are compared
         ("evaluation", p.evaluations.put_patches),
+        ("clipping", p.sharded.put_patches),
         # counts a collective as come to before the comparison of it may end the run
         ("order", p.order.put_patches),
         ("checkpoints", p.checkpoints.put_patches),
@@ -165,6 +166,7 @@ def _connect_events(parts: Parts) -> None:
         (ddp, p.ddp.backward_begins),  # finds the models that the others ask about
         ("unused parameters", p.gradients.backward_begins),
         ("lost gradients", p.lost.backward_begins),
+        ("summands", p.summands.backward_begins),
         ("modes", p.modes.backward_begins),
         ("local gradients", p.local.backward_begins),
         ("kept gradients", p.kept.backward_begins),
@@ -204,6 +206,7 @@ def _connect_events(parts: Parts) -> None:
         ("unchanged weights", p.unchanged.step_ends),
         ("kept gradients", p.kept.step_ends),
         ("lost gradients", p.lost.step_ends),
+        ("summands", p.summands.step_ends),
         ("unwrapped models", p.unwrapped.step_ends),
         ("data", p.passes.stepped),
         ("first steps", p.first_steps.stepped),
@@ -246,6 +249,7 @@ def _connect_calls(parts: Parts) -> None:
         session,
         calls.listeners,
         ("lost gradients", p.lost.call_begins),
+        ("summands", p.summands.call_begins),
         ("unwrapped models", p.unwrapped.call_begins),
         ("weights", p.weights.call_begins),
     )

@@ -56,7 +56,8 @@ def trace_model(
             "colwise", "blocks.*.down": "rowwise"}, as for torch's parallelize_module.
 
     Raises:
-        ValueError: an unknown precision or style, a layer that can't be cut so, no such layer.
+        ValueError: an unknown precision or style, a layer that can't be cut so, no such layer, a
+            model that asks for values or trains nothing.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r}: expected one of {', '.join(PRECISIONS)}")
@@ -67,8 +68,22 @@ def trace_model(
             'how layers are cut, such as {"blocks.*.up": "colwise", "blocks.*.down": "rowwise"}'
         )
     options = (make_model, make_batch, blocks, loss_function, precision, tensor_parallel, plan)
-    small, big = (_Trace(size, *options) for size in TRACED)
+    without_values = torch_private.FAKE_TENSORS.get()(allow_non_fake_inputs=True)
+    try:
+        small, big = (_Trace(size, without_values, *options) for size in TRACED)
+    except RuntimeError as error:
+        raise ValueError(
+            f"a step on tensors that have no values failed: {type(error).__name__}: {error}. "
+            "Does it run with values? What asks for them (item(), boolean masks, if on a tensor) "
+            "can't be traced so: leave it out of make_model, or describe it with transformer()"
+        ) from error
     parts = [_part(key, small, big) for key in small.order]
+    notes = [
+        f"activations traced with batches of {TRACED[0]} and {TRACED[1]}, as on a CPU (a GPU's "
+        "dropout keeps a byte for each value, not two or four)"
+    ]
+    if small.has_lstm:
+        notes.append("too low: what nn.LSTM's kernels keep for the backward, torch does not tell")
     return ModelMemory(
         name or str(getattr(make_model, "__name__", "model")),
         tuple(part for part in parts if part.shapes or part.frozen or part.kept != Bytes()),
@@ -76,10 +91,7 @@ def trace_model(
         gathered_bytes=2 if precision in ("bfloat16", "mixed") else 4,
         working=_line(small.working, big.working),
         precision=precision,
-        notes=(
-            f"activations traced with batches of {TRACED[0]} and {TRACED[1]}, as on a CPU (a GPU's "
-            "dropout keeps a byte for each value, not two or four)",
-        ),
+        notes=tuple(notes),
     )
 
 
@@ -105,6 +117,7 @@ class _Trace:
     def __init__(
         self,
         size: int,
+        without_values: contextlib.AbstractContextManager,
         make_model: MakeModel,
         make_batch: MakeBatch,
         blocks: Callable[[nn.Module], Sequence[nn.Module]] | None,
@@ -121,13 +134,15 @@ class _Trace:
         self.inside: Counter[str] = Counter()
         self.output: Counter[str] = Counter()
         batch = make_batch(size)
-        with torch_private.FAKE_TENSORS.get()():
+        with without_values:
             model = make_model()
+            if not any(each.requires_grad for each in model.parameters()):
+                raise ValueError("no trained parameters: there is nothing to plan for")
             if plan:
                 _cut(model, plan, tensor_parallel)
-            if precision in ("mixed", "bfloat16"):
-                _shorten(model)
+            _renew(model, precision in ("mixed", "bfloat16"))
             self.known = {_key(each) for each in [*model.parameters(), *model.buffers()]}
+            self.has_lstm = any(isinstance(each, nn.LSTM) for each in model.modules())
             found = list((blocks or repeated_blocks)(model))
             self.names = {id(block): f"block {at}" for at, block in enumerate(found)}
             inputs, targets = (_like(each, precision) for each in batch)
@@ -241,18 +256,23 @@ def _line(small: float, big: float) -> Bytes:
     return Bytes(small - each * TRACED[0], each)
 
 
-def _shorten(model: nn.Module) -> None:
-    """As model.to(torch.bfloat16), which can't be had of tensors without values."""
-    short: dict[int, nn.Parameter] = {}
+def _renew(model: nn.Module, short: bool) -> None:
+    """Put new tensors without values in the place of all; `short`: as .to(torch.bfloat16) does.
+
+    A copied one (copy.deepcopy, as in nn.TransformerEncoder) is not known again by its views.
+    """
+    made: dict[int, nn.Parameter] = {}
+
+    def like(old: Tensor) -> Tensor:
+        dtype = torch.bfloat16 if short and old.is_floating_point() else old.dtype
+        return torch.empty(old.shape, dtype=dtype)
+
     for module in model.modules():
-        for name, old in module.named_parameters(recurse=False):
-            if old.is_floating_point():
-                new = torch.empty(old.shape, dtype=torch.bfloat16)
-                parameter = nn.Parameter(new, old.requires_grad)
-                setattr(module, name, short.setdefault(id(old), parameter))
-        for name, buffer in module.named_buffers(recurse=False):
-            if buffer.is_floating_point():
-                setattr(module, name, torch.empty(buffer.shape, dtype=torch.bfloat16))
+        for name, old in [*module.named_parameters(recurse=False)]:
+            new = nn.Parameter(like(old), old.requires_grad)
+            setattr(module, name, made.setdefault(id(old), new))
+        for name, buffer in [*module.named_buffers(recurse=False)]:
+            setattr(module, name, like(buffer))
 
 
 def _cut(model: nn.Module, plan: Mapping[str, str], ranks: int) -> None:

@@ -172,12 +172,14 @@ def step_cost(
     how: Holding,
     *,
     tensor_parallel: int = 1,
+    blocks: int = 1,
     exchanged_bytes: float = 0.0,
 ) -> dict[str, float]:
     """Seconds of a step by what takes them: compute, recompute, waiting, bubble, tensor parallel.
 
     Args:
         work: of the whole model on one device; stages and tensor parallel divide it.
+        blocks: of the whole model, for tensor parallel.
         exchanged_bytes: of one all-reduce of tensor parallel: a block's output for one micro-batch.
     """
     divided = how.stages * tensor_parallel
@@ -202,5 +204,5 @@ def step_cost(
     link = machine.link
     n = tensor_parallel
     once = 2 * (n - 1) * link.latency + 2 * (n - 1) / n * exchanged_bytes / link.bandwidth
-    found["tensor parallel"] = 4 * once * how.micro_batches
+    found["tensor parallel"] = 4 * blocks / how.stages * once * how.micro_batches
     return found

@@ -91,7 +91,12 @@ def main():
     args = parser.parse_args()
     for name in [args.model] if args.model else MODELS:
         result = launch(
-            measure, 2, args=(name, args.rounds, args.steps), echo=False, threads_per_rank=1
+            measure,
+            2,
+            args=(name, args.rounds, args.steps),
+            echo=False,
+            threads_per_rank=1,
+            timeout=3600,
         )
         measured = result.values[0]
         print(f"{name}, 2 ranks, {args.rounds} rounds of {args.steps} steps")

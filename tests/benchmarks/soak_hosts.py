@@ -26,6 +26,7 @@ SHARED_MEMORY = Path("/dev/shm")
 KNOWN = set(os.listdir(SHARED_MEMORY))
 PREFIX = f"soak-{os.getpid()}-"
 PATIENCE = 120.0  # seconds for a host to start, and beyond a launch's own limit
+LATE_REPLY = 5.0  # seconds after which a kernel that says it is idle will not answer any more
 SETTLE = 40.0  # seconds in which everything must be gone; a fork server first loads torch
 COMPLAINTS = ("Traceback", "Exception ignored", "leaked", "Fatal Python", "Error:")
 
@@ -325,6 +326,7 @@ class KernelHost(Host):
         self._connect()
 
     def start(self, code: str, answer: str = "None") -> None:
+        self._interrupts, self._idle_at = 0, float("inf")
         self._asked = self.client.execute(
             code, user_expressions={"answer": f"json.dumps({answer})"}, stop_on_error=False
         )
@@ -339,16 +341,25 @@ class KernelHost(Host):
                 if not self.manager.is_alive():
                     self.client.stop_channels()
                     return Reply(died=True)
+                # one that comes while ipykernel answers ends the answer ("KeyboardInterrupt caught
+                # in kernel"); without our package, too, in one of five pairs
+                if self._interrupts > 1 and time.monotonic() > self._idle_at + LATE_REPLY:
+                    return Reply("KeyboardInterrupt", "no reply")
                 continue
-            if message["parent_header"].get("msg_id") == self._asked:
+            if self._is_ours(message):
                 return self._read(message["content"])
         raise TimeoutError
+
+    def _is_ours(self, message: dict) -> bool:
+        return message["parent_header"].get("msg_id") == self._asked
 
     def _drain(self) -> None:
         with contextlib.suppress(queue.Empty):
             while True:
                 message = self.client.get_iopub_msg(timeout=0)
                 content = message["content"]
+                if content.get("execution_state") == "idle" and self._is_ours(message):
+                    self._idle_at = time.monotonic()
                 if message["msg_type"] == "stream" and content["name"] == "stderr":
                     self.streamed += content["text"]
 
@@ -364,6 +375,7 @@ class KernelHost(Host):
         return Reply(answer=json.loads(ast.literal_eval(answer["data"]["text/plain"])))
 
     def interrupt(self, group: bool) -> None:
+        self._interrupts += 1
         self.manager.interrupt_kernel()
 
     def end(self) -> None:

@@ -170,6 +170,40 @@ def test_a_launch_with_other_variables_of_torch_takes_none_that_has_read_the_old
 
 
 @pytest.mark.usefixtures("as_in_a_kernel")
+def test_a_variable_that_torch_reads_at_its_import_counts_from_the_next_launch_on(monkeypatch):
+    def logged():
+        import logging
+
+        return os.getppid(), logging.getLogger("torch._dynamo").getEffectiveLevel()
+
+    launch(logged, 2)
+    ready = waiting()
+    server = fork_server.server_pid()
+    monkeypatch.setenv("TORCH_LOGS", "+dynamo")
+    values = launch(logged, 2).values
+    assert {level for _, level in values} == {10}  # DEBUG
+    assert {parent for parent, _ in values} == {fork_server.server_pid()} != {server}
+    assert not any(map(is_alive, [server, *ready]))
+
+
+@pytest.mark.usefixtures("as_in_a_kernel")
+def test_a_server_whose_ranks_run_is_not_replaced(monkeypatch):
+    seen = []
+    thread = threading.Thread(target=lambda: seen.append(launch(time.sleep, 2, args=(4,)).values))
+    thread.start()
+    until(lambda: len(children(fork_server.server_pid())) >= 2)
+    server = fork_server.server_pid()
+    monkeypatch.setenv("OMP_DISPLAY_ENV", "false")
+    assert launch(os.getppid, 2, echo=False).values == [server, server]
+    thread.join()
+    assert seen == [[None, None]]
+
+
+def children(pid) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split() if pid else []
+
+
+@pytest.mark.usefixtures("as_in_a_kernel")
 def test_a_variable_that_is_told_again_is_no_hindrance():
     pids()
     ready = waiting()

@@ -38,7 +38,7 @@ def test_every_lesson_template_and_module_has_a_page(seen):
     wanted |= {html(ROOT / name) for name in IF_THERE if (ROOT / name).exists()}
     wanted |= {f"templates/{name}.html" for name in template_files()}
     wanted |= {f"recipes/{name}.html" for name in recipes()}
-    wanted |= {"faults.html"} | {f"api/{name}.html" for name in MODULES}
+    wanted |= {"faults.html", "published_errors.html"} | {f"api/{name}.html" for name in MODULES}
     assert len(LESSONS) >= 7
     assert sorted(wanted - seen.keys()) == []
 

@@ -44,6 +44,8 @@ class Causes:
         records = dict(sorted(records.items()))
         if len({record.synced for record in records.values()}) > 1:
             return self._shifted(records)
+        if len({record.which for record in records.values()}) > 1:
+            return self._settings(records)  # a share each, as ZeRO deals them; sent round later
         return (
             self._settings(records)
             or self._edits(records, names)

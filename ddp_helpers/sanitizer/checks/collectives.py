@@ -32,6 +32,9 @@ from ddp_helpers.sanitizer.talk.sequence import (
 )
 from ddp_helpers.sanitizer.talk.session import Session
 
+# calls that send to each rank what is meant for it, and which argument that is: where no sizes are
+# given (after the two tensors), each rank sends equally much to each, and all must agree
+SENT = {"alltoall_base": 1, "all_to_all_single": 1}
 SAME_ORDER = (
     "let every rank make the same calls in the same order: look for one under an "
     "`if rank == ...`, in a loop of another length, or after an early end"
@@ -164,7 +167,8 @@ class CollectiveChecker:
     def _record(
         self, name: str, called: str, args: tuple, options: object, frames: Sequence[FrameType]
     ) -> CallRecord:
-        position = INPUTS[name]
+        position = SENT.get(name) if not any(args[2:4]) else None
+        position = INPUTS[name] if position is None else position
         tensors = list(tensors_in(args[position])) if position is not None else []
         reduce_op = getattr(options, "reduceOp", None)
         return CallRecord(

@@ -121,8 +121,10 @@ class GradientChecker:
 
     def accumulation(self, optimizer: Optimizer) -> None:
         for model in self.registry.stepped_by(optimizer):
+            if len(model.since.synced) < 2:
+                continue
             common = Counter(model.since.synced).most_common(1)
-            if not common or common[0][1] < 2:
+            if common[0][1] < 2:
                 continue
             where, times = common[0]
             stack = () if isinstance(where, int) else where

@@ -16,6 +16,7 @@ from ddp_helpers.sanitizer.talk.session import Session
 
 LOOKED_AT = 8  # parameters of an optimizer among which one is chosen to be followed
 STEPS = 3  # in a row; two optimizers may now and then meet each other's gradients
+CALM, SELDOM = 4, 16  # who cleared them so often will do so again: look at each 16th step only
 
 
 @dataclass
@@ -46,15 +47,19 @@ class KeptGradientChecker:
         self._followed: weakref.WeakKeyDictionary[Optimizer, Followed]
         self._followed = weakref.WeakKeyDictionary()
         self._counts: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
+        self._cleared: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
 
     def forget(self) -> None:
         """A new process group starts."""
         self._followed.clear()
         self._counts.clear()
+        self._cleared.clear()
 
     def step_ends(self, optimizer: Optimizer) -> None:
         """Begin to follow one of its gradients."""
-        if self.session.step % self.session.options.every or self._count(optimizer) >= STEPS:
+        step, every = self.session.step, self.session.options.every
+        calm = self._cleared.get(optimizer, 0) >= CALM
+        if step % (SELDOM * every if calm else every) or self._count(optimizer) >= STEPS:
             return
         parameter = _smallest(optimizer)
         grad = None if parameter is None else parameter.grad
@@ -63,6 +68,8 @@ class KeptGradientChecker:
 
     def backward_begins(self, roots: Sequence[torch.Tensor]) -> None:
         """Is the gradient still there?"""
+        if not self._followed:
+            return
         for followed in self._followed.values():
             parameter = followed.parameter()
             grad = None if parameter is None else parameter.grad
@@ -78,6 +85,8 @@ class KeptGradientChecker:
 
     def went_back(self, roots: Sequence[torch.Tensor]) -> None:
         """Has the backward added to it?"""
+        if not self._followed:
+            return
         for followed in self._followed.values():
             parameter = followed.parameter()
             grad = None if parameter is None else parameter.grad
@@ -91,8 +100,10 @@ class KeptGradientChecker:
             return
         if followed.cleared or not followed.kept:
             self._counts[optimizer] = 0
+            self._cleared[optimizer] = self._cleared.get(optimizer, 0) + 1
         elif followed.grown:
             self._counts[optimizer] = self._count(optimizer) + 1
+            self._cleared[optimizer] = 0
             if self._count(optimizer) == STEPS:
                 self._tell(optimizer)
 

@@ -27,6 +27,7 @@ from ddp_helpers.sanitizer.watch.passes import Pass, root_dataset, root_indices
 
 KIND = "evaluation-leak"
 MOST_ROOTS, MOST_PARTS = 4, 8  # datasets, and evaluations or parts of a training of one of them
+MOST_SAMPLES = 1 << 20  # of a dataset: to follow more would take seconds
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,9 @@ class Used:
     held: torch.Tensor
     """All samples of what was trained on, gone through or not."""
     seen: torch.Tensor
+    """Those that were gone through."""
+    datasets: dict[int, weakref.ref] = field(default_factory=dict)
+    """What is in `held`, by id."""
     trained: list[Part] = field(default_factory=list)
     evaluated: dict[int, Part] = field(default_factory=dict)
     """The latest evaluation of each dataset that shares no sample with the training here."""
@@ -107,19 +111,24 @@ class LeakChecker:
         root = root_dataset(ended.dataset)
         used = self._used.get(id(root))
         if used is None:
-            if len(self._used) == MOST_ROOTS:
+            if len(self._used) == MOST_ROOTS or not 0 < (size_of(root) or 0) <= MOST_SAMPLES:
                 return
             with contextlib.suppress(TypeError):  # no weak reference to a plain list
                 nothing = as_tensor(array("q"))
                 used = self._used[id(root)] = Used(weakref.ref(root), nothing, nothing)
         if used is None or used.root() is not root:
             return
+        known = used.datasets.get(id(ended.dataset))
+        if known is None or known() is not ended.dataset:
+            used.datasets[id(ended.dataset)] = weakref.ref(ended.dataset)
+            used.held = torch.cat([used.held, _all_of(ended.dataset)]).unique()
+        elif len(used.seen) == len(used.held):
+            return  # a later epoch brings nothing new
         indices = _unique(root_indices(ended.dataset, consumed))
         new = indices[~torch.isin(indices, used.seen)]
         if len(new) and len(used.trained) < MOST_PARTS:
             used.trained.append(Part(self._passes, _packed(new, root)))
             used.seen = torch.cat([used.seen, new])
-        used.held = torch.cat([used.held, _all_of(ended.dataset)]).unique()
 
     def _evaluated(self, ended: Pass, consumed: array) -> None:
         root = root_dataset(ended.dataset)

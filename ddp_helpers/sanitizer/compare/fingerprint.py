@@ -89,9 +89,8 @@ def _segment_sums(group: _Group) -> list[int]:
     wide = words.numel() // flat.numel()  # words of an element
     weights, ends = _layout(words.device, wide, tuple(group.sizes))
     # in the same memory: new memory for each step would cost as much as the numbers do
-    sums = words.mul_(weights).cumsum_(0)[ends]
-    sums[1:] -= sums[:-1].clone()
-    return sums.tolist()
+    sums = words.mul_(weights).cumsum_(0).take(ends).tolist()
+    return [total - before for before, total in zip([0, *sums], sums, strict=False)]
 
 
 @functools.lru_cache(maxsize=16)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.hooks import unserializable_hook
 
 from ddp_helpers.sanitizer.talk.session import Session
 from ddp_helpers.sanitizer.watch.wrapped import Registry, Wrapped
@@ -60,6 +61,7 @@ class LocalGradients:
             self.session.patches.on_undo(handle.remove)
 
     def _hook(self, sample: Sample, number: int) -> Callable[[torch.Tensor], None]:
+        @unserializable_hook  # a program that sends its parameters elsewhere is not warned of ours
         def look(gradient: torch.Tensor) -> None:
             if sample.looks:
                 self._told(sample, number, gradient)

@@ -65,6 +65,7 @@ def as_before(monkeypatch, tmp_path):
     for name in ("stdout", "stderr", "argv", "path"):
         monkeypatch.setattr(sys, name, getattr(sys, name))
     monkeypatch.setattr(linecache, "cache", dict(linecache.cache))
+    monkeypatch.setattr(worker, "_calls_file", None)
     monkeypatch.setattr(multiprocessing.util, "get_temp_dir", multiprocessing.util.get_temp_dir)
     yield
     for number, saved in enumerate(standard, start=1):

@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from ddp_helpers import cli
 from ddp_helpers.scaling import (
@@ -19,6 +20,7 @@ from ddp_helpers.scaling import (
 )
 from ddp_helpers.scaling.memory import (
     PRECISIONS,
+    STRATEGIES,
     Bytes,
     ModelMemory,
     Part,
@@ -165,6 +167,58 @@ def test_what_a_trace_sees_of_convolutions_frozen_layers_and_buffers():
     assert model.parts[0].kept.each == pytest.approx(2 * 4 * 8 * 36, rel=0.03)
 
 
+class Looks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.out(2 * x if x.mean().item() > 0 else x)
+
+
+def make_rows(size):
+    return torch.randn(size, 8), torch.randint(3, (size,))
+
+
+SHIFT = torch.ones(8)
+
+
+class Encoder(nn.Module):
+    """torch's own blocks, a tensor that was made before, and an answer that is no tensor."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.layers, self.out = nn.TransformerEncoder(layer, 2), nn.Linear(8, 3)
+
+    def forward(self, batch):
+        return {"logits": self.out(self.layers((batch["x"] + SHIFT)[:, None])[:, 0])}
+
+
+def test_models_of_other_kinds_are_traced():
+    def loss(answer, target):
+        return nn.functional.cross_entropy(answer["logits"], target)
+
+    def make_batch(size):
+        x, y = make_rows(size)
+        return {"x": x}, y
+
+    model = trace_model(Encoder, make_batch, loss_function=loss)
+    assert model.parameters == sum(p.numel() for p in Encoder().parameters())
+    assert [part.block for part in model.parts].count(True) == 2
+    recurrent = lambda: nn.Sequential(nn.Unflatten(1, (4, 2)), nn.LSTM(2, 3), First(), nn.Flatten())
+    assert "too low: what nn.LSTM's kernels keep" in " ".join(
+        trace_model(recurrent, make_rows).notes
+    )
+    # its copied layers keep activations, and no weights
+    assert sum(part.kept.fixed for part in model.parts) == pytest.approx(4)  # the loss's sum
+
+
+class First(nn.Module):
+    def forward(self, pair):
+        return pair[0]
+
+
 def test_blocks_are_the_row_of_equal_modules():
     model = Words()
     assert repeated_blocks(model) == [*model.blocks]
@@ -232,8 +286,9 @@ def test_what_a_way_costs():
     assert piped["compute"] == pytest.approx(plain["compute"] * 12 / 4)
     sharded = step_cost(machine, work, Holding("fsdp", 8, 32))
     assert sharded["waiting"] > plain["waiting"]
-    cut = step_cost(machine, work, Holding("ddp", 2, 32), tensor_parallel=4, exchanged_bytes=1e8)
-    assert cut["tensor parallel"] == pytest.approx(4 * (2 * 3 * 1e-5 + 2 * 0.75 * 1e8 / 1e11))
+    exchange = {"tensor_parallel": 4, "blocks": 6, "exchanged_bytes": 1e8}
+    cut = step_cost(machine, work, Holding("ddp", 2, 32), **exchange)
+    assert cut["tensor parallel"] == pytest.approx(24 * (2 * 3 * 1e-5 + 2 * 0.75 * 1e8 / 1e11))
 
 
 @pytest.mark.parametrize(
@@ -249,6 +304,11 @@ def test_what_a_way_costs():
         (lambda: transformer(2, 12, 3, 4, precision="fp8"), "precision='fp8': expected one of"),
         (lambda: trace_model(Words, make_words, precision="fp8"), "precision='fp8'"),
         (lambda: trace_model(Words, make_words, tensor_parallel=2), "give both or neither"),
+        (
+            lambda: trace_model(Looks, make_rows),
+            "tensors that have no values failed: DataDependent",
+        ),
+        (lambda: trace_model(lambda: Looks().requires_grad_(False), make_rows), "no trained"),
         (lambda: cut({"blocks.*.up": "sideways"}), "'sideways': expected one of colwise"),
         (lambda: cut({"blocks.*.top": "colwise"}), "no layer of the model is called"),
         (lambda: cut({"norm": "colwise"}), "norm is LayerNorm, expected nn.Linear"),
@@ -269,6 +329,7 @@ def cut(plan, ranks=2):
 FACTORY = """
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import TensorDataset
 
 def make():
@@ -284,11 +345,28 @@ def test_plan_memory_prints_a_table_a_verdict_and_the_command(capsys):
     assert "8 ranks: does not fit into 40 GB under DDP over 8" in text
     assert "python -m ddp_helpers new train.py --template starter_fsdp" in text
     assert "torchrun --standalone" in text
-    rows = [line.split() for line in text.splitlines() if "DistributedDataParallel" in line]
+    rows = [line.split() for line in text.splitlines() if "  DDP " in line]
     model = transformer(24, 2048, 16, 1024, 50257, precision="float32")
     held = memory_per_rank(model, Holding("ddp", 8, 8, foreach=False))
     assert float(rows[1][5]) == pytest.approx(held.parameters / 1e9, rel=0.01)
     assert cli.main("plan --memory --transformer 80x8192x64 --ranks 8".split()) == 1
+
+
+def test_plan_memory_with_layers_and_stages_that_are_cut(capsys):
+    words = "plan --memory --transformer 80x8192x64 --bf16 --batch-size 1 --capacity 80 --ranks 8"
+    words += " --tensor-parallel 8 --stages 4 --micro-batches 8"
+    assert cli.main(words.split()) == 0
+    text = capsys.readouterr().out
+    rows = [line for line in text.splitlines() if line.startswith("     8  ")]
+    assert len(rows) == 2 * len(STRATEGIES)
+    way = "DDP over 8, 4 pipeline stages, activation checkpointing, 8 x 1 sample a rank"
+    assert f"fits into 80 GB with tensor parallel over 8 and {way}" in text
+    model = transformer(80, 8192, 64, 1024, 50257, tensor_parallel=8)
+    held = memory_per_rank(model, Holding("ddp", 8, 1, stages=4, micro_batches=8))
+    assert float(rows[0].split()[5]) == pytest.approx(held.parameters / 1e9, rel=0.01)
+    assert "no template of ours" in text
+    assert cli.main([*words.split(), "--capacity", "4"]) == 1
+    assert "none of it fits into 4 GB" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["starter", "starter_fsdp"])
@@ -299,7 +377,7 @@ def test_plan_memory_traces_a_template_as_its_owner_has_it(name, capsys):
     assert "fits into 8 GB under DDP over 2" in text
     assert "--bf16" in text
     if name == "starter_fsdp":  # it has blocks, so recomputing keeps less
-        held = [line.split() for line in text.splitlines() if "  fully_shard" in line]
+        held = [line.split() for line in text.splitlines() if "  FSDP" in line]
         plain, again = (float(row[-3]) for row in held)
         assert again < plain
 
@@ -317,6 +395,8 @@ def test_plan_memory_traces_a_factory(tmp_path, capsys):
         ([], "which model"),
         (["--trace", "a.py", "--transformer", "1x2x1"], "one of the two"),
         (["--trace", "missing.py"], "there is no such file"),
+        (["--trace", "a.py", "--tensor-parallel", "2"], "trace_model(..., tensor_parallel=2"),
+        (["--transformer", "4x64x4", "--stages", "9"], "stages=9: the model has 4 blocks"),
         (["--trace", str(template_files()["starter_lm"])], "expected a copy of starter.py"),
         (["--trace", "make"], "expected train.py, or path/script.py:factory"),
         (["--transformer", "2x16x2", "--capacity", "0"], "capacity=0"),
@@ -333,3 +413,45 @@ def test_every_precision_can_be_asked_for():
         for each in PRECISIONS
     ]
     assert totals[0].value > totals[3].value
+
+
+# ---- real tensors of one process
+
+
+def small_convolutions():
+    def block(before, after):
+        layers = [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
+        return nn.Sequential(*layers, nn.MaxPool2d(2))
+
+    blocks = [block(3, 16), block(16, 32), block(32, 32)]
+    return nn.Sequential(*blocks, nn.Flatten(), nn.Dropout(0.2), nn.Linear(32 * 16, 10))
+
+
+def make_photos(size):
+    return torch.randn(size, 3, 32, 32), torch.randint(10, (size,))
+
+
+def torch_encoder():
+    layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True)
+    layers = [nn.Embedding(WORDS, 64), nn.TransformerEncoder(layer, 3), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(64 * TOKENS, 10))
+
+
+def make_lines(size):
+    return torch.randint(WORDS, (size, TOKENS)), torch.randint(10, (size,))
+
+
+@pytest.mark.parametrize(
+    ("make_model", "make_batch"),
+    [(small_convolutions, make_photos), (torch_encoder, make_lines), (Words, make_words)],
+)
+def test_a_forward_keeps_what_was_traced(make_model, make_batch):
+    """Of a batch that is not one of those that were traced."""
+    model, (x, y) = make_model(), make_batch(50)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
+        loss = nn.functional.cross_entropy(model(x), y)
+    events = told.profiler.kineto_results.events()
+    kept = sum(event.nbytes() for event in events if event.name() == "[memory]")
+    traced = memory_per_rank(trace_model(make_model, make_batch), Holding(batch_size=50))
+    assert traced.activations == pytest.approx(kept, rel=0.01)
+    assert loss.requires_grad  # its graph was alive until here

@@ -35,6 +35,7 @@ from ddp_helpers.scaling.formulas import (
     ring,
     tree,
 )
+from ddp_helpers.scaling.plots import plot_prediction
 from ddp_helpers.scaling.published import AI_SUMMER, JUELICH, PUBLISHED
 from ddp_helpers.scaling.rated import LINKS, rated, with_cards
 from ddp_helpers.scaling.records import ALGORITHMS
@@ -573,3 +574,19 @@ def test_words_of_the_command():
             plan_command.whole_numbers(wrong)
     with pytest.raises(argparse.ArgumentTypeError, match="expected one of ethernet1, .*nvlink3"):
         plan_command.link_named("wire")
+
+
+def test_measured_steps_are_crosses_in_both_pictures():
+    ranks = np.array([1, 2, 4])
+    told = predict(GPUS, WORK, Setup(ranks))
+    measured = {n: 1.5 * step for n, step in zip(ranks, told.step.value, strict=True)}
+    measured[1] = float(told.step.value[0])
+    fig = plot_prediction(told, measured=measured, measured_label="published")
+    left, right = (
+        next(line for line in ax.lines if line.get_label() == "published") for ax in fig.axes[:2]
+    )
+    assert list(left.get_ydata()) == pytest.approx([n * 32 / measured[n] for n in ranks])
+    share = [100 * measured[1] / measured[n] for n in ranks]
+    assert list(right.get_ydata()) == pytest.approx(share)
+    alone = plot_prediction(told, measured={2: 0.1})  # efficiency against what?
+    assert [line.get_label() for line in alone.axes[1].lines].count("measured") == 0
