@@ -17,6 +17,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -180,7 +181,8 @@ class RankPdb(pdb.Pdb):
             each.f_trace = self.trace_dispatch
             self.botframe = each
             each = each.f_back
-        sys.settrace(self.trace_dispatch)
+        start = getattr(self, "start_trace", None)  # from Python 3.14 on
+        (start or partial(sys.settrace, self.trace_dispatch))()
 
 
 def connect(link: socket.socket, names: Mapping[str, str]) -> None:

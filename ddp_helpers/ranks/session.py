@@ -386,8 +386,6 @@ def _remember(session: Session) -> None:
         # only now: of what runs at this process's end, multiprocessing's would wait for the ranks,
         # so ours must have come later
         atexit.register(_end_all)
-        if (shell := ipython_shell()) is not None:
-            magics.register(shell, latest)
     _latest = weakref.ref(session)
     _open.add(session)
 
@@ -397,4 +395,6 @@ def _end_all() -> None:
         session.kill()
 
 
+if (_shell := ipython_shell()) is not None:
+    magics.register(_shell, latest)
 launch.session = Session  # type: ignore[attr-defined]  # a function has no such name for mypy

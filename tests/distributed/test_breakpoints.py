@@ -17,6 +17,7 @@ from nbclient import NotebookClient
 from ddp_helpers import LaunchError, launch, process_group
 
 pytestmark = [pytest.mark.usefixtures("no_process_left"), pytest.mark.timeout(180)]
+STOPS_AT_THE_CALL = sys.version_info >= (3, 13)  # of breakpoint(), before that at the next line
 PROMPT = {rank: rf"\[rank {rank}\] \(Pdb\) " for rank in (0, 1)}
 SCRIPT = """
 import os, pdb, sys
@@ -124,7 +125,11 @@ def talk(child, *dialogue):
 def test_step_print_and_go_on_while_the_other_rank_waits(terminal):
     child = terminal("one", timeout=3)
     child.expect(PROMPT[1])
-    assert re.search(r"rank 1 has stopped at .*train.py, line 11, in one; the others", child.before)
+    where = r"rank 1 has stopped at .*train.py, line 1[01], in one; the others"
+    assert re.search(where, child.before)
+    if STOPS_AT_THE_CALL:
+        child.sendline("n")
+        child.expect(PROMPT[1])
     time.sleep(4)  # the limit stands still
     child.sendline("n")
     text = talk(child, (PROMPT[1], "p x"), (PROMPT[1], "c"))
@@ -164,7 +169,7 @@ def test_ctrl_c_at_a_prompt_says_where_each_rank_stood(terminal):
     child.sendcontrol("c")
     text = talk(child)
     assert re.search(r"rank 0 waited in all_reduce at .*train.py, line 12", text), text
-    assert re.search(r"rank 1 was at .*train.py, line 11, in one", text)
+    assert re.search(r"rank 1 was at .*train.py, line 1[01], in one", text)
 
 
 def test_two_ranks_take_turns(terminal):

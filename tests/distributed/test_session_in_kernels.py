@@ -65,6 +65,11 @@ def until_ranks_run(host):
         time.sleep(0.02)
 
 
+def test_without_a_session_a_cell_says_how_to_start_one(kernel):
+    reply = kernel.run("get_ipython().run_cell_magic('ranks', '', 'rank')")
+    assert reply.evalue == "no ranks wait for this cell: `ranks = Session(2)` starts some"
+
+
 BEGIN = "from ddp_helpers import Session; ranks = Session(2)"
 
 
