@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.checkpoint import checkpoint
+from torch_age import needs_torch
 
 from ddp_helpers import launch, process_group
 from ddp_helpers.scaling import Holding, memory_per_rank, trace_model
@@ -220,7 +221,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("kind", CASES)
+SHARDED = needs_torch(2, 7, "before, fully_shard does not work on a CPU")
+YOUNG = dict.fromkeys(("fsdp", "fsdp_kept", "mixed"), SHARDED)
+YOUNG["pipeline"] = needs_torch(2, 7, "2.6 detaches a view in place, and stops")
+
+
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=YOUNG.get(kind, ())) for kind in CASES])
 def test_planned_bytes_are_those_of_real_ranks(kind):
     how, options = CASES[kind]
     model = trace_model(Model, make_batch, loss_function=loss_of, **options)
