@@ -10,8 +10,10 @@ from api_pages import write_api
 from exercise_page import write_exercises
 from explorable_page import write_explorables
 from fault_page import write_faults
+from others_page import write_others
 from pictures import Pictures
 from places import Links, page_of
+from published_page import write_published
 from recipe_pages import write_recipes
 from template_pages import write_templates
 
@@ -45,6 +47,8 @@ def gather(root: Path, pages: Path) -> None:
     write_exercises(root, pages)
     write_explorables(root, pages)
     write_faults(pages)
+    write_published(root, pages)
+    write_others(pages)
     write_api(pages)
     for image in links.images:
         (pages / image).parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +84,12 @@ def _contents(pages: Path, copied: set[str]) -> str:
     chinese = [page for page in there if page.startswith(("zh_CN", "notebooks/zh_CN"))]
     lessons = [page for page in there if page.endswith(".ipynb") and page not in chinese]
     look_up = ["templates/index.md", "recipes/index.md", "api/index.rst"]
-    look_up += ["notebooks/TROUBLESHOOTING.md", "faults.md"]
+    look_up += [
+        "notebooks/TROUBLESHOOTING.md",
+        "faults.md",
+        "published_errors.md",
+        "predictions.md",
+    ]
     others = [page for page in there if page not in {"index.md", *chinese, *lessons, *look_up}]
     parts = {
         "The course": [*lessons, "exercises.md", "explorables.md"],

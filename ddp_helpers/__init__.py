@@ -21,6 +21,7 @@ from ddp_helpers.ranks.launcher import (
     warm_up_in_a_kernel,
 )
 from ddp_helpers.ranks.progress import report
+from ddp_helpers.ranks.session import Session
 from ddp_helpers.sanitizer import sanitize
 from ddp_helpers.verifier import verify
 
@@ -28,6 +29,7 @@ __all__ = [
     "LaunchError",
     "LaunchStopped",
     "LaunchTimeoutError",
+    "Session",
     "check_environment",
     "cleanup_distributed",
     "get_rank",

@@ -7,10 +7,13 @@ NotInThisTorch. The sanitizer makes a note of that, once, and goes on without th
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import re
+import sys
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 # `make matrix` runs the tests with both, and some between: the table is in README.md
@@ -62,7 +65,8 @@ class PrivateName:
     def _owner(self) -> tuple[Any, str]:
         *parts, last = self.path.split(".")
         try:
-            module = importlib.import_module(self.module)
+            # some are asked for in each step, where the import's own look-up would tell
+            module = sys.modules.get(self.module) or importlib.import_module(self.module)
             return functools.reduce(getattr, parts, module), last
         except (ImportError, AttributeError):
             raise self._missing() from None
@@ -82,6 +86,9 @@ _WORKERS = "random numbers of workers are not compared"
 DEFAULT_STORE = PrivateName(_C10D, "_get_default_store", "the ranks can't compare anything")
 GROUPS = PrivateName(_C10D, "_world.pg_map", "shares of the data are compared under DDP only")
 DEFAULT_TIMEOUT = PrivateName(_C10D, "default_pg_timeout", "this fault would hang for 30 minutes")
+SET_TIMEOUT = PrivateName(
+    _C10D, "_set_pg_timeout", "at dist.breakpoint() the groups keep their own timeouts"
+)
 CREATE_STORE = PrivateName(
     "torch.distributed.rendezvous",
     "_create_c10d_store",
@@ -98,6 +105,7 @@ FETCHERS = (
     PrivateName(_FETCH, "_MapDatasetFetcher", _WORKERS),
     PrivateName(_FETCH, "_IterableDatasetFetcher", _WORKERS),
 )
+FLATTEN = PrivateName("torch._utils", "_flatten_dense_tensors", "weights are not compared")
 SAVED_DATA = PrivateName(
     "torch._C._autograd", "SavedTensor.data", "losses over unequal batches are not compared"
 )
@@ -111,3 +119,16 @@ PLAIN_TENSORS = PrivateName(
 OPERATOR_MODE = PrivateName(
     "torch.utils._python_dispatch", "TorchDispatchMode", "what a rank sends can't be watched"
 )
+TOTAL_NORM = PrivateName(
+    "torch.nn.utils.clip_grad", "_get_total_norm", "clipping by a share's norm is not found"
+)
+FAKE_TENSORS = PrivateName(
+    "torch._subclasses.fake_tensor", "FakeTensorMode", "models can't be traced for their memory"
+)
+
+
+def set_timeouts(seconds: float) -> None:
+    """Let the collectives of all groups wait so long from now on, where torch can set that."""
+    with contextlib.suppress(NotInThisTorch):
+        for group in list(GROUPS.get()):
+            SET_TIMEOUT.get()(timedelta(seconds=seconds), group)

@@ -8,3 +8,52 @@ document.querySelectorAll(".whole-file pre").forEach((file) => {
   end.hidden = true;
   end.textContent = "\n";
 });
+
+// A question before a folded output: the guess stays in this browser, and stands beside the result.
+const kept = (key) => {
+  try {
+    return localStorage.getItem(`ddp-guess-${key}`);
+  } catch {
+    return null; // a browser that keeps nothing
+  }
+};
+const keep = (key, guess) => {
+  try {
+    localStorage.setItem(`ddp-guess-${key}`, guess);
+  } catch {}
+};
+const words = document.documentElement.lang.startsWith("zh")
+  ? { you: "你", was: "结果是" }
+  : { you: "you", was: "it was" };
+const alike = (guess, was, close) =>
+  guess === was || Math.abs(guess - was) <= Math.abs(was) * close + 1e-9;
+
+document.querySelectorAll("fieldset.ddp-ask").forEach((question) => {
+  const cell = question.closest(".cell");
+  const fold = question.closest("details");
+  const { key } = question.dataset;
+  if (fold) fold.before(question); // else it would be folded away with the answer
+  const tell = (guess) => {
+    cell.querySelectorAll(`.ddp-was[data-key="${key}"]`).forEach((verdict) => {
+      const { was, close } = verdict.dataset;
+      const mark = alike(guess, was, Number(close)) ? " ✓" : "";
+      verdict.textContent = `${words.you}: ${guess}, ${words.was} ${was}${mark}`;
+    });
+    if (fold) fold.open = true;
+  };
+  const inputs = question.querySelectorAll("input");
+  inputs.forEach((input) => {
+    input.addEventListener("change", () => {
+      if (!input.value.trim()) return;
+      keep(key, input.value.trim());
+      tell(input.value.trim());
+    });
+  });
+  const before = kept(key);
+  if (before === null) return;
+  inputs.forEach((input) => {
+    if (input.type === "radio") input.checked = input.value === before;
+    else input.value = before;
+  });
+  tell(before);
+});

@@ -138,15 +138,18 @@ def _now() -> float:
 
 def _model_loop(job: Job) -> Callable[[], None]:
     """A plain DDP loop around what the factory returns."""
-    return lambda: _train(*_parts(job), job.batch_size, job.backend)
+    return lambda: _train(*model_of(job.target), job.batch_size, job.backend)
 
 
-def _parts(job: Job) -> tuple[nn.Module, Dataset, Callable]:
-    place, _, name = job.target.rpartition(":")
+def model_of(target: str) -> tuple[nn.Module, Dataset, Callable]:
+    """What the factory `path/script.py:factory` or `package.module:factory` makes.
+
+    Raises:
+        ValueError: it makes something else.
+    """
+    place, _, name = target.rpartition(":")
     is_file = place.endswith(".py")
-    factory = (
-        load_function(job.target) if is_file else getattr(importlib.import_module(place), name)
-    )
+    factory = load_function(target) if is_file else getattr(importlib.import_module(place), name)
     made = factory()
     if not isinstance(made, tuple) or len(made) not in (2, 3) or not isinstance(made[0], nn.Module):
         raise ValueError(

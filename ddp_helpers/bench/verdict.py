@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ddp_helpers.bench.records import Change
@@ -21,6 +22,12 @@ FROM = {EXPOSED: 0.25, DATA: 0.2, OTHER: 0.35}
 
 MOSTLY_LATE = 0.5
 """From this share of the all-reduce time on, a rank waits for a late one more than for messages."""
+
+SCATTER = 0.3
+"""From this share of their median on, the fastest and the slowest round are too far apart."""
+
+TOO_GOOD = 1.25
+"""From this many times the ranks on, a speed-up tells of the machine and not of the training."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,48 @@ def judge(timelines: Sequence[RankTimeline], cores: int) -> Verdict:
     if on_cpu and ranks >= cores:
         text += f". {ranks} ranks on {cores} cores: more ranks bring no more cores"
     return Verdict("compute-bound", text, _AGAINST_COMPUTE[: 1 if ranks == 1 else 2])
+
+
+def beyond_ranks(rates: Mapping[int, Sequence[float]]) -> str:
+    """A word on speed-ups above the number of ranks, which no ranks can bring; else nothing."""
+    gains = _gains(rates)
+    least = min(rates)
+    above = [n for n, gain in gains.items() if gain > n / least]
+    if not above:
+        return ""
+    times = ", ".join(f"{gains[n]:.2f} on {n}" for n in above)
+    return (
+        f"note: faster than the ranks can make it ({times}): the runs on {least} were held up by "
+        "something else, or a rank's share fits a cache. Measure again on a quiet machine"
+    )
+
+
+def not_to_judge(rates: Mapping[int, Sequence[float]]) -> str:
+    """Why these rounds say nothing about the training; empty if they do.
+
+    Args:
+        rates: samples a second of each round, by number of ranks.
+    """
+    for n, each in rates.items():
+        middle = statistics.median(each)
+        if (max(each) - min(each)) / middle > SCATTER:
+            return (
+                f"the rounds on {n} rank{'s' * (n > 1)} scatter too much: {min(each):.1f} to "
+                f"{max(each):.1f} samples/s. Something else uses this machine: measure again when "
+                "it is quiet, or with more --steps and --rounds"
+            )
+    least = min(rates)
+    for n, gain in _gains(rates).items():
+        if gain > TOO_GOOD * n / least:
+            return (
+                f"{gain:.2f} times as fast on {n} ranks as on {least} is no speed-up of {n} ranks"
+            )
+    return ""
+
+
+def _gains(rates: Mapping[int, Sequence[float]]) -> dict[int, float]:
+    middles = {n: statistics.median(each) for n, each in rates.items()}
+    return {n: middle / middles[min(rates)] for n, middle in middles.items()}
 
 
 def _waiting(timelines: Sequence[RankTimeline], shares: dict[str, float]) -> str:

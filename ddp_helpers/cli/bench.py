@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ddp_helpers.bench.records import Change, Job, Measured
-from ddp_helpers.bench.verdict import judge
+from ddp_helpers.bench.verdict import beyond_ranks, judge, not_to_judge
 from ddp_helpers.environment.check import usable_cpu_count
 from ddp_helpers.group.devices import choose_backend
-from ddp_helpers.ranks.launcher import launch
+from ddp_helpers.ranks.launcher import finished, launch
 from ddp_helpers.timeline.records import (
     COMPUTE,
     DATA,
@@ -38,8 +38,9 @@ With --model, TARGET is path/script.py:factory or package.module:factory. The fa
 argument and returns (model, dataset) or (model, dataset, loss): the dataset gives (input, target),
 the loss is cross-entropy if not given. A plain DDP loop trains it with SGD.
 
-Advice is measured, not only given: each change is applied from outside, and runs in turn with the
-function as it is. Bigger batches and rarer averages change the training: check the learning rate.
+Where rounds scatter too much, or speed-ups are beyond all ranks, there is no verdict. Advice is
+measured, not only given: each change is applied from outside, and runs in turn with the function as
+it is. Bigger batches and rarer averages change the training: check the learning rate.
 """
 _AS_IT_IS = Change()
 
@@ -66,8 +67,13 @@ def run(options: argparse.Namespace) -> int:
     _check(options)
     sys.argv = [options.target.rpartition(":")[0], *options.arguments]
     runs = _scaling(options)
-    print(*filter(None, (_table(runs, _threads(options)), _devices(runs))), sep="\n", flush=True)
+    rates = _rates(runs)
+    notes = filter(None, (_devices(runs), beyond_ranks(rates)))
+    print(_table(runs, _threads(options)), *notes, sep="\n", flush=True)
     _save_figure(options, runs)
+    if why := not_to_judge(rates):
+        print(f"\nno verdict: {why}", flush=True)
+        return 0
     most = max(runs)
     verdict = judge(_timelines(runs[most][0]), usable_cpu_count())
     print(f"\n{most} rank{'s' * (most > 1)}: {verdict.kind}: {verdict.text}", flush=True)
@@ -104,6 +110,11 @@ def speed(ranks: Sequence[Measured]) -> float:
     return sum(one.samples / one.seconds for one in ranks)
 
 
+def _rates(runs: Runs) -> dict[int, list[float]]:
+    """Samples a second of each round, by number of ranks."""
+    return {n: [speed(ranks) for ranks in rounds] for n, rounds in runs.items()}
+
+
 def _timelines(ranks: Sequence[Measured]) -> list[RankTimeline]:
     """Of a first round, in which every rank is profiled."""
     return [one.timeline for one in ranks if one.timeline is not None]
@@ -133,14 +144,15 @@ def _measure(
     )
     threads = change.threads_per_rank or _threads(options)
     with _own_folder():
-        return launch(
+        result = launch(
             measure_on_this_rank,
             ranks,
             args=(job,),
             threads_per_rank=threads,
             timeout=options.timeout,
             echo=False,
-        ).values
+        )
+        return finished(result).values
 
 
 @contextlib.contextmanager
@@ -227,7 +239,7 @@ def _save_figure(options: argparse.Namespace, runs: Runs) -> None:
     from ddp_helpers.bench.plots import describe_bench, plot_bench
     from ddp_helpers.plots.style import save
 
-    rates = {n: [speed(ranks) for ranks in rounds] for n, rounds in runs.items()}
+    rates = _rates(runs)
     shares = {n: mean_shares(_timelines(rounds[0])) for n, rounds in runs.items()}
     title = options.target.rpartition("/")[2]
     note = f"{usable_cpu_count()} CPU cores, {options.steps} steps a run"

@@ -22,7 +22,7 @@ COMMANDS = {
     "preflight": "Start it on every machine: can they meet? 1 if something must be mended.",
     "diagnose": "Read the log of any run (torchrun, spawn, Slurm), name the cause; 1 if unknown.",
     "explain": "Tell what one message means, or which known ones are nearest; 1 if none is.",
-    "plan": "Predict step time, efficiency, hours and cost for more ranks, other links or buckets.",
+    "plan": "Predict step time, efficiency, hours and cost for more ranks; what fits in memory.",
     "bench": "Measure how your own training scales, name what bounds it, and try what helps.",
     "classroom": "For instructors: `check` if this machine can seat a class, `report` progress.",
     "new": "Copy a template.",

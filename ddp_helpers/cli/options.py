@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from ddp_helpers.sanitizer.kinds import checked
+
 
 def add_nodes(parser: argparse.ArgumentParser, node_rank: int | None = None) -> None:
     """Which machines there are, and which one this is."""
@@ -20,3 +22,23 @@ def add_nprocs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-n", "--nprocs", type=int, help="ranks; by default one per GPU, or 2 without GPUs"
     )
+
+
+def add_ignore(parser: argparse.ArgumentParser) -> None:
+    """Which findings of the sanitizer are accepted."""
+    parser.add_argument(
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="KIND",
+        help="accept findings of this kind, and go on watching; may be given several times",
+    )
+
+
+def ignored(options: argparse.Namespace) -> tuple[str, ...]:
+    """The kinds of findings that are accepted.
+
+    Raises:
+        ValueError: there is no such kind.
+    """
+    return checked("--ignore", [kind for each in options.ignore for kind in each.split(",")])

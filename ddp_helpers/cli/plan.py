@@ -8,6 +8,19 @@ from pathlib import Path
 
 import numpy as np
 
+from ddp_helpers.arguments import check_least
+from ddp_helpers.cli import plan_memory
+from ddp_helpers.scaling.formulas import MIB
+from ddp_helpers.scaling.rated import (
+    CARD_EACH,
+    LIBRARIES,
+    LINKS,
+    NOISE,
+    NOISE_SOURCE,
+    REACHED,
+    described,
+    with_cards,
+)
 from ddp_helpers.scaling.records import (
     ALGORITHMS,
     GRADIENT_BYTES,
@@ -17,17 +30,8 @@ from ddp_helpers.scaling.records import (
     Setup,
     Work,
 )
-from ddp_helpers.scaling.step_time import predict
+from ddp_helpers.scaling.step_time import GRADIENT_SIZE, predict
 
-# (latency in s, bandwidth in bytes/s): round figures of what such links give to all-reduce
-LINKS = {
-    "nvlink": Link("NVLink", 1e-5, 2e11, 0.5, 0.3),
-    "pcie": Link("PCIe 4.0 x16", 2e-5, 2e10, 0.5, 0.3),
-    "infiniband": Link("InfiniBand HDR, 200 Gbit/s", 2e-5, 2e10, 0.5, 0.3),
-    "ethernet100": Link("Ethernet, 100 Gbit/s", 4e-5, 1e10, 0.5, 0.3),
-    "ethernet10": Link("Ethernet, 10 Gbit/s", 6e-5, 1e9, 0.5, 0.3),
-    "ethernet1": Link("Ethernet, 1 Gbit/s", 1e-4, 1.1e8, 0.5, 0.3),
-}
 DIGITS = 5000  # images of the course's data
 BUSY = 0.5  # other programs: fewer than that round to none
 GIVEN_ERROR = 0.1  # share by which times that were not measured here may be off
@@ -36,7 +40,7 @@ GIVEN_ERROR = 0.1  # share by which times that were not measured here may be off
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     add = parser.add_argument
-    add("--published", action="store_true", help="show two published tables beside the model")
+    add("--published", action="store_true", help="what others measured, beside the model")
     add("--measure", action="store_true", help="measure this machine first (about 20 s)")
     add("--profile", metavar="PATH", help="machine profile to read; with --measure, to write")
     add("--rounds", type=int, default=3, help="of --measure")
@@ -50,33 +54,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--ranks", type=whole_numbers, default="1,2,4,8", help="such as 1,2,4 or 1:128")
     add("--ranks-per-node", type=int, help="all in one node, if not given")
     add("--link", type=link_named, help=f"inside a node: {', '.join(LINKS)}, or GB/s:microseconds")
-    add("--network", type=link_named, help="between nodes, of a whole node; the same names")
+    add("--network", type=link_named, help="of one card between nodes; the same names")
+    add("--cards", type=int, help="of a node; one for each rank if InfiniBand, else 1")
+    add("--library", choices=[*LIBRARIES], default="ddp", help="whose buckets, if not given")
     add("--bucket-cap-mb", type=float, help="DDP's; torch's default if not given")
+    add("--buckets", type=int, help="their number instead; 1: all gradients at once")
+    add("--no-overlap", action="store_true", help="nothing is sent before the backward ends")
+    add("--late", type=float, default=0, help="of --parameters, in embeddings: ready last")
     add("--accumulate", type=int, default=1, help="batches for each averaging")
     add("--gradients", choices=[*GRADIENT_BYTES], default="float32", help="what travels")
     add("--compression", type=float, default=1.0, help="further factor, such as PowerSGD's")
-    add("--algorithm", choices=ALGORITHMS, default="ring")
-    add("--noise", type=float, help="spread of a rank's times as a share, for stragglers")
+    add("--algorithm", choices=ALGORITHMS, help="nccl for a --link, ring for a measured machine")
+    add("--noise", type=float, help=f"a rank's times scatter so, as a share; {NOISE} for a --link")
     add("--price", type=float, default=0.0, help="of one device for an hour")
     add("--samples", type=int, default=DIGITS, help="of an epoch")
     add("--epochs", type=float, default=1.0)
     add("--figure", metavar="PATH", help="write a figure, .png or .svg")
+    plan_memory.add_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; returns its exit code."""
+    if options.memory:
+        return plan_memory.run(options)
     if options.published:
+        from ddp_helpers.scaling import others
         from ddp_helpers.scaling.published import PUBLISHED
 
-        print("\n\n".join(each.explain() for each in PUBLISHED))
+        print("\n\n".join([others.table(), *(each.explain() for each in PUBLISHED)]))
         return 0
     machine = _machine(options)
     work = _work(options)
     if work is None:
         print(describe(machine))
         return 0
-    prediction = predict(machine, work, _setup(options))
-    print(describe(machine), describe_work(work), sep="\n")
+    prediction = predict(machine, work, _setup(options, work))
+    print(describe(machine), describe_work(work), *_assumed(options), sep="\n")
     print(table(prediction, options.samples, options.epochs))
     if options.figure:
         _save_figure(prediction, machine, work, options.figure)
@@ -149,7 +162,7 @@ def _machine(options: argparse.Namespace) -> Machine:
     elif options.profile:
         machine = Machine.load(options.profile)
     elif options.link:
-        machine = Machine(options.link.name, options.link)
+        machine = described(options.link.name, options.link)
     else:
         raise ValueError(
             "which machine? --measure measures this one, --profile PATH reads a measured one, "
@@ -162,9 +175,21 @@ def _machine(options: argparse.Namespace) -> Machine:
         machine = dataclasses.replace(machine, noise=options.noise)
     if options.network or options.ranks_per_node:
         machine = dataclasses.replace(
-            machine, network=options.network, ranks_per_node=options.ranks_per_node
+            machine, network=_network(options), ranks_per_node=options.ranks_per_node
         )
-    return machine
+    cycle = LIBRARIES[options.library].cycle
+    return dataclasses.replace(machine, step_overhead=machine.step_overhead + cycle)
+
+
+def _network(options: argparse.Namespace) -> Link | None:
+    """Of a whole node: all its cards together."""
+    if options.network is None:
+        return None
+    if options.cards is not None:
+        check_least("--cards", options.cards, 1)
+    each = any(options.network == LINKS[name] for name in CARD_EACH)
+    cards = options.cards or ((options.ranks_per_node or 1) if each else 1)
+    return with_cards(options.network, cards)
 
 
 def _work(options: argparse.Namespace) -> Work | None:
@@ -190,21 +215,55 @@ def _work(options: argparse.Namespace) -> Work | None:
         int(options.parameters),
         options.ms_per_sample / 1e3,
         options.ms_per_batch / 1e3,
+        late_parameters=int(options.late),
         error=GIVEN_ERROR,
         **loading,
     )
 
 
-def _setup(options: argparse.Namespace) -> Setup:
+def _setup(options: argparse.Namespace, work: Work) -> Setup:
     return Setup(
         ranks=np.array(options.ranks),
         batch_size_per_rank=options.batch_size,
-        bucket_cap_mb=options.bucket_cap_mb,
+        bucket_cap_mb=_bucket_cap(options, work),
         accumulation_steps=options.accumulate,
         gradient_dtype=options.gradients,
         compression=options.compression,
-        algorithm=options.algorithm,
+        algorithm=options.algorithm or ("nccl" if _is_described(options) else "ring"),
+        hierarchical=not _is_described(options),
+        overlap=not options.no_overlap,
     )
+
+
+def _bucket_cap(options: argparse.Namespace, work: Work) -> float | None:
+    if options.buckets is None:
+        return options.bucket_cap_mb or LIBRARIES[options.library].cap_mb
+    if options.bucket_cap_mb is not None:
+        raise ValueError("--buckets and --bucket-cap-mb say the same: give one of them")
+    check_least("--buckets", options.buckets, 1)
+    size = (work.parameters - work.late_parameters) * GRADIENT_SIZE / MIB
+    return size / options.buckets
+
+
+def _is_described(options: argparse.Namespace) -> bool:
+    """Nobody has measured the machine."""
+    return not options.measure and not options.profile
+
+
+def _assumed(options: argparse.Namespace) -> list[str]:
+    """What stands behind the numbers and was not given."""
+    sends = LIBRARIES[options.library].words
+    if options.bucket_cap_mb or options.buckets or options.gradients != "float32":
+        sends = f"buckets and {options.gradients} as given"
+    if not _is_described(options):
+        return [f"sent: {sends}"]
+    lines = [f"sent: {sends}, by NCCL's ring or tree through all ranks", "assumed:"]
+    if options.noise is None:
+        lines.append(f"  {NOISE_SOURCE}")
+    lines.append(f"  an all-reduce reaches {REACHED:.0%} of what a link is rated at")
+    if not options.no_overlap:
+        lines.append("  the backward hides what it can; at the bad end of the range, nothing")
+    return lines
 
 
 def _save_figure(prediction: Prediction, machine: Machine, work: Work, path: str) -> None:
@@ -244,7 +303,7 @@ def link_named(text: str) -> Link:
     try:
         return Link(f"{text} us link", float(latency) / 1e6, float(bandwidth) * 1e9)
     except ValueError:
-        names = ", ".join(LINKS)
+        names = ", ".join(sorted(LINKS))
         raise argparse.ArgumentTypeError(
             f"{text!r}: expected one of {names}, or GB/s:microseconds such as 25:10"
         ) from None

@@ -6,7 +6,10 @@ import argparse
 import sys
 
 from ddp_helpers import launch
-from ddp_helpers.cli.options import add_nprocs
+from ddp_helpers.arguments import check_whole
+from ddp_helpers.cli.options import add_ignore, add_nprocs, ignored
+from ddp_helpers.sanitizer.marks import every_asked
+from ddp_helpers.sanitizer.talk.session import Options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,18 +28,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="watch for silent mistakes; look at weights and data on each Nth step only",
     )
+    add_ignore(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; returns its exit code."""
+    ignore, every = ignored(options), options.sanitize
+    check_whole("--sanitize", every, least=0)
+    every = every or every_asked()  # the command `sanitize` may be around this one
+    if ignore and not every:
+        raise ValueError(f"--ignore {ignore[0]}: nothing is watched without --sanitize; add it")
     script, _, _ = options.target.rpartition(":")
     sys.argv = [script, *options.arguments]
-    launch(
+    result = launch(
         options.target,
         options.nprocs,
         timeout=options.timeout,
         start_method=options.start_method,
         threads_per_rank=options.threads_per_rank,
-        sanitize=options.sanitize,
+        sanitize=Options(every, ignore) if every else False,
     )
-    return 0
+    return 0 if result.quit_by is None else 1

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from ddp_helpers.arguments import check_whole
 from ddp_helpers.cli.child_process import run_child
+from ddp_helpers.cli.options import add_ignore, ignored
 from ddp_helpers.sanitizer import marks
-from ddp_helpers.sanitizer.kinds import checked
 
 REMOTE = {"srun", "sbatch", "salloc", "mpirun", "mpiexec", "mpiexec.hydra", "ssh", "pdsh"}
 KEPT_OUT = (
@@ -31,13 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="look at weights and data on each Nth step only, which costs less",
     )
-    parser.add_argument(
-        "--ignore",
-        action="append",
-        default=[],
-        metavar="KIND",
-        help="accept findings of this kind, and go on watching; may be given several times",
-    )
+    add_ignore(parser)
     parser.add_argument(
         "command",
         nargs=argparse.REMAINDER,
@@ -49,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command; returns the exit code of what it ran, 127 if there is no such thing."""
     check_whole("--every", options.every, least=1)
-    ignore = checked("--ignore", [kind for each in options.ignore for kind in each.split(",")])
+    ignore = ignored(options)
     own_dashes = ["--"] if options.command and options.arguments else []
     command = [*options.command, *own_dashes, *options.arguments]
     _check(command)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ddp_helpers import launch, process_group
 from ddp_helpers.cli.options import add_nprocs
+from ddp_helpers.ranks.launcher import finished
 
 if TYPE_CHECKING:
     from ddp_helpers.training.records import EpochRecord
@@ -38,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
         kwargs={"epochs": options.epochs, "seed": options.seed, "checkpoint_path": checkpoint},
         timeout=options.timeout,
     )
-    records = result.values[0]
+    records = finished(result).values[0]
     last = records[-1]
     figure = folder / "training.png"
     plots.save(plots.plot_training(records), figure, alt="Loss and accuracy of each epoch")

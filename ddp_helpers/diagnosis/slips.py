@@ -62,7 +62,7 @@ def _different_tensors(ranks: Sequence[RankResult]) -> Diagnosis | None:
 def _different_roots(ranks: Sequence[RankResult]) -> Diagnosis | None:
     for met in _meetings(ranks):
         call = next(iter(met.values()))
-        rooted = call.name not in ("send", "recv", "recv_anysource")
+        rooted = call.name not in ("send", "recv", "recv_anysource", "batch_isend_irecv")
         if rooted and len({each.peer for each in met.values()}) > 1:
             word = "src" if call.name.startswith(("broadcast", "scatter")) else "dst"
             return Diagnosis(
@@ -126,9 +126,9 @@ def _of_error(rank: RankResult) -> Diagnosis | None:
     ):
         return Diagnosis(
             "no-keyboard",
-            "a rank has no keyboard: breakpoint() and input() find nothing to read",
-            "print what you want to see, or return it; to step through the function, call it "
-            "without launch(): process_group() then makes a group of one",
+            "a rank has no keyboard here: input() and breakpoint() find nothing to read",
+            "run it in a notebook or a terminal, where they ask you; here, pass in what they would "
+            "read, and print or return what you want to see",
         )
     hit = NOT_IMPORTABLE.search(error.message)
     if hit and error.type_name in ("PicklingError", "AttributeError"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,8 +22,12 @@ PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LIBRARY_FOLDERS = _as_found_and_resolved(
     *map(sysconfig.get_path, ("stdlib", "purelib", "platlib")), PACKAGE
 )
+# an environment may take libraries from another one's folder
+INSTALLED = re.compile(r"[/\\](?:site|dist)-packages[/\\]")
 # what stands between the start of a rank and the reader's function
-LAUNCHER_FILES = tuple(os.path.join(PACKAGE, "ranks", name) for name in ("worker.py", "travel.py"))
+LAUNCHER_FILES = tuple(
+    os.path.join(PACKAGE, "ranks", name) for name in ("worker.py", "travel.py", "stay.py")
+)
 OPEN_FOLDERS = _as_found_and_resolved(  # ours, and yet code that a learner runs, reads and changes
     *(os.path.join(PACKAGE, name) for name in ("templates", "faults", "exercises"))
 )
@@ -31,7 +36,7 @@ OPEN_FOLDERS = _as_found_and_resolved(  # ours, and yet code that a learner runs
 @functools.cache  # asked for each line of a stack at each collective
 def is_user_file(filename: str) -> bool:
     """True for the reader's own code: neither a library's nor this package's."""
-    library = filename.startswith((*LIBRARY_FOLDERS, "<frozen"))
+    library = filename.startswith((*LIBRARY_FOLDERS, "<frozen")) or INSTALLED.search(filename)
     return not library or filename.startswith(OPEN_FOLDERS)
 
 

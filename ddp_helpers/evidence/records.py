@@ -155,6 +155,8 @@ class LaunchResult(Generic[R_co]):
     ranks: tuple[RankResult[R_co], ...]
     seconds: float = 0.0
     start_method: str = "forkserver"
+    quit_by: int | None = None
+    """The rank at whose prompt the reader typed `quit`, which ended the run."""
 
     @property
     def values(self) -> list[R_co]:
@@ -179,6 +181,8 @@ class LaunchResult(Generic[R_co]):
 
     def __repr__(self) -> str:
         ended = "ok" if all(rank.ok for rank in self.ranks) else "failed"
+        if self.quit_by is not None:
+            ended = f"quit at rank {self.quit_by}'s prompt"
         return f"LaunchResult({len(self)} ranks, {ended}, {self.seconds:.2f} s)"
 
 

@@ -6,6 +6,8 @@
     hint("01.3")                       # each call tells a little more
     solution("01.3")
     progress()                         # what is done, as a figure
+    guess = ask("messages", 1, 3, 8)   # before a cell's result: is it what you expect?
+    guess.was(3)
 
 A file holds an `EXERCISE` record, `starter`, `solution`, `check`, known wrong answers (`WRONG`)
 and often other right ones (`ALSO_RIGHT`). The other files are the machinery.
@@ -29,11 +31,12 @@ from ddp_helpers.exercises.core import (
     short_title,
     source_of,
 )
+from ddp_helpers.exercises.guesses import Guess, ask
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Checked", "check", "hint", "names", "progress", "solution", "task"]
+__all__ = ["Checked", "Guess", "ask", "check", "hint", "names", "progress", "solution", "task"]
 WIDTH = 88  # characters of a line of text
 LIMIT = 20.0  # seconds of one run on ranks; a right answer takes about one
 
@@ -164,5 +167,8 @@ def progress() -> Figure:
         left = [f"{n} {short_title(n)}" for n in here if n not in done]
         rest = f"; next: {left[0]}" if left else ""
         print(f"notebook {notebook}: {len(here) - len(left)} of {len(here)} done{rest}")
+    if guesses := state.get("guesses", {}):
+        right = sum(bool(each.get("right")) for each in guesses.values())
+        print(f"guesses: {right} of {len(guesses)} came true")
     print(f"kept in {progress_file.path()}")
     return plot_progress(known, state)

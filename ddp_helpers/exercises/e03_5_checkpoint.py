@@ -91,9 +91,9 @@ def dies_in_the_middle():
 class FileWatch:
     """What Python does to files, from an audit hook; the run can die before the n-th of it."""
 
-    KINDS = (
-        *("open", "os.rename", "os.remove", "os.link", "os.symlink", "os.truncate"),
-        *("shutil.copyfile", "shutil.move", "subprocess.Popen", "os.system"),
+    KINDS = frozenset(
+        "open os.rename os.remove os.link os.symlink os.truncate shutil.copyfile shutil.move "
+        "subprocess.Popen os.system".split()
     )
 
     def __init__(self, path):

@@ -35,7 +35,7 @@ def path() -> Path:
 
 
 def read(file: Path) -> dict:
-    """A progress file: `learner`, and a record for each exercise.
+    """A progress file: `learner`, a record for each exercise, and perhaps `guesses`.
 
     Raises:
         Damaged: it is not what `note` writes; the text says where and why.
@@ -86,6 +86,20 @@ def note(number: str, **changes: object) -> dict:
     except OSError as error:
         print(f"progress is not kept: {error}; set {VARIABLE} to a file that you may write")
         return {}
+
+
+def note_guess(about: str, **what: object) -> None:
+    """Keep a guess and what came out; a second one of the same question replaces it.
+
+    Where the file can't be written, says so and goes on.
+    """
+    try:
+        with locked():
+            state = current()
+            state.setdefault("guesses", {})[about] = what
+            _write(state)
+    except OSError as error:
+        print(f"the guess is not kept: {error}; set {VARIABLE} to a file that you may write")
 
 
 def passed(state: dict) -> list[str]:

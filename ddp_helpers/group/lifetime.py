@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 
 DEFAULT_TIMEOUT = timedelta(minutes=10)
+_kept: ProcessGroup | None = None  # a session's: it outlives the blocks of what runs in it
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,12 @@ def process_group(
     Takes the same arguments and raises the same errors. After a normal end the ranks wait for one
     another. After an error this rank leaves at once; under nccl, whose end can't be had without
     the other ranks, the group then ends with the process.
+
+    In a session of ranks that stay, it hands out the session's group, and leaves it running.
     """
+    if _kept is not None:
+        yield _kept
+        return
     group = init_distributed_mode(
         backend, init_method, world_size, rank, local_rank=local_rank, timeout=timeout
     )
@@ -156,6 +162,12 @@ def process_group(
             cleanup_distributed(wait=False)
         raise
     cleanup_distributed()
+
+
+def keep_group(group: ProcessGroup | None) -> None:
+    """From now on `process_group()` hands out this one and does not end it; None: no longer."""
+    global _kept
+    _kept = group
 
 
 def get_rank() -> int:

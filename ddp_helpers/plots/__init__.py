@@ -6,6 +6,7 @@ from ddp_helpers.plots.runs import (
     Span,
     plot_bars,
     plot_sample_assignment,
+    plot_stacks,
     plot_timeline,
     plot_training,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "plot_collectives",
     "plot_cost",
     "plot_sample_assignment",
+    "plot_stacks",
     "plot_timeline",
     "plot_training",
     "save",

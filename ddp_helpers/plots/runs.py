@@ -148,6 +148,41 @@ def plot_bars(
 
 
 @matplotlib.rc_context(STYLE)
+def plot_stacks(
+    labels: Sequence[str],
+    parts: Mapping[str, Sequence[float]],
+    *,
+    ylabel: str,
+    title: str,
+    note: str | None = None,
+) -> Figure:
+    """Bars made of parts on top of one another, with the sum above each.
+
+    Args:
+        labels: one a bar.
+        parts: for each kind of part its size in each bar; drawn from below in this order.
+        ylabel: what was measured, with its unit.
+        note: a line under the figure, for instance the machine.
+
+    Raises:
+        ValueError: nothing to plot, different lengths, or a size that is negative or not finite.
+    """
+    _check_stacks(labels, parts)
+    fig, ax = new_figure(max(4.6, 1.3 * len(labels) + 1.5), 3.6, title, note)
+    heights = [0.0] * len(labels)
+    for kind, sizes in enumerate(parts.values()):
+        ax.bar(range(len(labels)), sizes, 0.6, bottom=heights, **look(kind))
+        heights = [height + size for height, size in zip(heights, sizes, strict=True)]
+    top = max(heights) or 1.0
+    for at, height in enumerate(heights):
+        ax.text(at, height + 0.02 * top, f"{height:.3g}", ha="center", va="bottom")
+    ax.set(ylabel=ylabel, ylim=(0, 1.12 * top))
+    ax.set_xticks(range(len(labels)), list(labels))
+    _legend_above(ax, [Patch(label=name, **look(kind)) for kind, name in enumerate(parts)])
+    return settle(fig)
+
+
+@matplotlib.rc_context(STYLE)
 def plot_sample_assignment(
     assignment: Sequence[Sequence[int]], n: int, *, title: str | None = None
 ) -> Figure:
@@ -320,6 +355,17 @@ def _check_bars(labels: Sequence[str], repeats: list[list[float]]) -> None:
     for label, points in zip(labels, repeats, strict=True):
         if not points or not all(math.isfinite(point) for point in points):
             raise ValueError(f"values {points} of {label!r}: expected finite numbers, at least one")
+
+
+def _check_stacks(labels: Sequence[str], parts: Mapping[str, Sequence[float]]) -> None:
+    if not labels or not parts:
+        raise ValueError("nothing to plot: expected at least one label and one kind of part")
+    for name, sizes in parts.items():
+        if len(sizes) != len(labels):
+            raise ValueError(f"{len(labels)} labels, but {len(sizes)} sizes of {name!r}")
+        for label, size in zip(labels, sizes, strict=True):
+            if not (math.isfinite(size) and size >= 0):
+                raise ValueError(f"{name!r} of {label!r} is {size}: expected a size of 0 or more")
 
 
 def _check_assignment(assignment: Sequence[Sequence[int]], n: int) -> None:

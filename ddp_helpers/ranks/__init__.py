@@ -2,5 +2,6 @@
 
 from ddp_helpers.ranks.launcher import LaunchError, LaunchStopped, LaunchTimeoutError, launch
 from ddp_helpers.ranks.progress import report
+from ddp_helpers.ranks.session import Session
 
-__all__ = ["LaunchError", "LaunchStopped", "LaunchTimeoutError", "launch", "report"]
+__all__ = ["LaunchError", "LaunchStopped", "LaunchTimeoutError", "Session", "launch", "report"]

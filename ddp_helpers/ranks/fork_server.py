@@ -10,6 +10,7 @@ import contextlib
 import os
 import secrets
 import select
+import signal
 import socket
 import subprocess
 import threading
@@ -25,8 +26,15 @@ READY = "DDP_HELPERS_READY"
 # a fork copies an entry for each page in memory: of 2 MiB there are fewer than of 4 KiB, and the
 # fork and the end of a rank take half the time; other C libraries than glibc do not look at it
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
+# how the names of variables begin that are read while torch and OpenMP load, so by the server; but
+# a launch sets the number of threads itself
+READ_AT_IMPORT = (
+    *("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "LD_PRELOAD", "LD_LIBRARY_PATH"),
+    *("TORCH_LOGS", "TORCH_CPP_LOG_LEVEL", "TORCHDYNAMO_", "TORCHINDUCTOR_", "TORCH_COMPILE_"),
+)
 LONGEST_START = 120.0  # seconds for torch to load, on the busiest of machines
 LOOK = 0.1  # seconds between looks at a server that still loads
+LONGEST_END = 1.0  # seconds for ranks that stood by to end
 ENDED = (
     "the fork server ended while it started the ranks, perhaps because memory ran out: launch "
     'again, or use start_method="spawn"'
@@ -36,11 +44,12 @@ _variables_lock = threading.Lock()
 _spawn_lock = threading.RLock()
 _listener: socket.socket | None = None  # open while the server that we started still loads
 _started_pid: int | None = None
+_started_with: dict[str, str] = {}
 
 
 def warm_up() -> None:
     """Start the fork server, if it does not run yet; returns at once, torch loads meanwhile."""
-    global _started_pid
+    global _started_pid, _started_with
     from multiprocessing import forkserver, set_forkserver_preload
 
     tidy_up()
@@ -56,7 +65,38 @@ def warm_up() -> None:
     # a pool of threads would not survive the fork, nor the server a Ctrl-C while it loads
     with _variables(**threads, **huge, **{READY: name}), interrupts_blocked(), _own_session():
         forkserver.ensure_running()
-    _started_pid = server._forkserver_pid
+    _started_pid, _started_with = server._forkserver_pid, _read_at_import()
+
+
+def is_stale() -> bool:
+    """True if torch would read other variables now than when it was loaded for the ranks."""
+    pid = server_pid()
+    return pid is not None and pid == _started_pid and _started_with != _read_at_import()
+
+
+def end() -> None:
+    """End the fork server, unless processes run that it must tell the end of."""
+    pid = server_pid()
+    limit = time.monotonic() + LONGEST_END
+    while pid is not None and _has_children(pid):
+        if time.monotonic() > limit:
+            return
+        time.sleep(LOOK / 10)
+    if pid is not None:
+        os.kill(pid, signal.SIGKILL)  # at an ordinary end it would remove the next one's socket
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        tidy_up()
+
+
+def _read_at_import() -> dict[str, str]:
+    names = [name for name in os.environ if name.startswith(READ_AT_IMPORT)]
+    return {name: os.environ[name] for name in names if not name.endswith("_NUM_THREADS")}
+
+
+def _has_children(pid: int) -> bool:
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{pid}/children") as file:
+        return bool(file.read())
+    return True  # it may have some
 
 
 def wait_until_ready(seconds: float) -> bool:
@@ -106,6 +146,12 @@ def tidy_up() -> None:
         server._forkserver_alive_fd = None
         server._forkserver_pid = None
     _hang_up()
+
+
+def server_pid() -> int | None:
+    """The number of the fork server that runs, if one does."""
+    pid = _server()._forkserver_pid
+    return None if pid is None or has_ended(pid) else pid
 
 
 def _server() -> Any:

@@ -16,6 +16,8 @@ from typing import Any
 
 from ddp_helpers.evidence.records import Frame, LastCall, RankResult
 from ddp_helpers.ranks import wire
+from ddp_helpers.ranks.forked import ForkedProcess
+from ddp_helpers.ranks.prompts import Prompts
 from ddp_helpers.ranks.travel import load_value
 from ddp_helpers.ranks.view import Silenceable
 
@@ -58,7 +60,7 @@ class LaunchedRank:
     """
 
     rank: int
-    process: BaseProcess
+    process: BaseProcess | ForkedProcess
     events: Events
     view: Silenceable
     started_at: float
@@ -78,6 +80,10 @@ class LaunchedRank:
     stack: tuple[Frame, ...] = ()
     last_call: LastCall | None = None
     stopped: bool = False
+    prompts: Prompts = None  # type: ignore[assignment]  # one of its own, unless it shares
+
+    def __post_init__(self) -> None:
+        self.prompts = self.prompts or Prompts(self.events, self.view)
 
     def listen(self, link: socket.socket, files: wire.RankFiles) -> None:
         """It has called: hear what it prints and says from now on."""
@@ -108,6 +114,8 @@ class LaunchedRank:
         report = wire.read_message(message)
         if report is None:
             self._read_outcome()
+        elif isinstance(report, wire.Asked):
+            self.prompts.take(self, report)
         elif self.view.shown:
             self.view.shown.report(
                 self.rank, step=report.step, total=report.total, loss=report.loss
@@ -138,8 +146,35 @@ class LaunchedRank:
     def _tell(self, lines: list[bytes]) -> None:
         texts = [line.decode("utf-8", "replace") for line in lines]
         self.text.extend(text + "\n" for text in texts)
-        if self.view.shown and texts:
-            self.view.shown.output(self.rank, texts)
+        if texts:
+            self.prompts.output(self, texts)
+
+    def take_prompt(self) -> str:
+        """What it has printed last, without an end of line: the prompt for what it wants to read.
+
+        It was printed before the rank asked, so it is in the pipe.
+        """
+        self._read_rest()
+        prompt, self.partial = self.partial.decode("utf-8", "replace"), b""
+        return prompt
+
+    # ---- a session's commands
+
+    @property
+    def has_left(self) -> bool:
+        """It does nothing more for now: it has ended, or has done what its session asked."""
+        return self.ended or (self.outcome is not None and self.outcome.stays)
+
+    def begin(self) -> None:
+        """A new command: forget the last one."""
+        self.outcome, self.text, self.stack, self.last_call = None, [], (), None
+        self.started_at, self.finished_at = time.monotonic(), 0.0
+
+    def finish(self) -> None:
+        """It has done a command: read what it printed last."""
+        self._drain()
+        if self.view.shown:
+            self.view.shown.end(self.rank, "done")
 
     # ---- its end
 
@@ -175,15 +210,18 @@ class LaunchedRank:
         The pipe's end need not come: a child of the rank that has left its group was not killed,
         and may hold it open, or go on printing.
         """
+        self._read_rest()
+        if self.partial:
+            self._tell([self.partial])
+            self.partial = b""
+
+    def _read_rest(self) -> None:
         limit = time.monotonic() + LONGEST_DRAIN
         while self.files and self.files.output in self.events and time.monotonic() < limit:
             before = len(self.text), self.partial
             self._read_output()
             if (len(self.text), self.partial) == before:
                 break
-        if self.partial:
-            self._tell([self.partial])
-            self.partial = b""
 
     def kill(self) -> None:
         """End it and its children at once."""

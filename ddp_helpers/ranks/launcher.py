@@ -14,6 +14,7 @@ import secrets
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar, Unpack, overload
@@ -21,8 +22,8 @@ from typing import Any, TypedDict, TypeVar, Unpack, overload
 from ddp_helpers.arguments import check_positive, check_whole
 from ddp_helpers.environment.check import default_nprocs, usable_cpu_count
 from ddp_helpers.environment.facts import check_before_torch
-from ddp_helpers.evidence.records import LaunchResult
-from ddp_helpers.ranks import fork_server
+from ddp_helpers.evidence.records import LaunchResult, RankResult
+from ddp_helpers.ranks import fork_server, surroundings
 from ddp_helpers.ranks.notebook import ipython_shell, is_kernel, notebook_cells
 from ddp_helpers.ranks.readiness import (
     check_loopback,
@@ -30,6 +31,7 @@ from ddp_helpers.ranks.readiness import (
     check_tasks,
     open_standard_files,
 )
+from ddp_helpers.ranks.standby import standby
 from ddp_helpers.ranks.supervisor import Ending, Supervisor
 from ddp_helpers.ranks.temporary import PREFIX, socket_folder, socket_parent
 from ddp_helpers.ranks.tracebacks import keep_tracebacks
@@ -99,6 +101,7 @@ class Options(TypedDict, total=False):
     echo: bool
     live: bool | View
     sanitize: bool | int | Watching
+    post_mortem: bool
 
 
 @overload
@@ -124,6 +127,7 @@ def launch(
     echo: bool = True,
     live: bool | View = False,
     sanitize: bool | int | Watching = False,
+    post_mortem: bool = False,
 ) -> LaunchResult[Any]:
     """Run `fn(*args, **kwargs)` on `nprocs` ranks and return what each one left.
 
@@ -143,9 +147,15 @@ def launch(
             repeated shuffles, crossed collectives). A number n compares weights and data on each
             n-th step only, which costs less; `sanitizer.Options(every=n, ignore=[kind])` accepts
             findings, too.
+        post_mortem: where a rank raises, open a prompt (pdb) at its line before the run ends.
+
+    `breakpoint()`, `torch.distributed.breakpoint(rank)` and `input()` in a rank ask here, under the
+    cell or in the terminal, one rank after the other. The other ranks and `timeout` wait meanwhile;
+    `q` ends the run.
 
     Returns:
-        `result.values` in rank order; `result[rank].output` holds what a rank printed.
+        `result.values` in rank order; `result[rank].output` holds what a rank printed. After `q` at
+        a prompt the ranks have no values, and `result.quit_by` is that prompt's rank.
 
     Raises:
         ValueError, TypeError: an argument is wrong, or can't travel to another process.
@@ -160,36 +170,37 @@ def launch(
     open_standard_files()
     check_before_torch()
     nprocs = default_nprocs() if nprocs is None else nprocs
-    _check(fn, nprocs, timeout, threads_per_rank, start_method)
-    _check_args(args)
-    every, ignore = _watching(sanitize)
+    check_options(nprocs, timeout, threads_per_rank, start_method)
+    check_call(fn, args)
+    every, ignore = watching(sanitize)
     check_open_files(nprocs)
     check_tasks(nprocs)
-    threads = threads_per_rank or max(1, usable_cpu_count() // nprocs)
-    sources, names = notebook_cells()
     packed = pack(fn, tuple(args), dict(kwargs or {}))
-    with _rendezvous_store() as port:
-        job = Job(
-            function=packed,
-            nprocs=nprocs,
-            env=_environment(port, threads, env),
-            cwd=os.getcwd(),
-            argv=list(sys.argv) if ipython_shell() is None else [""],  # not the kernel's own flags
-            threads=threads,
-            sources=sources,
-            names=names,
-            temporary=_temporary_folder(start_method, nprocs),
-            own_temporary=start_method == "spawn",
-            sanitize=every,
-            ignore=ignore,
-        )
-        try:
-            _prepare(start_method)
-        except KeyboardInterrupt:
-            raise _interrupted("stopped before a rank had started", LaunchResult(())) from None
-        supervisor = Supervisor(job, start_method, timeout, _view(nprocs, echo, live))
+    with rendezvous_store() as port:
+        job = make_job(packed, nprocs, port, threads_per_rank, env, start_method)
+        job = replace(job, post_mortem=post_mortem, sanitize=every, ignore=ignore)
+        prepare(start_method)
+        supervisor = Supervisor(job, start_method, timeout, make_view(nprocs, echo, live))
         ranks = tuple(supervisor.run())
-    result = LaunchResult(ranks, supervisor.seconds, start_method)
+    return conclude(supervisor, ranks, echo=echo)
+
+
+def conclude(
+    supervisor: Supervisor, ranks: tuple[RankResult[Any], ...], *, echo: bool, last_line: str = ""
+) -> LaunchResult[Any]:
+    """What ranks have left as a result; or as the error that tells how they failed.
+
+    Args:
+        last_line: added to a report.
+
+    Raises:
+        LaunchError, LaunchTimeoutError, LaunchStopped, KeyboardInterrupt: as of `launch()`.
+    """
+    quit_by = supervisor.prompts.quit_by if supervisor.ending is Ending.QUIT else None
+    result = LaunchResult(ranks, supervisor.seconds, supervisor.start_method, quit_by)
+    if quit_by is not None:
+        show(f"ended at the prompt of rank {quit_by}, and so have all ranks\n")
+        return result
     stopped = supervisor.ending in (Ending.STOPPED, Ending.INTERRUPTED)
     if all(rank.ok for rank in ranks) and not stopped:
         _print_notes(result, echo)
@@ -199,24 +210,88 @@ def launch(
     if stopped:
         report = stopped_report(ranks, result.seconds)
         kind = LaunchStopped if supervisor.ending is Ending.STOPPED else _interrupted
-        raise kind(report, result) from None
+        raise kind(_with_last(report, last_line), result) from None
     late = supervisor.ending is Ending.TIMED_OUT
     stranded = supervisor.ending is Ending.STRANDED
     report = failure_report(
         ranks,
-        timeout=timeout if late else None,
+        timeout=supervisor.timeout if late else None,
         stranded=stranded,
         kept_in=keep_tracebacks(ranks) if echo else None,
     )
-    raise (LaunchTimeoutError if late else LaunchError)(report, result) from None
+    raise (LaunchTimeoutError if late else LaunchError)(
+        _with_last(report, last_line), result
+    ) from None
+
+
+def _with_last(report: str, line: str) -> str:
+    """One line more, without more lines in all than a reader sees at once."""
+    from ddp_helpers.diagnosis.failure_report import MOST_LINES
+
+    lines = report.splitlines()
+    if not line:
+        return report
+    most = MOST_LINES - 1
+    return "\n".join([*(lines if len(lines) <= most else lines[: most - 1] + lines[-1:]), line])
+
+
+def finished(result: LaunchResult[R]) -> LaunchResult[R]:
+    """The result itself, for who can't go on without its values.
+
+    Raises:
+        LaunchStopped: the reader has ended the run at a prompt.
+    """
+    if result.quit_by is not None:
+        raise LaunchStopped(f"ended at the prompt of rank {result.quit_by}", result)
+    return result
+
+
+def make_job(
+    function: bytes,
+    nprocs: int,
+    port: int,
+    threads_per_rank: int | None,
+    env: Mapping[str, str] | None,
+    start_method: str,
+) -> Job:
+    """What the ranks are told, in the surroundings of this very call."""
+    threads = threads_per_rank or max(1, usable_cpu_count() // nprocs)
+    sources, names = notebook_cells()
+    return Job(
+        function=function,
+        nprocs=nprocs,
+        env=_environment(port, threads, env),
+        cwd=os.getcwd(),
+        argv=list(sys.argv) if ipython_shell() is None else [""],  # not the kernel's own flags
+        threads=threads,
+        sources=sources,
+        names=names,
+        temporary=_temporary_folder(start_method, nprocs),
+        own_temporary=start_method == "spawn",
+        surroundings=surroundings.look(),
+    )
+
+
+def prepare(start_method: str) -> None:
+    """Have a fork server that can fork at once, or be ready to spawn.
+
+    Raises:
+        KeyboardInterrupt, LaunchTimeoutError: as of `launch()`.
+    """
+    try:
+        _prepare(start_method)
+    except KeyboardInterrupt:
+        raise _interrupted("stopped before a rank had started", LaunchResult(())) from None
 
 
 def _prepare(start_method: str) -> None:
-    """Have a fork server that can fork at once, or be ready to spawn."""
     fork_server.tidy_up()
     if start_method == "spawn":
         fork_server.start_resource_tracker()
         return
+    if fork_server.is_stale():
+        standby.let_go()
+        fork_server.end()
     fork_server.warm_up()
     if not fork_server.wait_until_ready(fork_server.LONGEST_START):
         raise LaunchTimeoutError(
@@ -243,9 +318,8 @@ def warm_up_in_a_kernel() -> None:
         fork_server.warm_up()
 
 
-def _check(
-    fn: object, nprocs: object, timeout: float, threads: int | None, start_method: str
-) -> None:
+def check_options(nprocs: object, timeout: float, threads: int | None, start_method: str) -> None:
+    """Refuse what no launch can be made with, and any launch within a rank."""
     if INSIDE_A_RANK in os.environ:
         raise RuntimeError(
             "launch() was called inside a rank: call it from the notebook, or in a script under "
@@ -258,6 +332,10 @@ def _check(
     if start_method not in START_METHODS:
         why = ": threads and CUDA do not survive it" if start_method == "fork" else ""
         raise ValueError(f'start_method="{start_method}"{why}; expected "forkserver" or "spawn"')
+
+
+def check_call(fn: object, args: object) -> None:
+    """Refuse what can't be called on a rank."""
     if isinstance(fn, str):
         _check_script(fn)
     elif not callable(fn):
@@ -268,16 +346,13 @@ def _check(
     elif inspect.iscoroutinefunction(fn):
         name = getattr(fn, "__name__", fn)
         raise TypeError(f"{name} is an async function: pass a plain function")
-
-
-def _check_args(args: object) -> None:
     if not isinstance(args, tuple | list):  # a text would be spread, a letter an argument
         raise TypeError(
             f"args={args!r}: expected a tuple; one of a single value has a comma: args=({args!r},)"
         )
 
 
-def _watching(sanitize: object) -> tuple[int, tuple[str, ...]]:
+def watching(sanitize: object) -> tuple[int, tuple[str, ...]]:
     """How closely to look, 0 is off, and what is accepted.
 
     Under the command `sanitize` it is on for a program that is not to be changed.
@@ -325,7 +400,8 @@ def _aliases(node: ast.stmt) -> list[ast.alias]:
     return node.names if isinstance(node, ast.Import | ast.ImportFrom) else []
 
 
-def _view(nprocs: int, echo: bool, live: bool | View) -> View | None:
+def make_view(nprocs: int, echo: bool, live: bool | View) -> View | None:
+    """What the reader sees while ranks run."""
     if not isinstance(live, bool):
         return live
     if live and is_kernel():
@@ -334,7 +410,7 @@ def _view(nprocs: int, echo: bool, live: bool | View) -> View | None:
 
 
 @contextlib.contextmanager
-def _rendezvous_store() -> Iterator[int]:
+def rendezvous_store() -> Iterator[int]:
     """The store where ranks meet, on a port that the system picks: no two launches can clash."""
     check_loopback()
     from torch.distributed import TCPStore

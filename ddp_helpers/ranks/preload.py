@@ -49,10 +49,18 @@ with contextlib.suppress(ImportError):
 
 import ddp_helpers.group.lifetime
 import ddp_helpers.ranks.worker
+from ddp_helpers.ranks.huge_pages import collapse
+
+with contextlib.suppress(NameError, AttributeError):
+    # what _dynamo has noted at its import, each start of a process group drops: in a rank that
+    # takes a millisecond, and a copy of every page that the notes lie in
+    torch._dynamo.trace_rules.clear_lru_cache()
 
 # a fork shares each page of memory until one side writes to it. The collector writes a count into
 # every object that it looks at, but leaves frozen ones alone
 gc.freeze()
+with contextlib.suppress(OSError):
+    collapse()
 
 with (  # tell whoever started this server that it is ready
     contextlib.suppress(OSError, KeyError),

@@ -10,9 +10,11 @@ from ddp_helpers.environment.facts import loopback, open_files, tasks
 
 def open_standard_files() -> None:
     """A shell can close them (`<&- >&-`), and what is opened next would get their numbers."""
-    while (file := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(file, True)
-    os.close(file)
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # what is opened next gets the lowest number that is free: this one
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def check_open_files(nprocs: int) -> None:

@@ -90,10 +90,10 @@ class StrandedLook:
 
     def is_so(self, ranks: Sequence[LaunchedRank], job: wire.Job, events: Events) -> bool:
         """True if two looks in a row have found them all waiting at the same lines."""
-        living = [rank for rank in ranks if not rank.ended]
+        living = [rank for rank in ranks if not rank.has_left]
         if len(living) == len(ranks) or any(rank.outcome or not rank.link for rank in living):
             return False
-        last_end = max(rank.finished_at for rank in ranks if rank.ended)
+        last_end = max(rank.finished_at for rank in ranks if rank.has_left)
         if time.monotonic() < max(last_end, self._looked_at) + self.BETWEEN:
             return False
         before = [rank.stack for rank in living]

@@ -9,17 +9,22 @@ import shutil
 import socket
 import sys
 import time
+from collections.abc import Callable
 from enum import Enum
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from ddp_helpers.evidence.last_call import read_last_call
 from ddp_helpers.evidence.records import RankResult
 from ddp_helpers.ranks import wire
+from ddp_helpers.ranks.forked import ForkedProcess
 from ddp_helpers.ranks.interrupts import HeldInterrupts, interrupts_blocked
 from ddp_helpers.ranks.launched import Events, LaunchedRank
 from ddp_helpers.ranks.processes import count_memory_kills, has_exited, start_processes
+from ddp_helpers.ranks.prompts import Prompts
 from ddp_helpers.ranks.stacks import LONG_STACK_WAIT, STACK_WAIT, StrandedLook, take_stacks
 from ddp_helpers.ranks.stall import StallWatch
+from ddp_helpers.ranks.standby import standby
 from ddp_helpers.ranks.view import PER_SECOND, PanelView, Silenceable, TextView, View
 
 GRACE_AFTER_FAILURE = 0.15  # seconds in which other ranks may still tell what became of them
@@ -37,6 +42,7 @@ class Ending(Enum):
     TIMED_OUT = "the limit came"
     STRANDED = "all ranks that still ran waited for others that had ended"
     STOPPED = "the reader pressed the view's stop button"
+    QUIT = "the reader typed `quit` at a rank's prompt"
     INTERRUPTED = "Ctrl-C, or JupyterLab's own stop button"
 
 
@@ -65,6 +71,7 @@ class Supervisor:
         self._files = contextlib.ExitStack()
         self._events = Events()
         self._files.callback(self._events.close)
+        self.prompts = Prompts(self._events, self._view)
 
     def run(self) -> list[RankResult[Any]]:
         """Start, watch and end the ranks; results in rank order."""
@@ -84,16 +91,39 @@ class Supervisor:
                 self.seconds = time.monotonic() - started_at
             if self.ending is Ending.INTERRUPTED:
                 self._interrupts.forget()
+            if self.start_method == "forkserver":
+                standby.fill_up(self.job.env)
         more = count_memory_kills() > memory_kills
         return [rank.result(more) for rank in self._ranks]
 
     # ---- start
 
     def _start(self) -> None:
-        listener, address = wire.listen(self.job.nprocs)
-        self._files.callback(listener.close)
         job_file = self._memory_file("job")
         wire.write_whole(job_file, pickle.dumps(self.job))
+        if self.start_method == "forkserver":
+            self._start_forked(job_file)
+        else:
+            self._start_spawned(job_file)
+
+    def _start_forked(self, job_file: int) -> None:
+        for process in standby.take(self.job.nprocs, self.job.env):
+            self._files.callback(process.link.close)
+            self._events.on(process.link, self._when_here(self._note(process), process, job_file))
+
+    def _when_here(
+        self, rank: LaunchedRank, process: ForkedProcess, job_file: int
+    ) -> Callable[[], None]:
+        def on_word() -> None:
+            self._events.off(process.link)
+            if wire.is_here(process.link):
+                self._hand_over(process.link, rank, job_file)
+
+        return on_word
+
+    def _start_spawned(self, job_file: int) -> None:
+        listener, address = wire.listen(self.job.nprocs)
+        self._files.callback(listener.close)
 
         def on_call() -> None:
             link, _ = listener.accept()
@@ -106,11 +136,16 @@ class Supervisor:
         # that each has its place in _ranks when it is served
         self._events.on(listener, on_call)
         with interrupts_blocked():
-            started = start_processes(self.job.nprocs, address, self.start_method)
-            for number, process in enumerate(started):
-                rank = LaunchedRank(number, process, self._events, self._view, time.monotonic())
-                self._ranks.append(rank)
-                self._events.on(process.sentinel, rank.has_ended)
+            for process in start_processes(self.job.nprocs, address, self.start_method):
+                self._note(process)
+
+    def _note(self, process: BaseProcess | ForkedProcess) -> LaunchedRank:
+        now = time.monotonic()
+        number = len(self._ranks)
+        rank = LaunchedRank(number, process, self._events, self._view, now, prompts=self.prompts)
+        self._ranks.append(rank)
+        self._events.on(process.sentinel, rank.has_ended)
+        return rank
 
     def _hand_over(self, link: socket.socket, rank: LaunchedRank, job_file: int) -> None:
         """Give a rank that has called its files, and listen to it from now on."""
@@ -124,7 +159,7 @@ class Supervisor:
         rank.listen(link, wire.RankFiles(output, lifeline, job_file, outcome, stacks, last_call))
         theirs = wire.RankFiles(ranks_output, ranks_lifeline, job_file, outcome, stacks, last_call)
         try:
-            wire.send_files(link, theirs)
+            wire.send_files(link, theirs, rank.rank)
         except OSError:
             pass  # the rank died at once: its end tells the rest
         finally:
@@ -143,7 +178,8 @@ class Supervisor:
 
     def _watch(self, deadline: float) -> Ending:
         view = self._view.shown
-        while self._living():
+        now = time.monotonic()
+        while self._busy():
             self._let_interrupts_in()  # here every rank is noted, and _end() will find it
             self._events.pump(self._patience(deadline))
             if view:
@@ -151,7 +187,13 @@ class Supervisor:
                 if view.is_stop_asked():
                     self._take_stacks(LONG_STACK_WAIT)
                     return Ending.STOPPED
-            now = time.monotonic()
+            self.prompts.tick()
+            now, before = time.monotonic(), now
+            if self.prompts.quit_by is not None:
+                return Ending.QUIT
+            if self.prompts.are_open:  # nothing is concluded while the reader looks
+                deadline += now - before
+                continue
             # not at once: the one that failed first to our eyes may be a consequence of another's
             # failure, whose outcome is still under way
             failed_at = self._failed_at()
@@ -176,14 +218,17 @@ class Supervisor:
         return Ending.ALL_ENDED
 
     def _failed_at(self) -> float | None:
-        """When the first rank failed."""
-        return min((r.failed_at for r in self._ranks if r.failed_at is not None), default=None)
+        """When the first rank failed; at an open prompt the others had no time to tell theirs."""
+        first = min((r.failed_at for r in self._ranks if r.failed_at is not None), default=None)
+        return None if first is None else max(first, self.prompts.closed_at)
 
     def _patience(self, deadline: float) -> float:
         """Seconds until something may be due: the limit, the end of the grace, the next redraw."""
         limits = [deadline, time.monotonic() + 1 / PER_SECOND]
         failed_at = self._failed_at()
-        if failed_at is not None:
+        if self.prompts.are_open:
+            limits = limits[1:]
+        elif failed_at is not None:
             limits.append(failed_at + GRACE_AFTER_FAILURE)
         return min(limits) - time.monotonic() + JUST_AFTER
 
@@ -213,6 +258,7 @@ class Supervisor:
             # one that has come to its own end keeps its exit code, which may be under way
             rank.ended_by_us = not has_exited(rank.pid)
             rank.kill()
+        self.prompts.close()
         # their last words are still read, and the view still hears them
         limit = time.monotonic() + LONGEST_END
         while self._living() and time.monotonic() < limit:
@@ -238,6 +284,10 @@ class Supervisor:
             if rank.files:
                 data = wire.read_whole(rank.files.last_call)
                 rank.last_call = read_last_call(data, self.job.names)
+
+    def _busy(self) -> list[LaunchedRank]:
+        """The ranks that the watch waits for."""
+        return self._living()
 
     def _living(self) -> list[LaunchedRank]:
         return [rank for rank in self._ranks if not rank.ended]

@@ -24,14 +24,25 @@ from typing import Any
 
 from ddp_helpers.evidence.frames import is_launcher_file, make_frame
 from ddp_helpers.evidence.records import Frame, RankError
+from ddp_helpers.ranks.notebook import ipython_shell
 
 # ---- by value
 
 
-def _dump(value: object) -> bytes:
+def _dump(value: object, main: dict | None = None) -> bytes:
     file = io.BytesIO()
-    pickler()(file).dump(value)
+    writer = pickler()(file)
+    if main is not None:
+        for space in _main_globals():  # cloudpickle would make new ones for each pickle
+            writer.globals_ref[id(space)] = main
+    writer.dump(value)
     return file.getvalue()
+
+
+def _main_globals() -> list[dict]:
+    """The global names of the reader's own script or notebook."""
+    shell = ipython_shell()
+    return [vars(sys.modules["__main__"])] + ([shell.user_ns] if shell is not None else [])
 
 
 @cache
@@ -60,14 +71,17 @@ def _code_of_file(filename: str, make: Callable[..., CodeType], parts: tuple) ->
 # ---- to a rank
 
 
-def pack(fn: Callable | str, args: tuple, kwargs: dict) -> bytes:
+def pack(fn: Callable | str, args: tuple, kwargs: dict, main: dict | None = None) -> bytes:
     """A call by value.
+
+    Args:
+        main: stands for the global names of the reader's functions, in place of new ones.
 
     Raises:
         TypeError: it can't travel; the text names the part that can't.
     """
     try:
-        return _dump((fn, args, kwargs))
+        return _dump((fn, args, kwargs), main)
     except Exception as error:
         raise TypeError(
             f"{_culprit(fn, args, kwargs)} can't travel to the ranks ({error}): create it inside "

@@ -1,10 +1,14 @@
 """What a launcher and its ranks say to each other, and in which order. Both sides read it here.
 
-1. The launcher listens on a socket with a secret name. A rank calls it and says its number.
-2. The launcher answers with six open files (`RankFiles`). One of them holds the `Job`.
+1. The launcher listens on a socket with a secret name. A rank calls it and says its number. One
+   that the fork server forks brings its socket along, and only says that it is there.
+2. The launcher answers with its number and six open files (`RankFiles`). One of them holds the
+   `Job`.
 3. While it runs, a rank prints into its pipe and may send reports, one JSON text a message.
 4. Asked by STACK_SIGNAL, it writes its Python stack into a file, even while it is stuck in C++.
-5. At its end it writes an `Outcome` into a file and says DONE.
+5. At a breakpoint it sends an `Asked` for the reader's keyboard; here alone the launcher answers.
+6. At its end it writes an `Outcome` into a file and says DONE. A rank of a session does so after
+   each `Command`, and waits for the next one.
 
 Values that may be large travel as files in memory, not through the socket: a rank that leaves
 does not wait for a launcher that is busy, and what it left stays when it dies.
@@ -18,19 +22,26 @@ import json
 import os
 import pickle
 import secrets
+import select
 import signal
 import socket
 import struct
 from dataclasses import astuple, dataclass, field, fields
+from enum import Enum
 from typing import NamedTuple
 
 from ddp_helpers.evidence.records import Finding, RankError, Watched
+from ddp_helpers.ranks.surroundings import Surroundings
 
 STACK_SIGNAL = signal.SIGRTMIN + 5  # rarely used by others; USR1 and USR2 often are
+HERE = b"here"
 DONE = b"done"
 LONGEST_MESSAGE = 1024  # bytes; a report is some 60
+LONGEST_LINE = 1 << 16  # bytes that a reader types, or pastes, at once
 LONGEST_HELLO = 16  # bytes of a rank's number, and of the word that goes with its files
+LONGEST_PLACE = 150  # letters of a place, which JSON may write as six bytes each
 HAND_OVER_LIMIT = 5.0  # seconds for a rank that has called to say its number
+_COMMAND, _END = b"command", b"end"
 _HUNG_UP = "the launcher hung up"
 
 
@@ -54,10 +65,14 @@ class Job:
     `own_temporary`, what the name of a rank's own begins with. A rank that is killed can't remove
     it; the launcher does."""
     own_temporary: bool = False
+    post_mortem: bool = False
+    """A rank that raises opens a prompt at its line before it ends."""
     sanitize: int = 0
     """Watch the run, and look at weights and data on each n-th step; 0 is off."""
     ignore: tuple[str, ...] = ()
     """Kinds of the sanitizer's findings that are accepted."""
+    surroundings: Surroundings | None = None
+    """What else the launcher's own child would inherit; None leaves a rank as it is."""
 
     def temporary_folder(self, rank: int) -> str:
         """Where multiprocessing keeps this rank's sockets."""
@@ -75,6 +90,21 @@ class Outcome:
     findings: tuple[Finding, ...] = ()
     watched: Watched | None = None
     """How much the sanitizer saw."""
+    stays: bool = False
+    """The rank of a session has done one command, and waits for the next."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a rank of a session is to do next: call a function, or run a cell."""
+
+    function: bytes | None = None
+    """`(fn, args, kwargs)` by cloudpickle."""
+    code: str = ""
+    filename: str = ""
+    sources: dict[str, str] = field(default_factory=dict)
+    """Cells that have been run since the last command, and how the reader knows them."""
+    names: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,6 +115,32 @@ class Report:
     total: int | None = None
     loss: float | str | None = None
     """The texts `nan`, `inf` and `-inf` for what JSON has no number for."""
+
+
+class Wish(Enum):
+    """What a rank wants of the keyboard, which one rank has at a time."""
+
+    OPEN = "have it until it says CLOSE: a debugger's prompt"
+    LINE = "one line"
+    CLOSE = "give it back"
+    QUIT = "end the run: the reader has typed `quit`"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A rank's message about the reader's keyboard; OPEN and LINE get an answer."""
+
+    wish: Wish
+    where: str = ""
+    """Where a debugger has stopped, as the reader knows the place."""
+
+
+class Answer(Enum):
+    """How an answer begins; after HERE comes the line, if a line was asked for."""
+
+    HERE = b"+"
+    END = b"-"  # Ctrl-D
+    NO_KEYBOARD = b"!"
 
 
 @dataclass(frozen=True)
@@ -136,18 +192,48 @@ def peer_of(link: socket.socket) -> Peer:
     return Peer(*layout.unpack(link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, layout.size)))
 
 
-def send_files(link: socket.socket, files: RankFiles) -> None:
-    """Give a rank its files.
+def is_here(link: socket.socket) -> bool:
+    """Whether the rank that this socket was made for says that it is there, or is gone already."""
+    with contextlib.suppress(OSError):
+        return link.recv(LONGEST_HELLO, socket.MSG_DONTWAIT) == HERE
+    return False
+
+
+def send_files(link: socket.socket, files: RankFiles, rank: int = 0) -> None:
+    """Give a rank its files, and its number.
 
     Raises:
         OSError: the rank is gone.
     """
-    socket.send_fds(link, [b"files"], list(astuple(files)))
+    socket.send_fds(link, [str(rank).encode()], list(astuple(files)))
 
 
-def read_message(message: bytes) -> Report | None:
-    """A report, or None where the rank says that its outcome is there."""
-    return None if message == DONE else Report(**json.loads(message))
+def send_command(link: socket.socket, file: int) -> None:
+    """Have a rank of a session obey the command in this file; one that is gone will not."""
+    with contextlib.suppress(OSError):
+        socket.send_fds(link, [_COMMAND], [file])
+
+
+def send_end(link: socket.socket) -> None:
+    """Tell a rank of a session that no more commands will come."""
+    with contextlib.suppress(OSError):
+        link.send(_END)
+
+
+def read_message(message: bytes) -> Report | Asked | None:
+    """A report, a word about the keyboard, or None: the outcome is there."""
+    if message == DONE:
+        return None
+    told = json.loads(message)
+    if "wish" in told:
+        return Asked(Wish[told["wish"]], told["where"])
+    return Report(**told)
+
+
+def answer(link: socket.socket, kind: Answer, line: str = "") -> None:
+    """Answer a rank that has asked for the keyboard; one that is gone needs no answer."""
+    with contextlib.suppress(OSError):
+        link.send(kind.value + line.encode("utf-8", "surrogateescape")[: LONGEST_LINE - 1])
 
 
 def read_outcome(file: int) -> Outcome:
@@ -166,8 +252,29 @@ def call(address: str, rank: int) -> socket.socket:
     return link
 
 
-def receive_files(link: socket.socket) -> RankFiles:
-    """Wait for the files.
+def wait_for_word(link: socket.socket, seconds: float) -> bool:
+    """Wait until this rank is given its files.
+
+    False if they have not come within this time, or if the process that made the socket has ended:
+    a child of that process may hold the socket's other end, so its own end would not tell.
+    """
+    poll = select.poll()
+    poll.register(link, select.POLLIN)
+    with contextlib.ExitStack() as files:
+        try:
+            launcher = os.pidfd_open(peer_of(link).pid)
+        except ProcessLookupError:
+            return False  # it has ended already
+        except OSError:
+            pass  # before Linux 5.3 there is no such file
+        else:
+            files.callback(os.close, launcher)
+            poll.register(launcher, select.POLLIN)
+        return link.fileno() in dict(poll.poll(seconds * 1000))
+
+
+def receive_files(link: socket.socket) -> tuple[int, RankFiles]:
+    """Wait for this rank's number and its files.
 
     Raises:
         ConnectionError: the launcher hung up instead.
@@ -180,7 +287,7 @@ def receive_files(link: socket.socket) -> RankFiles:
         raise ConnectionError(_HUNG_UP)
     for _, _, data in ancillary:
         descriptors.frombytes(data)
-    return RankFiles(*descriptors)
+    return int(message), RankFiles(*descriptors)
 
 
 def read_job(file: int) -> Job:
@@ -197,8 +304,45 @@ def send_report(link: socket.socket, report: Report) -> None:
     link.send(json.dumps(vars(report)).encode(), socket.MSG_DONTWAIT)
 
 
+def ask(link: socket.socket, asked: Asked) -> tuple[Answer, str]:
+    """Ask for the keyboard and wait for the answer; CLOSE and QUIT have none.
+
+    Raises:
+        OSError: the launcher is gone.
+    """
+    told = {"wish": asked.wish.name, "where": asked.where[:LONGEST_PLACE]}
+    link.setblocking(True)
+    link.send(json.dumps(told).encode())
+    if asked.wish in (Wish.CLOSE, Wish.QUIT):
+        return Answer.HERE, ""
+    message = link.recv(LONGEST_LINE)
+    if not message:
+        raise ConnectionError(_HUNG_UP)
+    return Answer(message[:1]), message[1:].decode("utf-8", "surrogateescape")
+
+
+def receive_command(link: socket.socket) -> Command | None:
+    """Wait for the next command of a session; None at its end.
+
+    Raises:
+        ConnectionError: the launcher hung up.
+    """
+    link.setblocking(True)
+    message, files, _, _ = socket.recv_fds(link, LONGEST_HELLO, 1)
+    if message == _END:
+        return None
+    if not files:
+        raise ConnectionError(_HUNG_UP)
+    try:
+        return pickle.loads(read_whole(files[0]))
+    finally:
+        os.close(files[0])
+
+
 def leave_outcome(outcome: Outcome, file: int, link: socket.socket) -> None:
-    """Write the outcome, then say that it is there."""
+    """Write the outcome, in place of an earlier one, then say that it is there."""
+    os.ftruncate(file, 0)
+    os.lseek(file, 0, os.SEEK_SET)
     write_whole(file, pickle.dumps(outcome))
     link.setblocking(True)  # this one must arrive, however busy the launcher is
     link.send(DONE)

@@ -1,6 +1,6 @@
 """The first thing that runs inside a rank.
 
-A rank calls its launcher, receives its files (wire.py), takes over the environment that torchrun
+A rank finds its launcher, receives its files (wire.py), takes over the environment that torchrun
 would give it, runs the function and leaves an `Outcome`.
 """
 
@@ -17,42 +17,102 @@ import multiprocessing.util
 import os
 import select
 import signal
+import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ddp_helpers.evidence.last_call import keep_last_call
 from ddp_helpers.evidence.records import Finding, Watched
 from ddp_helpers.group.torch_mends import mend_destroy_process_group, mend_rendezvous
-from ddp_helpers.ranks import progress, wire
+from ddp_helpers.ranks import breakpoints, progress, stay, wire
+from ddp_helpers.ranks.rehearsal import rehearse
+from ddp_helpers.ranks.surroundings import take_over
 from ddp_helpers.ranks.travel import cannot_travel, describe, dump_value, unpack
 from ddp_helpers.ranks.wire import Job, Outcome
+
+LONGEST_IDLE = 1800.0  # seconds that a rank stands by: a notebook left open overnight needs none
+STANDBY_NAME, RANK_NAME = b"ddp-standby", b"python"
+PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 
 
 def main(rank: int, address: str) -> None:
     """Run one rank of a launch; `torch.multiprocessing.start_processes` calls this."""
+    _become_a_rank()
+    with contextlib.suppress(OSError):
+        link = wire.call(address, rank)
+        _serve(link)
+    os._exit(1)  # the launcher is gone
+
+
+def stand_by(link: socket.socket, variables: Mapping[str, str] | None) -> None:
+    """Wait to be needed, and run one rank of a launch then; the fork server calls this.
+
+    Args:
+        link: to the launcher.
+        variables: those under which to rehearse; None where a launch waits already.
+    """
+    _become_a_rank()
+    prctl = ctypes.CDLL(None).prctl
+    # when the fork server is killed, nobody would learn of this process's end
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    with contextlib.suppress(OSError):
+        link.send(wire.HERE)
+        if variables is not None:
+            prctl(PR_SET_NAME, STANDBY_NAME)  # for who looks with ps or top
+            rehearse(variables, lambda job: _settle_in(0, job))
+            _record_calls_in(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC))
+        if not wire.wait_for_word(link, LONGEST_IDLE):
+            os._exit(0)
+        prctl(PR_SET_NAME, RANK_NAME)
+        _serve(link)
+    os._exit(1)
+
+
+def _become_a_rank() -> None:
     os.setsid()  # a group of its own: Ctrl-C reaches the launcher only, and it ends them all
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # blocked while ranks start
     signal.signal(wire.STACK_SIGNAL, signal.SIG_IGN)  # asked too early, it must not die of it
-    with contextlib.suppress(OSError):
-        link = wire.call(address, rank)
-        files = wire.receive_files(link)
-        _tie_to_launcher(files.lifeline)
-        _redirect_output(files.output)
-        faulthandler.register(wire.STACK_SIGNAL, file=files.stacks, all_threads=False)
-        progress.connect(link)
-        outcome = _run(rank, wire.read_job(files.job), files.last_call)
-        # by os._exit, without the interpreter's teardown: a gloo thread that still runs there now
-        # and then aborts a correct script
-        _flush()
-        wire.leave_outcome(outcome, files.outcome, link)
-        with contextlib.suppress(Exception):
-            # joins the rank's own child processes
-            multiprocessing.util._exit_function()  # type: ignore[attr-defined]  # no public name
-        _flush()
-        os._exit(outcome.exit_code & 0xFF)
-    os._exit(1)  # the launcher is gone
+
+
+def _serve(link: socket.socket) -> None:
+    """Do what the launcher asks for, and end.
+
+    Raises:
+        OSError: the launcher is gone.
+    """
+    rank, files = wire.receive_files(link)
+    _tie_to_launcher(files.lifeline)
+    _redirect_output(files.output)
+    faulthandler.register(wire.STACK_SIGNAL, file=files.stacks, all_threads=False)
+    progress.connect(link)
+    job = wire.read_job(files.job)
+    breakpoints.connect(link, job.names)
+    stay.connect(link, files.outcome, job)
+    outcome = _run(rank, job, files.last_call)
+    # by os._exit, without the interpreter's teardown: a gloo thread that still runs there now
+    # and then aborts a correct script
+    _flush()
+    wire.leave_outcome(outcome, files.outcome, link)
+    with contextlib.suppress(Exception):
+        # joins the rank's own child processes
+        multiprocessing.util._exit_function()  # type: ignore[attr-defined]  # no public name
+    _flush()
+    os._exit(outcome.exit_code & 0xFF)
+
+
+_calls_file: int | None = None
+
+
+def _record_calls_in(file: int) -> None:
+    """From now on this rank's collectives are noted there."""
+    global _calls_file
+    if _calls_file is None:
+        _calls_file = file
+        keep_last_call(file)
+    else:  # it has rehearsed
+        os.dup2(file, _calls_file, inheritable=False)
 
 
 def _tie_to_launcher(lifeline: int) -> None:
@@ -90,7 +150,8 @@ def _run(rank: int, job: Job, last_call: int) -> Outcome:
     error, exit_code = None, 0
     said = Said()
     try:
-        _settle_in(rank, job, last_call)
+        _settle_in(rank, job)
+        _record_calls_in(last_call)
         with _watched(job, said):
             fn, args, kwargs = unpack(job.function)
             value = fn(*args, **kwargs)
@@ -100,6 +161,8 @@ def _run(rank: int, job: Job, last_call: int) -> Outcome:
             error = describe(stop, job.names)
     except BaseException as raised:
         error, exit_code = describe(raised, job.names), 1
+        if job.post_mortem:
+            breakpoints.after_failure(raised, error)
     packed = None
     if error is None:
         try:
@@ -110,11 +173,13 @@ def _run(rank: int, job: Job, last_call: int) -> Outcome:
     return Outcome(packed, error, exit_code, seconds, said.findings, said.watched)
 
 
-def _settle_in(rank: int, job: Job, last_call: int) -> None:
+def _settle_in(rank: int, job: Job) -> None:
     os.environ.clear()
     os.environ.update(job.env)
     os.environ.update(rank_environment(rank, job.nprocs))
     os.chdir(job.cwd)
+    if job.surroundings is not None:
+        take_over(job.surroundings)
     # as under torchrun: otherwise DataLoader workers would start the way this rank was started
     multiprocessing.set_start_method(None, force=True)
     _use_temporary_folder(job, rank)
@@ -126,7 +191,7 @@ def _settle_in(rank: int, job: Job, last_call: int) -> None:
     torch.distributed.set_debug_level_from_env()  # read when torch was loaded, long before
     mend_rendezvous()
     mend_destroy_process_group()
-    keep_last_call(last_call)
+    breakpoints.replace_torchs()
     torch.set_num_threads(job.threads)
     # forked ranks would all draw the same numbers, unlike processes of torchrun; CUDA's generators
     # seed themselves when CUDA starts, and torch.seed() takes 3 ms to ask for it

@@ -8,9 +8,12 @@ from collections.abc import Iterable
 
 KINDS = (
     "accumulation-without-no-sync",
+    "async-not-waited",
+    "async-tensor-changed",
     "averaged-after-step",
     "changed-after-wrap",
     "checkpoint-read-while-written",
+    "clipped-by-own-norm",
     "different-call-site",
     "different-collective",
     "different-dtype",
@@ -23,13 +26,18 @@ KINDS = (
     "ended-inside-no-sync",
     "epoch-not-advanced",
     "eval-left-on",
+    "evaluation-leak",
     "few-keys-matched",
     "forward-skipped-ddp",
+    "gradient-out-of-proportion",
     "gradients-differ",
+    "gradients-not-cleared",
+    "identical-dropout",
     "identical-random-draws",
     "missing-data",
     "needless-find-unused",
     "no-gradient-through-collective",
+    "not-finite",
     "not-in-this-torch",
     "overlapping-data",
     "padded-evaluation",
@@ -41,6 +49,7 @@ KINDS = (
     "sharded-without-gradients",
     "smaller-world",
     "steps-differ",
+    "summand-taken-for-sum",
     "tiny-buckets",
     "too-many-threads",
     "too-many-workers",
@@ -50,6 +59,7 @@ KINDS = (
     "unused-parameters",
     "unwrapped-model",
     "weights-differ",
+    "weights-unchanged",
 )
 COMMENT = re.compile(r"#\s*ddp:\s*ignore\[([^\]]*)\]")
 

@@ -6,62 +6,15 @@ No constructor registers a callback or patches torch: both happen here, from top
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import ParamSpec
 
 from ddp_helpers.evidence.records import Watched
-from ddp_helpers.sanitizer.checks.checkpoints import CheckpointChecker
-from ddp_helpers.sanitizer.checks.collectives import CollectiveChecker
-from ddp_helpers.sanitizer.checks.data_checks import Peers, ShareChecker
 from ddp_helpers.sanitizer.checks.ddp_compare import DdpComparison
-from ddp_helpers.sanitizer.checks.epochs import EpochChecker
-from ddp_helpers.sanitizer.checks.evaluations import EvaluationChecker
-from ddp_helpers.sanitizer.checks.first_steps import FirstStepsChecker
-from ddp_helpers.sanitizer.checks.gradients import GradientChecker
-from ddp_helpers.sanitizer.checks.loading import LoadingChecker
-from ddp_helpers.sanitizer.checks.lost_gradient import LostGradientChecker
-from ddp_helpers.sanitizer.checks.modes import ModeChecker
-from ddp_helpers.sanitizer.checks.sharded import ShardedChecker
-from ddp_helpers.sanitizer.checks.slow import SlowChecker
-from ddp_helpers.sanitizer.checks.start import StartChecker
-from ddp_helpers.sanitizer.checks.unwrapped import UnwrappedChecker
-from ddp_helpers.sanitizer.checks.weights import WeightsChecker
+from ddp_helpers.sanitizer.checks.numbers import is_finite
+from ddp_helpers.sanitizer.parts import Parts, make
 from ddp_helpers.sanitizer.talk.session import Session
-from ddp_helpers.sanitizer.watch.ddp_calls import DdpCalls
-from ddp_helpers.sanitizer.watch.order import Order
-from ddp_helpers.sanitizer.watch.passes import PassRecorder
-from ddp_helpers.sanitizer.watch.training_events import TrainingEvents
-from ddp_helpers.sanitizer.watch.wrapped import Registry
 
 P = ParamSpec("P")
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Everything that watches one process."""
-
-    session: Session
-    events: TrainingEvents
-    passes: PassRecorder
-    order: Order
-    registry: Registry
-    calls: CollectiveChecker
-    ddp: DdpCalls
-    weights: WeightsChecker
-    gradients: GradientChecker
-    loading: LoadingChecker
-    lost: LostGradientChecker
-    modes: ModeChecker
-    sharded: ShardedChecker
-    unwrapped: UnwrappedChecker
-    start: StartChecker
-    peers: Peers
-    epochs: EpochChecker
-    shares: ShareChecker
-    first_steps: FirstStepsChecker
-    evaluations: EvaluationChecker
-    slow: SlowChecker
-    checkpoints: CheckpointChecker
 
 
 def watch(session: Session) -> Parts:
@@ -72,36 +25,6 @@ def watch(session: Session) -> Parts:
     return parts
 
 
-def make(session: Session) -> Parts:
-    """The parts, which nobody tells of anything yet."""
-    events, passes, order = TrainingEvents(session), PassRecorder(session), Order(session)
-    registry, calls, peers = Registry(), CollectiveChecker(session), Peers(session)
-    return Parts(
-        session,
-        events,
-        passes,
-        order,
-        registry,
-        calls,
-        DdpCalls(session, events, calls.sequence, registry, passes),
-        WeightsChecker(session, events, registry),
-        GradientChecker(session, events, registry),
-        LoadingChecker(session, registry),
-        LostGradientChecker(session),
-        ModeChecker(session, registry),
-        ShardedChecker(session),
-        UnwrappedChecker(session, events, registry, passes),
-        StartChecker(session),
-        peers,
-        EpochChecker(session, passes),
-        ShareChecker(session, peers),
-        FirstStepsChecker(session, passes, peers),
-        EvaluationChecker(session),
-        SlowChecker(session),
-        CheckpointChecker(session, order),
-    )
-
-
 def put_patches(parts: Parts) -> None:
     """Stand in for torch's functions; where two parts take one, the later is called first."""
     p = parts
@@ -109,6 +32,8 @@ def put_patches(parts: Parts) -> None:
     _fill(
         p.session,
         puts,
+        # first, so that it is called last and gets what the call returns
+        ("asynchronous calls", p.asynchronous.put_patches),
         ("collectives", p.calls.put_patches),
         ("DDP's communication", p.events.put_patches),
         ("loading", p.loading.put_patches),
@@ -118,6 +43,7 @@ def put_patches(parts: Parts) -> None:
         ("workers", p.first_steps.workers.put_patches),
         # of a sum that ends an evaluation its cause is told, before ranks are compared
         ("evaluation", p.evaluations.put_patches),
+        ("clipping", p.sharded.put_patches),
         # counts a collective as come to before the comparison of it may end the run
         ("order", p.order.put_patches),
         ("checkpoints", p.checkpoints.put_patches),
@@ -147,10 +73,9 @@ def _connect_session(parts: Parts) -> None:
     }
     # not guarded: also a check that is out of action must forget
     session.on_group += [
-        p.calls.sequence.forget_all,
+        p.calls.forget_all,
         p.registry.forget_all,
-        p.weights.ledger.forget_all,
-        p.weights.ends.forget_all,
+        p.weights.forget,
         p.unwrapped.ledger.forget_all,
         p.passes.forget_all,
         p.peers.forget,
@@ -164,6 +89,12 @@ def _connect_session(parts: Parts) -> None:
         p.order.reset,
         p.modes.forget,
         p.checkpoints.forget,
+        p.local.forget,
+        p.numbers.forget,
+        p.unchanged.forget,
+        p.kept.forget,
+        p.asynchronous.forget,
+        p.leaks.forget,
     ]
     # may end the run, so all the others have begun anew
     _fill(session, session.on_group, ("the start", p.start.look))
@@ -175,12 +106,16 @@ def _connect_session(parts: Parts) -> None:
         ("DDP's communication", p.ddp.at_end),
         # the cause of a missing rank's call comes before what its absence leads to
         ("collectives", p.calls.sequence.look_at_pending),
+        ("collectives", p.calls.at_end),
         ("weights", p.weights.at_end),
         ("unwrapped models", p.unwrapped.at_end),
         # this ends open passes, whose shares are left then
         ("data", p.passes.close_all),
         ("shares", p.shares.leave),
         ("speed", p.slow.at_end),
+        ("unchanged weights", p.unchanged.at_end),
+        ("asynchronous calls", p.asynchronous.at_end),
+        ("leaks", p.leaks.at_end),
     )
     _fill(
         session,
@@ -192,6 +127,7 @@ def _connect_session(parts: Parts) -> None:
         ("first-steps", p.first_steps.exchange.finish),
         ("evaluation", p.evaluations.decide),
         ("speed", p.slow.at_last),
+        ("leaks", p.leaks.at_last),
         # then tell_notes_once(), which needs all notes
     )
 
@@ -206,6 +142,7 @@ def _connect_events(parts: Parts) -> None:
         events.after_wrap,
         (ddp, p.ddp.wrapped),
         ("groups", p.peers.wrapped),
+        ("local gradients", p.local.wrapped),
         ("speed", p.slow.wrapped),
         (order, p.order.wrapped),
     )
@@ -217,14 +154,22 @@ def _connect_events(parts: Parts) -> None:
         ("speed", p.slow.forward),
         (order, p.order.forward),
     )
-    _fill(session, events.after_forward, (ddp, p.ddp.forward_ends))
+    _fill(
+        session,
+        events.after_forward,
+        (ddp, p.ddp.forward_ends),
+        ("first steps", p.first_steps.forward_ended),
+    )
     _fill(
         session,
         events.before_backward,
         (ddp, p.ddp.backward_begins),  # finds the models that the others ask about
         ("unused parameters", p.gradients.backward_begins),
         ("lost gradients", p.lost.backward_begins),
+        ("summands", p.summands.backward_begins),
         ("modes", p.modes.backward_begins),
+        ("local gradients", p.local.backward_begins),
+        ("kept gradients", p.kept.backward_begins),
         ("data", p.passes.went_back),
     )
     _fill(
@@ -234,6 +179,9 @@ def _connect_events(parts: Parts) -> None:
         ("unused parameters", p.gradients.backward_ends),
         ("unwrapped models", p.unwrapped.went_back),
         ("sharded parameters", p.sharded.went_back),
+        ("local gradients", p.local.went_back),
+        ("kept gradients", p.kept.went_back),
+        ("unchanged weights", p.unchanged.went_back),
         (order, p.order.went_back),
     )
     _fill(
@@ -244,6 +192,9 @@ def _connect_events(parts: Parts) -> None:
         ("late parameters", p.gradients.late_parameters),
         ("unwrapped models", p.unwrapped.step_begins),
         ("sharded parameters", p.sharded.step_begins),
+        ("asynchronous calls", p.asynchronous.step_begins),
+        ("numbers", p.numbers.step_begins),
+        ("kept gradients", p.kept.step_begins),
         ("shuffles", p.epochs.stepping),
         ("speed", p.slow.stepping),
     )
@@ -252,7 +203,10 @@ def _connect_events(parts: Parts) -> None:
         events.after_step,
         (ddp, p.ddp.stepped),  # counts the step, under whose number the weights are kept
         ("weights", p.weights.step_ends),
+        ("unchanged weights", p.unchanged.step_ends),
+        ("kept gradients", p.kept.step_ends),
         ("lost gradients", p.lost.step_ends),
+        ("summands", p.summands.step_ends),
         ("unwrapped models", p.unwrapped.step_ends),
         ("data", p.passes.stepped),
         ("first steps", p.first_steps.stepped),
@@ -262,7 +216,7 @@ def _connect_events(parts: Parts) -> None:
 
 def _connect_passes(parts: Parts) -> None:
     p, passes, session = parts, parts.passes, parts.session
-    p.shares.are_together = p.unwrapped.are_together
+    p.shares.are_together = p.leaks.are_together = p.unwrapped.are_together
     _fill(session, passes.on_start, ("shares", p.shares.next_begins))
     _fill(
         session,
@@ -281,8 +235,10 @@ def _connect_passes(parts: Parts) -> None:
         session,
         passes.on_end,
         ("weights", p.weights.pass_ends),  # weights that differ are the cause of much else
+        ("unchanged weights", p.unchanged.pass_ends),
         ("shuffles", p.epochs.ended),
         ("shares", p.shares.ended),
+        ("leaks", p.leaks.ended),
     )
 
 
@@ -293,13 +249,19 @@ def _connect_calls(parts: Parts) -> None:
         session,
         calls.listeners,
         ("lost gradients", p.lost.call_begins),
+        ("summands", p.summands.call_begins),
         ("unwrapped models", p.unwrapped.call_begins),
+        ("weights", p.weights.call_begins),
     )
     calls.sequence.doing = p.ddp.doing
     comparison = DdpComparison(session, session.guarded("weights", p.weights.before_backward))
     comparison.modes = session.guarded("modes", p.modes.compare)
+    comparison.numbers = session.guarded("numbers", p.numbers.compare)
+    p.ddp.finite = session.guarded("numbers", is_finite)
+    p.ddp.norms = session.guarded("local gradients", p.local.norms)
     calls.explain.append(comparison.compare)
-    calls.sequence.explain_end = comparison.explain_end
+    calls.explain_ddp = comparison.explain_end
+    calls.sequence.explain_end = calls.explain_end
 
 
 def _fill(

@@ -61,7 +61,25 @@ def halving_doubling(ranks: np.ndarray, latency: float, bandwidth: float) -> Lin
     return Linear((2 * levels + extra) * latency, sent / bandwidth)
 
 
-ALL_REDUCE = {"ring": ring, "tree": tree, "halving_doubling": halving_doubling}
+def double_tree(ranks: np.ndarray, latency: float, bandwidth: float) -> Linear:
+    """Two binary trees at once, each for half of the data, in pieces that follow each other.
+
+    As few messages in a row as a tree, yet no rank sends more than twice the data, as in a ring.
+    Source: P. Sanders, J. Speck and J. Traeff, "Two-tree algorithms for full bandwidth broadcast,
+    reduction and scan", Parallel Computing 35 (2009); in NCCL from 2.4 on (its release notes).
+    """
+    n = np.asarray(ranks, dtype=float)
+    levels = np.ceil(np.log2(n))
+    return Linear(2 * levels * latency, np.where(n > 1, 2.0, 0.0) / bandwidth)
+
+
+ALL_REDUCE = {
+    "ring": ring,
+    "tree": tree,
+    "double_tree": double_tree,
+    "halving_doubling": halving_doubling,
+}
+CHOICES = {"best": tuple(ALL_REDUCE), "nccl": ("ring", "double_tree")}
 
 
 def hierarchical(

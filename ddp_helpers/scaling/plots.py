@@ -22,6 +22,7 @@ def plot_prediction(
     predictions: Prediction | Mapping[str, Prediction],
     *,
     measured: Mapping[int, float] | None = None,
+    measured_label: str = "measured",
     title: str = "Predicted scaling",
     note: str | None = None,
 ) -> Figure:
@@ -57,7 +58,7 @@ def plot_prediction(
     one = first.samples_per_second.value / ranks / (first.efficiency.value)
     left.plot(ranks, one * ranks, ":", color=GREY, label="no time lost")
     if measured:
-        _draw_measured(left, first, measured)
+        _draw_measured(left, right, first, measured, measured_label)
     for ax in (left, right):
         ax.set_xscale("log", base=2)
         ax.set_xticks(_some_powers_of_two(ranks))
@@ -89,9 +90,16 @@ def _draw(ax: Axes, ranks: np.ndarray, band: Range, at: int, label: str) -> None
     ax.plot(ranks, band.value, color=color, label=name, marker=marker, markersize=size)
 
 
-def _draw_measured(ax: Axes, prediction: Prediction, measured: Mapping[int, float]) -> None:
+def _draw_measured(
+    left: Axes, right: Axes, prediction: Prediction, measured: Mapping[int, float], label: str
+) -> None:
+    """Crosses in both: their speed, and their efficiency if one rank was measured."""
     setup = prediction.setup
     each = np.broadcast_to(setup.batch_size_per_rank * setup.accumulation_steps, ())
     ranks = np.array(sorted(measured))
-    speed = [n * float(each) / measured[n] for n in ranks]
-    ax.plot(ranks, speed, "x", color=GREY, markersize=8, markeredgewidth=2, label="measured")
+    speed = np.array([n * float(each) / measured[n] for n in ranks])
+    drawn = [(left, speed)]
+    if 1 in measured:
+        drawn.append((right, 100 * speed / ranks / speed[0]))
+    for ax, values in drawn:
+        ax.plot(ranks, values, "x", color=GREY, markersize=8, markeredgewidth=2, label=label)

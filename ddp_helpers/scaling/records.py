@@ -12,7 +12,7 @@ import numpy as np
 from ddp_helpers.arguments import check_least
 
 Numbers = float | np.ndarray
-ALGORITHMS = ("ring", "tree", "halving_doubling", "best")
+ALGORITHMS = ("ring", "tree", "double_tree", "halving_doubling", "nccl", "best")
 GRADIENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 
 
@@ -83,6 +83,8 @@ class Machine:
     """Of one rank's device, in any currency."""
     model_error: float = 0.0
     """Share by which this model itself may be wrong, as found where it was tested."""
+    overlap_error: float = 0.0
+    """Share of what the backward should hide that it may not hide: 1 where nobody measured it."""
     notes: tuple[str, ...] = ()
     """How the numbers came about: measured where, or assumed why."""
 
@@ -104,6 +106,8 @@ class Machine:
         names = "background communication_cpu step_overhead byte_overhead noise"
         names += " price_per_hour model_error"
         check_numbers(self.name, **{name: getattr(self, name) for name in names.split()})
+        if not 0 <= self.overlap_error <= 1:
+            raise ValueError(f"overlap_error={self.overlap_error!r}: expected a share from 0 to 1")
 
     def save(self, path: str | Path) -> Path:
         """Write the profile as JSON."""
@@ -152,6 +156,9 @@ class Work:
     """Of one optimizer.step() with zero_grad()."""
     tensors: int | None = None
     """Number of parameter tensors: no more buckets than that. None: as many as needed."""
+    late_parameters: int = 0
+    """Of `parameters`, those whose gradient is ready only when the backward ends, as that of an
+    embedding: it is used first, so it is the last, and too large for a bucket with others."""
     data_seconds_per_sample: float = 0.0
     """Of loading and preparing one sample in one process."""
     data_workers: int = 0
@@ -164,6 +171,11 @@ class Work:
         check_least("parameters", self.parameters, 1)
         if self.tensors is not None and not self.tensors >= 1:
             raise ValueError(f"tensors={self.tensors!r}: expected at least 1, or None")
+        if not 0 <= self.late_parameters < self.parameters:
+            raise ValueError(
+                f"late_parameters={self.late_parameters!r}: expected at least 0, and fewer than "
+                f"the {self.parameters} parameters"
+            )
         if not 0 < self.backward_share < 1:
             raise ValueError(f"backward_share={self.backward_share!r}: expected between 0 and 1")
         names = "seconds_per_sample seconds_per_batch optimizer_seconds data_seconds_per_sample"
@@ -194,9 +206,11 @@ class Setup:
     compression: float | np.ndarray = 1.0
     """Further factor by which a hook such as PowerSGD makes messages smaller."""
     algorithm: str = "ring"
-    """"ring" (gloo's, and NCCL's for big messages), "tree", "halving_doubling", or "best"."""
+    """"ring" (gloo's, and NCCL's for big messages), "tree", "double_tree" (NCCL's for small ones),
+    "halving_doubling"; "nccl": the better of NCCL's two; "best": of all."""
     hierarchical: bool = True
-    """With several nodes: reduce inside each node first. False: one ring through all ranks."""
+    """With several nodes: reduce inside each node first. False: one ring through all ranks, which
+    is what NCCL does."""
     overlap: bool = True
     """DDP sends a bucket while the backward goes on. False: all after the backward."""
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from ddp_helpers.scaling.formulas import (
     ALL_REDUCE,
+    CHOICES,
     Linear,
     buckets,
     communication_end,
@@ -153,18 +154,25 @@ def _communication(
     machine: Machine, work: Work, setup: Setup, sign: int, once: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(seconds of all-reduce, of them not hidden, of them latency) of a step."""
-    size = work.parameters * GRADIENT_SIZE
+    last = work.late_parameters * GRADIENT_SIZE
+    size = work.parameters * GRADIENT_SIZE - last
     number, first, others = buckets(size, setup.bucket_cap_mb, work.tensors)
     wire = GRADIENT_BYTES[setup.gradient_dtype] / GRADIENT_SIZE / np.asarray(setup.compression)
     cost = _all_reduce(machine, setup, sign, size * wire / number)
     cost = Linear(cost.fixed, cost.per_byte * wire)
-    late = number * cost.fixed
-    total = late + size * cost.per_byte
+    sent = number + (last > 0)
+    late = sent * cost.fixed
+    total = late + (size + last) * cost.per_byte
     if not setup.overlap:
         return total, total, late
     backward = once * work.backward_share
     ends = communication_end(backward, number, first, others, cost)
-    return total, ends - backward, late
+    if last:  # its gradient is ready when the backward ends
+        ends = np.maximum(ends, backward) + cost(last)
+    exposed = ends - backward
+    if sign > 0:  # at the bad end of the range
+        exposed = exposed + machine.overlap_error * (total - exposed)
+    return total, exposed, late
 
 
 def _slowdown(machine: Machine, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -187,7 +195,7 @@ def _all_reduce(machine: Machine, setup: Setup, sign: int, size: Numbers) -> Lin
     """One all-reduce of all ranks as a cost that is linear in the message, chosen for `size`."""
     ranks = np.asarray(setup.ranks)
     inside = _ends(machine.link, sign)
-    names = ALL_REDUCE if setup.algorithm == "best" else [setup.algorithm]
+    names = CHOICES.get(setup.algorithm, (setup.algorithm,))
     found = [_one_algorithm(machine, setup, ranks, name, inside, sign) for name in names]
     best = found[0]
     for cost in found[1:]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddp_helpers.ranks.launcher import launch
+from ddp_helpers.ranks.launcher import finished, launch
 from ddp_helpers.scaling.fits import fit_batches
 from ddp_helpers.scaling.rank_probes import (
     LossFunction,
@@ -196,7 +196,7 @@ def run_on_ranks(
         echo=False,
         timeout=SECONDS,
     )
-    return result.values
+    return finished(result).values
 
 
 def _words(numbers: Sequence[int]) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ddp_helpers.arguments import check_whole
 from ddp_helpers.environment.check import default_nprocs, gpu_count, usable_cpu_count
-from ddp_helpers.ranks.launcher import LaunchError, launch
+from ddp_helpers.ranks.launcher import LaunchError, finished, launch
 from ddp_helpers.verifier.records import EQUAL, NOT_COMPARED, PARTS, Plan, RankRecord, Verdict
 from ddp_helpers.verifier.same_batches import other_batches, other_way, same_samples
 from ddp_helpers.verifier.told import told
@@ -170,7 +170,7 @@ class _Verification:
         env = {"CUDA_VISIBLE_DEVICES": ""} if 0 < gpu_count() < self.nprocs else {}
         from ddp_helpers.verifier.on_rank import note_this_rank
 
-        launch(
+        result = launch(
             note_this_rank,
             nprocs,
             args=(plan,),
@@ -179,6 +179,7 @@ class _Verification:
             timeout=self.timeout,
             echo=False,
         )
+        finished(result)
         files = sorted(Path(plan.folder).glob(f"{plan.name}-*.pkl"))
         records: list[RankRecord] = [pickle.loads(file.read_bytes()) for file in files]
         for trouble in filter(None, (record.trouble for record in records)):

@@ -25,6 +25,7 @@ def explain(ranks: Sequence[RankRecord], one: RankRecord, parting: Parting) -> C
         _other_samples,
         _other_frozen,
         _weights_moved,
+        _changed_late,
         _not_reduced,
         _other_parameters,
         _options,
@@ -127,6 +128,29 @@ def _weights_moved(here: Evidence) -> Cause | None:
         f"before step {here.parting.step + 1} the ranks have different weights in {some(names)}, "
         f"{where}",
         "wrap every trained module in DDP, and change weights the same way on every rank",
+    )
+
+
+def _changed_late(here: Evidence) -> Cause | None:
+    """The gradients were alike after backward(), and each rank did something to its own."""
+    if not here.parting.ranks_differ or here.parting.stage != GRADIENTS:
+        return None
+    names = here.parting.names
+    after = [step.after_backward for step in here.theirs]
+    if any(name not in each for name in names for each in after):
+        return None
+    if any(
+        distance(each[name], after[0][name]) > 1e-6 * size_of(after[0][name])
+        for name in names
+        for each in after[1:]
+    ):
+        return None
+    return Cause(
+        "changed after the average",
+        f"after backward() the ranks' gradients of {some(names)} are alike, and each rank changes "
+        "its own before optimizer.step()",
+        "change averaged gradients by numbers that all ranks share: clip by the norm of all "
+        "gradients, and all_reduce whatever else decides",
     )
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 NAMES = (
     *("machine_room", "collectives", "ring", "one_step", "sampler", "accumulation", "ladder"),
-    *("monitor", "overlap", "planner", "fault_lab"),
+    *("monitor", "overlap", "planner", "memory", "fault_lab"),
 )
 
 

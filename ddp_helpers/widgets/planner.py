@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ddp_helpers.plots.style import BLUE, GREY, VERMILLION
-from ddp_helpers.scaling.records import GRADIENT_BYTES, Link, Machine, Numbers, Setup, Work
+from ddp_helpers.scaling.rated import LINKS, described, with_cards
+from ddp_helpers.scaling.records import GRADIENT_BYTES, Machine, Numbers, Setup, Work
 from ddp_helpers.scaling.step_time import predict
 from ddp_helpers.widgets.scene import Scene, ticks
 
@@ -20,24 +21,15 @@ if TYPE_CHECKING:
     from ddp_helpers.scaling.records import Prediction
     from ddp_helpers.widgets.base import Explorable, Picture
 
-_NVLINK = Link("NVLink", 1e-5, 2e11, 0.5, 0.3, source="rated")
+_CARDS = with_cards(LINKS["infiniband"], 8)  # as many as GPUs
 MACHINES = {
-    "one server, NVLink": Machine("one server, NVLink", _NVLINK),
-    "servers of 8, InfiniBand": Machine(
-        "servers of 8, InfiniBand",
-        _NVLINK,
-        network=Link("200 Gbit/s", 2e-5, 2e10, 0.5, 0.3, source="rated"),
-        ranks_per_node=8,
-    ),
-    "servers of 8, 10 Gbit/s": Machine(
-        "servers of 8, 10 Gbit/s",
-        _NVLINK,
-        network=Link("10 Gbit/s", 6e-5, 1e9, 0.5, 0.3, source="rated"),
-        ranks_per_node=8,
-    ),
-    "PCs, 1 Gbit/s": Machine(
-        "PCs, 1 Gbit/s", Link("1 Gbit/s", 1e-4, 1.1e8, 0.5, 0.3, source="rated")
-    ),
+    name: described(name, LINKS[link], network, 8 if network else None)
+    for name, link, network in (
+        ("one server, NVLink", "nvlink4", None),
+        ("servers of 8, InfiniBand", "nvlink4", _CARDS),
+        ("servers of 8, 10 Gbit/s", "nvlink4", LINKS["ethernet10"]),
+        ("PCs, 1 Gbit/s", "ethernet1", None),
+    )
 }
 DTYPES = tuple(name for name in GRADIENT_BYTES if name != "float64")
 LEFT, WIDE, HIGH, TOP = 84, 560, 220, 30
@@ -83,7 +75,14 @@ def plan(
     """Ranks from 1 to `most`, and what the model says of them."""
     ranks = np.arange(1, most + 1)
     work = Work("your model", int(millions * 1e6), seconds_per_sample=ms / 1e3)
-    setup = Setup(ranks, batch, accumulation_steps=accumulate, gradient_dtype=dtype)
+    setup = Setup(
+        ranks,
+        batch,
+        accumulation_steps=accumulate,
+        gradient_dtype=dtype,
+        algorithm="nccl",
+        hierarchical=False,
+    )
     return ranks, predict(MACHINES[machine], work, setup)
 
 

@@ -41,7 +41,8 @@ PARTS = ("speed", "failure", "many")
 FUNCTION_NAMES = ("reduce", "plain")
 RUN_LIMIT = 120.0  # seconds for a cell that is expected to end
 FAILURE_LIMIT = 20.0
-MOST_LATER_RUNS = 5  # in one kernel; fewer where they take long
+MOST_LATER_RUNS = 10  # in one kernel; fewer where they take long
+PAUSE = 0.3  # seconds before each of these: a reader looks at what came, if only for a moment
 LATER_SECONDS = 6.0
 LATE_OUTPUT = 0.5  # seconds in which a cell's last output may still arrive
 RANKS = 4
@@ -185,6 +186,13 @@ ALTERNATIVES = (
         'fabric = Fabric(accelerator="cpu", devices=N, strategy="ddp_notebook")\n'
         "fabric.launch(lambda fabric: FN())",
         notes=("fork of the kernel", GIVEN, "returns rank 0's value only"),
+    ),
+    Alternative(
+        "session",
+        "from ddp_helpers import Session\nimport torch",
+        "got = ranks.run(FN).values",
+        prepare="ranks = Session(N)",
+        notes=(KEPT, "the group is its own, started once"),
     ),
     Alternative(
         "ipyparallel",
@@ -490,13 +498,14 @@ class Speed:
         return statistics.median(self.later)
 
 
-def measure_speed(alternative: Alternative, fn: str) -> Speed:
+def measure_speed(alternative: Alternative, fn: str, nprocs: int, pause: float) -> Speed:
     """Time the first and later runs of a function in a fresh kernel."""
-    with prepared(alternative, RANKS) as (notebook, imports, prepare):
-        first = _one_run(notebook, fn, RANKS)
+    with prepared(alternative, nprocs) as (notebook, imports, prepare):
+        first = _one_run(notebook, fn, nprocs)
         later: list[float] = []
         while len(later) < MOST_LATER_RUNS and sum(later) < LATER_SECONDS:
-            later.append(_one_run(notebook, fn, RANKS))
+            time.sleep(pause)
+            later.append(_one_run(notebook, fn, nprocs))
         return Speed(imports, prepare + first, tuple(later))
 
 
@@ -614,7 +623,7 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
         )
 
 
-def print_speed(results: Results) -> None:
+def print_speed(results: Results, nprocs: int, pause: float) -> None:
     header = ["alternative", "function", "imports", "to first result", "x launch", "of it the run"]
     header += ["x launch", "later runs", "x launch"]
     rows = []
@@ -635,7 +644,10 @@ def print_speed(results: Results) -> None:
             row += [spread(all_values), f"{ratio:.2f}" if ratio else ""]
         bad = len(records) - len(good)
         rows.append(row if not bad else [f"{name} ({bad} failed)", *row[1:]])
-    title = f"{RANKS} ranks, gloo, s: median (least-greatest), median of the ratios within rounds"
+    title = (
+        f"{nprocs} ranks, gloo, {pause:g} s between runs, s: median (least-greatest), "
+        "median of the ratios within rounds"
+    )
     print_table(title, header, rows)
 
 
@@ -702,10 +714,12 @@ def measure_parts(arguments: argparse.Namespace) -> dict[str, Results]:
         results["speed"] = in_rounds(
             keys,
             rounds,
-            lambda key: measure_speed(known[key.split()[0]], key.split()[1]),
+            lambda key: measure_speed(
+                known[key.split()[0]], key.split()[1], arguments.ranks, arguments.pause
+            ),
             "speed",
         )
-        print_speed(results["speed"])
+        print_speed(results["speed"], arguments.ranks, arguments.pause)
     if "failure" in arguments.parts:
         results["failure"] = in_rounds(
             names, min(rounds, 3), lambda name: measure_failure(known[name]), "failure"
@@ -740,6 +754,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one round")
     parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--ranks", type=int, default=RANKS, help=f"for speed (default: {RANKS})")
+    parser.add_argument(
+        "--pause", type=float, default=PAUSE, help=f"seconds between later runs (default: {PAUSE})"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="every figure, also raw ones")
     parser.add_argument("--venv", type=Path, default=REPOSITORY / ".venv-bench")
     arguments = parser.parse_args()

@@ -26,6 +26,7 @@ SHARED_MEMORY = Path("/dev/shm")
 KNOWN = set(os.listdir(SHARED_MEMORY))
 PREFIX = f"soak-{os.getpid()}-"
 PATIENCE = 120.0  # seconds for a host to start, and beyond a launch's own limit
+LATE_REPLY = 5.0  # seconds after which a kernel that says it is idle will not answer any more
 SETTLE = 40.0  # seconds in which everything must be gone; a fork server first loads torch
 COMPLAINTS = ("Traceback", "Exception ignored", "leaked", "Fatal Python", "Error:")
 
@@ -110,13 +111,24 @@ class Host:
         return marked(self._marker)
 
     def ranks(self) -> list[psutil.Process]:
-        """The processes of ranks, in the order of their start."""
+        """The processes of ranks, in the order of their start, without those that stand by."""
         with contextlib.suppress(psutil.NoSuchProcess):
             mine = psutil.Process(self.pid).children()
-            servers = [p for p in mine if "forkserver import main" in " ".join(p.cmdline())]
             spawned = [p for p in mine if "spawn_main" in " ".join(p.cmdline())]
-            return sorted(spawned + [c for s in servers for c in s.children()], key=lambda p: p.pid)
+            forked = [p for p in self._forked() if not stands_by(p.pid)]
+            return sorted(spawned + forked, key=lambda p: p.pid)
         return []
+
+    def standby(self) -> list[int]:
+        """The process numbers of the ranks that stand by."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return [process.pid for process in self._forked() if stands_by(process.pid)]
+        return []
+
+    def _forked(self) -> list[psutil.Process]:
+        mine = psutil.Process(self.pid).children()
+        servers = [p for p in mine if "forkserver import main" in " ".join(p.cmdline())]
+        return [child for server in servers for child in server.children()]
 
     def left(self, alive: bool, folder: str) -> list[str]:
         """What should be gone, once everything had time to settle."""
@@ -130,9 +142,10 @@ class Host:
     def _left(self, alive: bool, folder: str) -> list[str]:
         running = self.processes()
         helpers = ("forkserver import main", "resource_tracker import main")
+        ready = self.standby() if alive and self.kind == "kernel" else []
         found = []
         for pid, command in running.items():
-            if alive and pid == self.pid:
+            if alive and (pid == self.pid or pid in ready):
                 continue
             if alive and any(h in command for h in helpers) and parent(pid) == self.pid:
                 continue
@@ -180,6 +193,13 @@ def marked(marker: bytes) -> dict[int, str]:
                 if command:
                     found[int(name)] = command.replace(b"\0", b" ").decode()[:120]
     return found
+
+
+def stands_by(pid: int) -> bool:
+    """True for a rank that waits for a launch that will need it."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text() == "ddp-standby\n"
+    return False
 
 
 def is_zombie(pid: int) -> bool:
@@ -306,6 +326,7 @@ class KernelHost(Host):
         self._connect()
 
     def start(self, code: str, answer: str = "None") -> None:
+        self._interrupts, self._idle_at = 0, float("inf")
         self._asked = self.client.execute(
             code, user_expressions={"answer": f"json.dumps({answer})"}, stop_on_error=False
         )
@@ -320,16 +341,25 @@ class KernelHost(Host):
                 if not self.manager.is_alive():
                     self.client.stop_channels()
                     return Reply(died=True)
+                # one that comes while ipykernel answers ends the answer ("KeyboardInterrupt caught
+                # in kernel"); without our package, too, in one of five pairs
+                if self._interrupts > 1 and time.monotonic() > self._idle_at + LATE_REPLY:
+                    return Reply("KeyboardInterrupt", "no reply")
                 continue
-            if message["parent_header"].get("msg_id") == self._asked:
+            if self._is_ours(message):
                 return self._read(message["content"])
         raise TimeoutError
+
+    def _is_ours(self, message: dict) -> bool:
+        return message["parent_header"].get("msg_id") == self._asked
 
     def _drain(self) -> None:
         with contextlib.suppress(queue.Empty):
             while True:
                 message = self.client.get_iopub_msg(timeout=0)
                 content = message["content"]
+                if content.get("execution_state") == "idle" and self._is_ours(message):
+                    self._idle_at = time.monotonic()
                 if message["msg_type"] == "stream" and content["name"] == "stderr":
                     self.streamed += content["text"]
 
@@ -345,6 +375,7 @@ class KernelHost(Host):
         return Reply(answer=json.loads(ast.literal_eval(answer["data"]["text/plain"])))
 
     def interrupt(self, group: bool) -> None:
+        self._interrupts += 1
         self.manager.interrupt_kernel()
 
     def end(self) -> None:
@@ -380,6 +411,14 @@ class MemoryWatch:
             pids = marked(marker)
             self.most_processes = max(self.most_processes, len(pids))
             self.peak = max(self.peak, sum(map(proportional_set_size, pids)))
+
+
+def private_memory(pid: int) -> float:
+    """What only this process needs, in MB; 0 if it is gone."""
+    with contextlib.suppress(OSError):
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        return sum(map(int, re.findall(r"^Private_\w+:\s+(\d+)", text, re.M))) / 1024
+    return 0.0
 
 
 def proportional_set_size(pid: int) -> float:

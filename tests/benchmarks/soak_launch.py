@@ -22,10 +22,29 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from soak_hosts import PATIENCE, Host, KernelHost, MemoryWatch, Reply, ScriptHost
-from soak_scenarios import ENDS_OF_THE_HOST, INTERRUPTS, SIGNALS, Scenario, code, draw, judge
+from soak_hosts import (
+    PATIENCE,
+    Host,
+    KernelHost,
+    MemoryWatch,
+    Reply,
+    ScriptHost,
+    private_memory,
+)
+from soak_scenarios import (
+    ENDS_OF_THE_HOST,
+    INTERRUPTS,
+    SIGNALS,
+    STANDBY,
+    Scenario,
+    code,
+    draw,
+    judge,
+)
 
 LONGEST_HOST = 25  # rounds
+MOST_PRIVATE = 15.0  # MB of a rank that stands by
+largest_standby, most_standby = 0.0, 0
 
 
 def disturb(scenario: Scenario, host: Host) -> None:
@@ -51,9 +70,18 @@ def disturb(scenario: Scenario, host: Host) -> None:
         host.told()  # ipykernel complains when a cell runs on while it shuts down
 
 
+def disturb_standby(scenario: Scenario, host: Host) -> None:
+    """Kill or pause some of those that stand by, just before the launch would take them."""
+    for pid in host.standby()[: scenario.victim + 1]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, getattr(signal, scenario.event.split()[1]))
+    time.sleep(scenario.delay * 0.1)
+
+
 def kill_fork_server(host: Host) -> None:
     """As if memory had run out there."""
-    ranks = [rank.pid for rank in host.ranks()]  # they look like their server
+    # they look like their server
+    ranks = [rank.pid for rank in host.ranks()] + host.standby()
     for pid, command in host.processes().items():
         if "forkserver import main" in command and pid not in ranks:
             with contextlib.suppress(ProcessLookupError):
@@ -73,6 +101,8 @@ def kill_one_that_starts(scenario: Scenario, host: Host) -> None:
 def play(scenario: Scenario, host: Host) -> tuple[list[str], bool]:
     """One round; the problems found, and whether the host lives on."""
     host.used += 1
+    if scenario.event in STANDBY:
+        disturb_standby(scenario, host)
     host.start(code(scenario), "result.values")
     disturb(scenario, host)
     reply = Reply(died=True)
@@ -98,10 +128,25 @@ def launch_again(host: Host, start_method: str) -> tuple[list[str], bool]:
     if check.ename or check.died:
         return [f"the next launch: {check}"], False
     values, state = check.answer
-    problems = host.left(True, state["folder"])
+    problems = host.left(True, state["folder"]) + too_large(host)
     if values != [[0, 3.0], [1, 3.0]]:
         problems.append(f"the next launch gave {values}")
     return problems + grown(host, state), True
+
+
+def too_large(host: Host) -> list[str]:
+    """Those that stand by and need more memory of their own than they may."""
+    global largest_standby, most_standby
+    ready = host.standby()
+    sizes = [private_memory(pid) for pid in ready]
+    most_standby = max(most_standby, len(ready))
+    largest_standby = max([largest_standby, *sizes])
+    return [f"one that stands by needs {size:.0f} MB" for size in sizes if size > MOST_PRIVATE]
+
+
+def tell_standby() -> None:
+    """Print what those that stood by needed."""
+    print(f"at most {most_standby} ranks stood by, the largest with {largest_standby:.1f} MB")
 
 
 def grown(host: Host, state: dict) -> list[str]:
@@ -137,7 +182,12 @@ def soak(options: argparse.Namespace) -> int:
             problems = one_round(scenario, hosts)
             played += 1
             clean += not problems
-            for name in (scenario.event, f"habit: {scenario.habit}", f"host: {scenario.host}"):
+            for name in (
+                scenario.event,
+                f"habit: {scenario.habit}",
+                f"host: {scenario.host}",
+                "session" if scenario.stays else "launch",
+            ):
                 counts[name][0] += 1
                 counts[name][1] += not problems
             if options.verbose:
@@ -153,6 +203,7 @@ def soak(options: argparse.Namespace) -> int:
             host.close()
     for name, (rounds, good) in sorted(counts.items()):
         print(f"{name:<24} {rounds:4} rounds {good:4} clean")
+    tell_standby()
     print(f"{time.monotonic() - started:.0f} s")
     print(f"{played} rounds, {clean} clean")
     return 0 if clean == played == len(list(numbers)) else 1
@@ -236,7 +287,7 @@ def kernels(options: argparse.Namespace) -> int:
             return [str(reply)], took
         right = [[[0, 3.0], [1, 3.0]]] * options.launches
         wrong = [] if reply.answer[0] == right else [f"values {reply.answer[0]}"]
-        return wrong + host.left(True, reply.answer[1]["folder"]), took
+        return wrong + host.left(True, reply.answer[1]["folder"]) + too_large(host), took
 
     try:
         with MemoryWatch() as memory, ThreadPoolExecutor(options.kernels) as pool:
@@ -255,6 +306,7 @@ def kernels(options: argparse.Namespace) -> int:
         f"{options.launches} launches took {min(s for _, s in done):.1f} s in the first kernel, "
         f"{max(s for _, s in done):.1f} s in the last"
     )
+    tell_standby()
     print(f"peak memory {memory.peak / 1024:.1f} GB (PSS) in {memory.most_processes} processes")
     print(f"{time.monotonic() - started:.0f} s")
     print(f"{options.kernels} kernels at once, {good} clean")

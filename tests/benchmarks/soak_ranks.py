@@ -18,7 +18,7 @@ import time
 import torch
 import torch.distributed as dist
 
-from ddp_helpers import launch, process_group, report
+from ddp_helpers import Session, launch, process_group, report
 
 STEP = 0.01  # seconds of a rank's step
 LINE = "y" * 99
@@ -123,7 +123,10 @@ def state() -> dict:
 
     gc.collect()
     fds = []
+    of_standby = standby_files()
     for fd in os.listdir("/proc/self/fd"):
+        if int(fd) in of_standby:  # of these there are as many as the last launches needed
+            continue
         try:
             fds.append(os.readlink(f"/proc/self/fd/{fd}"))
         except FileNotFoundError:
@@ -134,6 +137,13 @@ def state() -> dict:
         "folder": os.path.basename(process.current_process()._config.get("tempdir") or ""),
         "server": forkserver._forkserver._forkserver_pid,
     }
+
+
+def standby_files() -> set[int]:
+    """The files through which this process holds the ranks that stand by."""
+    from ddp_helpers.ranks.standby import standby
+
+    return {file for process in standby._ready for file in process.files()}
 
 
 def thread_names() -> list[str]:
@@ -153,6 +163,12 @@ def sums(nprocs: int, start_method: str) -> list:
     """A correct launch."""
     plan = {"victim": -1, "habit": "", "event": "", "moment": "", "delay": 0, "steps": 1}
     return launch(work, nprocs, args=(plan,), start_method=start_method, echo=False).values
+
+
+def in_session(nprocs: int, plan: dict, timeout: float, **options):
+    """The same work on ranks that stay, which end after it."""
+    with Session(nprocs, **options) as ranks:
+        return ranks.run(work, (plan,), timeout=timeout)
 
 
 def serve(answers: int) -> None:

@@ -12,7 +12,18 @@ EXITS = ("sys.exit", "os._exit(5)", "os._exit(0)", "exception")
 HANGS = ("hang in sleep", "hang in a loop", "hang in C", "SIGSTOP")
 INTERRUPTS = ("interrupt", "two interrupts")
 ENDS_OF_THE_HOST = ("host SIGTERM", "host SIGKILL", "kernel restart")
-EVENTS = ("none", *SIGNALS, *EXITS, *HANGS, *INTERRUPTS, *ENDS_OF_THE_HOST, "server SIGKILL")
+STANDBY = ("standby SIGKILL", "standby SIGSTOP")
+EVENTS = (
+    "none",
+    *SIGNALS,
+    *EXITS,
+    *HANGS,
+    *INTERRUPTS,
+    *ENDS_OF_THE_HOST,
+    "server SIGKILL",
+    *STANDBY,
+)
+IN_KERNELS = ("kernel restart", *STANDBY)
 HABITS = (
     *(["plain"] * 3),
     "flood",
@@ -50,6 +61,8 @@ class Scenario:
     timeout: float
     echo: bool
     live: bool
+    stays: bool
+    """In a session of its own, in place of a launch."""
 
 
 def draw(seed: int, number: int, start_method: str) -> Scenario:
@@ -62,7 +75,7 @@ def draw(seed: int, number: int, start_method: str) -> Scenario:
     method = dice.choice(("forkserver", "forkserver", "forkserver", "spawn"))
     return Scenario(
         number=number,
-        host="kernel" if event == "kernel restart" else dice.choice(("script", "kernel")),
+        host="kernel" if event in IN_KERNELS else dice.choice(("script", "kernel")),
         fresh=fresh,
         start_method=method if start_method == "both" else start_method,
         nprocs=nprocs,
@@ -77,6 +90,7 @@ def draw(seed: int, number: int, start_method: str) -> Scenario:
         timeout=round(dice.uniform(0.5, 4.0), 2) if event in HANGS else 100.0,
         echo=dice.random() < 0.7,
         live=dice.random() < 0.4,
+        stays=dice.random() < 0.3,
     )
 
 
@@ -93,7 +107,10 @@ def code(scenario: Scenario) -> str:
     options = {
         name: getattr(scenario, name) for name in ("start_method", "timeout", "echo", "live")
     }
+    limit = options.pop("timeout") if scenario.stays else None
     text = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    if scenario.stays:
+        return f"result = in_session({scenario.nprocs}, {plan(scenario)!r}, {limit!r}, {text})"
     return f"result = launch(work, {scenario.nprocs}, args=({plan(scenario)!r},), {text})"
 
 
@@ -105,7 +122,7 @@ def judge(scenario: Scenario, reply: Reply) -> list[str]:
         if reply.answer != expected:
             return [f"values {reply.answer}, expected {expected}"]
         from_outside = (*INTERRUPTS, *ENDS_OF_THE_HOST, "server SIGKILL")
-        may = event == "none" or outside or event in from_outside
+        may = event in ("none", *STANDBY) or outside or event in from_outside
         return [] if may or late(scenario) else ["ended well, though a rank did not"]
     if event in ENDS_OF_THE_HOST:
         return [] if reply.died else [f"{event}, but {reply.ename}: {reply.evalue}"]

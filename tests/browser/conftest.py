@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,6 +53,7 @@ def serve(root: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "jupyterlab", "--no-browser"]
     command += [f"--{name}={value}" for name, value in settings.items()]
     environment = os.environ | {
+        "DDP_HELPERS_PROGRESS": str(root / "progress.json"),
         "JUPYTER_CONFIG_DIR": str(root / "config"),
         "JUPYTERLAB_SETTINGS_DIR": str(root / "settings"),
         "JUPYTERLAB_WORKSPACES_DIR": str(root / "workspaces"),
@@ -75,7 +75,7 @@ def _wait_for(url: str, seconds: float = 60) -> None:
         try:
             urllib.request.urlopen(url, timeout=5)
             return
-        except urllib.error.URLError:
+        except OSError:  # refused, or reset while it starts
             assert time.monotonic() < limit, f"no answer from {url}"
             time.sleep(0.2)
 

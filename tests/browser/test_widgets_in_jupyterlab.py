@@ -343,6 +343,32 @@ def test_planner(lab, reader):
     reader.is_clean()
 
 
+def test_memory(lab, reader):
+    reader.open(lab, "memory")
+    reader.until("1.3 billion parameters under DDP over 8.*It fits on: H100, H200")
+    plain = gigabytes(reader)
+    reader.pick("held by", "FSDP", "under FSDP over 8")
+    sharded = gigabytes(reader)
+    assert sharded < plain
+    reader.tick("activation checkpointing", "under FSDP over 8, activation checkpointing")
+    again = gigabytes(reader)
+    assert again < sharded
+    reader.pick("precision", "mixed", "activation checkpointing.*It fits on: RTX 4090")
+    reader.slide("data-parallel ranks", -1, "under FSDP over 4.*on 4 GPUs")
+    assert gigabytes(reader) > again / 2
+    reader.pick("parameters", "65 billion", "65 billion.*surely fits on none")
+    reader.pick("tensor parallel", "8", "tensor parallel over 8.*on 32 GPUs")
+    reader.pick("pipeline stages", "4", "4 pipeline stages.*on 128 GPUs")
+    reader.slide("micro-batches", 4, "16 x 4 samples a rank")
+    reader.slide("samples at once", -1, "16 x 2 samples a rank")
+    reader.pick("optimizer", "sgd", "It fits on: ")
+    reader.is_clean()
+
+
+def gigabytes(reader):
+    return float(re.search(r"a rank holds ([\d.]+) GB", reader.words)[1])
+
+
 def efficiency(reader):
     return int(re.search(r"efficiency of (\d+)%", reader.words)[1])
 

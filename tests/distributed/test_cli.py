@@ -66,11 +66,35 @@ def test_run_gives_the_script_its_own_arguments(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_run_accepts_findings_of_a_kind(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import torch, torch.distributed as dist\nfrom ddp_helpers import process_group\n"
+        "def main():\n"
+        "    with process_group('gloo') as pg:\n"
+        "        operation = dist.ReduceOp.MAX if pg.rank else dist.ReduceOp.SUM\n"
+        "        dist.all_reduce(torch.ones(1), op=operation)\n"
+    )
+    words = ["run", f"{script}:main", "-n", 2, "--sanitize"]
+    stopped = command(*words)
+    assert stopped.returncode == 1
+    assert "[different-reduce-op]" in stopped.stderr
+    done = command(*words, "--ignore", "different-reduce-op,steps-differ")
+    assert done.returncode == 0, done.stderr
+    assert "accepted: different-reduce-op (1 time)" in done.stdout + done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [
         (["run", "nothing.py:main"], "no file nothing.py"),
         (["run", "nothing"], "script.py:function"),
+        (
+            ["run", "nothing.py:main", "--sanitize", "--ignore", "step-differ"],
+            "did you mean 'steps-differ'",
+        ),
+        (["run", "nothing.py:main", "--ignore", "steps-differ"], "nothing is watched without"),
+        (["run", "nothing.py:main", "--sanitize", "-1"], "--sanitize"),
         (["train", "-n", "0"], "nprocs=0"),
     ],
 )

@@ -27,7 +27,8 @@ ONLY_WITHOUT = {  # faults of a machine that lacks something
 
 
 def skip_without_fsdp(name):
-    if name == "sharded_without_sync" and torch_version() < (2, 7):
+    text = (faults.FOLDER / f"{name}.py").read_text()
+    if "import fully_shard" in text and torch_version() < (2, 7):
         pytest.skip("before torch 2.7, fully_shard does not work on a CPU")
 
 
@@ -166,6 +167,18 @@ def test_a_silent_fault_is_silent_and_wrong():
     assert first != second
     first, second = unwatched("changed_after_wrap", fixed=True)
     assert first == second
+    first, second = unwatched("summand_taken_for_the_sum")
+    assert first != second
+    first, second = unwatched("summand_taken_for_the_sum", fixed=True)
+    assert first == second
+
+
+def test_a_silent_fault_of_fsdp_is_silent_and_wrong():
+    assert unwatched("optimizer_before_fully_shard") == [0.0, 0.0]
+    assert unwatched("optimizer_before_fully_shard", fixed=True)[0] != 0
+    wrong, right = unwatched("clips_its_own_share"), unwatched("clips_its_own_share", fixed=True)
+    # two rows of one gradient, a rank each: clipping must leave their ratio as it was
+    assert abs(wrong[0][0] / wrong[0][1] - right[0][0] / right[0][1]) > 0.5
 
 
 def unwatched(name, fixed=False):

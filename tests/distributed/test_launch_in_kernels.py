@@ -24,19 +24,19 @@ HANG = "launch(lambda: [time.sleep(0.01) for _ in range(10**6)], 2)"
 
 
 @pytest.fixture(scope="module")
-def four():
-    """Four kernels, started at once."""
-    with ThreadPoolExecutor(4) as pool:
-        hosts = list(pool.map(lambda _: KernelHost(), range(4)))
+def five():
+    """Five kernels, started at once; four tests kill one each."""
+    with ThreadPoolExecutor(5) as pool:
+        hosts = list(pool.map(lambda _: KernelHost(), range(5)))
     yield hosts
     for host in hosts:
         host.close()
 
 
 @pytest.fixture
-def kernel(four):
+def kernel(five):
     """One of them that runs."""
-    return next(host for host in four if host.manager.is_alive())
+    return next(host for host in five if host.manager.is_alive())
 
 
 def until_ranks_run(host: KernelHost, ranks: int = 2) -> None:
@@ -54,10 +54,10 @@ def next_launch_is_right(host: KernelHost) -> None:
     assert host.left(True, reply.answer[1]["folder"]) == []
 
 
-def test_four_kernels_launch_at_once(four):
-    for host in four:
+def test_five_kernels_launch_at_once(five):
+    for host in five:
         host.start(f"values = [{SUMS} for _ in range(3)]", "values")
-    for host in four:
+    for host in five:
         reply = host.reply(120)
         assert reply.answer == [RIGHT] * 3, reply
 
@@ -153,6 +153,39 @@ def test_a_killed_kernel_leaves_nothing(kernel, group):
     until_ranks_run(kernel)
     kernel.kill(signal.SIGKILL, group)
     assert kernel.reply(60).died
+    assert kernel.left(False, "") == []
+
+
+def until_ranks_stand_by(host: KernelHost, number: int = 2) -> list[int]:
+    limit = time.monotonic() + 60
+    while len(ready := host.standby()) < number:
+        assert time.monotonic() < limit, f"{ready} stand by"
+        time.sleep(0.02)
+    return ready
+
+
+def test_a_launch_takes_the_ranks_that_stand_by(kernel):
+    next_launch_is_right(kernel)
+    ready = until_ranks_stand_by(kernel)
+    pids = kernel.run("values = launch(os.getpid, 2).values", "values").answer
+    assert set(pids) <= set(ready)
+    assert not set(until_ranks_stand_by(kernel)) & set(pids)
+
+
+def test_a_restart_at_rest_leaves_nobody_standing_by(kernel):
+    next_launch_is_right(kernel)
+    ready = until_ranks_stand_by(kernel)
+    kernel.restart(now=False)
+    next_launch_is_right(kernel)
+    assert not set(ready) & set(kernel.processes())
+
+
+@pytest.mark.parametrize("group", [False, True], ids=["the kernel", "its process group"])
+def test_a_kernel_killed_at_rest_leaves_nobody_standing_by(kernel, group):
+    next_launch_is_right(kernel)
+    until_ranks_stand_by(kernel)
+    kernel.kill(signal.SIGKILL, group)
+    assert kernel.dies()
     assert kernel.left(False, "") == []
 
 

@@ -81,12 +81,6 @@ def only_rank_0_reduces_while_rank_1_works():
     time.sleep(60)
 
 
-def a_breakpoint():
-    if start() == 0:
-        breakpoint()
-    dist.barrier()
-
-
 def an_input():
     if start() == 0:
         input("go? ")
@@ -116,7 +110,6 @@ def a_worker_that_imports():
         (nobody_sends_any_more, "why: rank 0 waits in recv from rank 1, and rank 1 has finished"),
         (only_rank_0_reduces, "what to do: .*look for one under `if rank"),
         (only_rank_0_reduces_while_rank_1_works, "what to do: .*look for an `if rank"),
-        (a_breakpoint, "why: a rank has no keyboard"),
         (an_input, "why: a rank has no keyboard"),
         (a_worker_that_imports, "why: a loader's worker that is not forked has to import Numbers"),
     ],

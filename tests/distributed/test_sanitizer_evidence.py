@@ -6,7 +6,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import (
@@ -20,6 +22,7 @@ from torch.utils.data import (
 from torch_age import needs_torch, of_the_run
 
 from ddp_helpers import LaunchError, launch, process_group
+from ddp_helpers.sanitizer.compare.shares import ONE_SPLIT
 
 pytestmark = pytest.mark.usefixtures("no_process_left")
 
@@ -305,6 +308,102 @@ def test_accumulation_with_fsdp(syncs):
         assert "though 3 backward passes came before" in finding.cause
 
 
+def test_zero_by_hand_that_sends_nothing():
+    def train(rank):
+        ddp, _ = wrap()
+        optimizer = torch.optim.SGD(list(ddp.parameters())[rank::2], lr=0.1)
+        for x, y in loader():
+            ddp.zero_grad()
+            F.cross_entropy(ddp(x), y).backward()
+            optimizer.step()
+
+    assert only(train).kind == "weights-differ"
+
+
+@needs_torch(2, 7, "before, fully_shard does not work on a CPU")
+@pytest.mark.parametrize("early", [False, True])
+def test_an_optimizer_made_before_fully_shard(early):
+    def train(rank):
+        model, alone = net(), nn.Linear(4, 3)
+        optimizer = torch.optim.AdamW(model.parameters()) if early else None
+        idle = torch.optim.SGD(alone.parameters(), lr=0.1)  # no gradient, but its model is there
+        fully_shard(model)
+        optimizer = optimizer or torch.optim.AdamW(model.parameters())
+        for x, y in loader():
+            F.cross_entropy(model(x), y).backward()
+            idle.step()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    if early:
+        finding = only(train)
+        assert finding.kind == "parameters-replaced"
+        assert "AdamW steps 4 parameters that no module has now" in finding.cause
+    else:
+        assert found(train) == []
+
+
+@needs_torch(2, 7, "before, fully_shard does not work on a CPU")
+@pytest.mark.parametrize("local", [False, True])
+def test_clipping_by_the_norm_of_a_share(local):
+    def train(rank):
+        model, other = net(), nn.Linear(2, 2)
+        fully_shard(model)
+        optimizer = torch.optim.AdamW(model.parameters())
+        for x, y in loader():
+            F.cross_entropy(model(x), y).backward()
+            weights = list(model.parameters())
+            if local:
+                shares = [nn.Parameter(w.detach().to_local()) for w in weights]
+                for share, weight in zip(shares, weights, strict=True):
+                    share.grad = weight.grad.to_local()
+                weights = shares
+            other(torch.ones(1, 2)).sum().backward()
+            nn.utils.clip_grad_norm_(other.parameters(), 1.0)  # each rank's own affair
+            nn.utils.clip_grad_norm_((w for w in weights), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    if local:
+        finding = only(train)
+        assert finding.kind == "clipped-by-own-norm"
+        assert "4 tensors that are this rank's shares" in finding.cause
+    else:
+        assert found(train) == []
+
+
+@pytest.mark.parametrize("summed", ["not", "whole", "by hand", "redistributed", "loss"])
+def test_a_summand_that_is_taken_for_the_sum(summed):
+    def train(rank):
+        mesh = init_device_mesh("cpu", (2,))
+        torch.manual_seed(0)
+        weight = nn.Parameter(distribute_tensor(torch.randn(3, 4), mesh, [Shard(1)]))
+        optimizer = torch.optim.SGD([weight], lr=0.1)
+        for x, y in DataLoader(samples(), 8):
+            output = F.linear(distribute_tensor(x, mesh), weight)
+            if summed == "loss":  # a sum of losses has the right gradient in each summand
+                output.sum().to_local().backward()
+            else:
+                if summed == "whole":
+                    output = output.full_tensor()
+                elif summed == "redistributed":
+                    output = output.redistribute(placements=[Replicate()]).to_local()
+                else:
+                    output = output.to_local()
+                if summed == "by hand":
+                    dist.all_reduce(output)
+                F.cross_entropy(output, y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    if summed == "not":
+        finding = only(train)
+        assert finding.kind == "summand-taken-for-sum"
+        assert "summand of a tensor of shape (8, 3)" in finding.cause
+    else:
+        assert "summand-taken-for-sum" not in [finding.kind for finding in found(train)]
+
+
 def test_parts_of_the_data_that_are_split_once_more():
     def train(rank):
         part = Subset(samples(96), range(rank, 96, 2))
@@ -336,4 +435,6 @@ def test_a_text_that_each_rank_splits_for_itself():
         ddp, optimizer = wrap()
         fit(ddp, optimizer, loader(part))
 
-    assert only(train).kind == "overlapping-data"
+    finding = only(train)
+    assert finding.kind == "overlapping-data"
+    assert finding.advice == ONE_SPLIT  # the sampler does what it should

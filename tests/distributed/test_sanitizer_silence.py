@@ -235,6 +235,39 @@ def fully_sharded(rank):
     return [p.full_tensor() for p in module.parameters()]
 
 
+def zero_by_hand(rank):
+    ddp, _ = wrap()
+    weights, world = list(ddp.parameters()), dist.get_world_size()
+    optimizer = torch.optim.Adam(weights[rank::world], lr=0.01)
+    for x, y in batches(rank):
+        ddp.zero_grad()
+        F.cross_entropy(ddp(x), y).backward()
+        optimizer.step()
+        for number, weight in enumerate(weights):
+            dist.broadcast(weight.detach(), src=number % world)
+    return ddp
+
+
+def tensor_parallel_and_clipped(rank):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor.parallel import (
+        ColwiseParallel,
+        RowwiseParallel,
+        parallelize_module,
+    )
+
+    module, mesh = net(), init_device_mesh("cpu", (dist.get_world_size(),))
+    plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
+    parallelize_module(module, mesh, plan)
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
+    for x, y in batches(0):  # all ranks: the same samples
+        optimizer.zero_grad()
+        F.cross_entropy(module(x), y).backward()
+        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+    return [p.full_tensor() for p in module.parameters()]
+
+
 class TinyGPT(nn.Module):
     def __init__(self, vocabulary=16, width=8):
         super().__init__()
@@ -252,6 +285,7 @@ class TinyGPT(nn.Module):
 
 def nano_gpt(rank):
     ddp = DistributedDataParallel(TinyGPT())
+    torch.manual_seed(1337 + rank)  # its seed_offset
     optimizer = torch.optim.AdamW(ddp.parameters(), lr=1e-2, betas=(0.9, 0.95))
     generator = torch.Generator().manual_seed(1337 + rank)
     for step in range(4):
@@ -368,6 +402,36 @@ def post_local_sgd(rank):
             for p in ddp.parameters():
                 dist.all_reduce(p.data)
                 p.data /= dist.get_world_size()
+    return ddp
+
+
+def local_sgd_inside_no_sync(rank):
+    # accelerate's LocalSGD: one no_sync() around everything, and weights averaged now and then
+    ddp, optimizer = wrap()
+    with ddp.no_sync():
+        for i, (x, y) in enumerate(batches(rank, 30), start=1):
+            optimizer.zero_grad()
+            F.cross_entropy(ddp(x), y).backward()
+            optimizer.step()
+            if i % 15 == 0:
+                for p in ddp.parameters():
+                    dist.all_reduce(p.data)
+                    p.data = p.data / dist.get_world_size()
+    return ddp
+
+
+def tokens_for_experts(rank):
+    # a mixture of experts: each rank sends as many as its gate says, and tells the sizes first
+    ddp, optimizer = wrap()
+    for x, y in batches(rank):
+        to_each = torch.tensor([len(x) - 1 - rank, 1 + rank])
+        from_each = torch.empty_like(to_each)
+        dist.all_to_all_single(from_each, to_each)
+        got = torch.empty(int(from_each.sum()), x.shape[1])
+        dist.all_to_all_single(got, x, from_each.tolist(), to_each.tolist())
+        optimizer.zero_grad()
+        (F.cross_entropy(ddp(x), y) + 0 * got.sum()).backward()
+        optimizer.step()
     return ddp
 
 
@@ -569,12 +633,15 @@ SCRIPTS = [
     loaded_on_every_rank,
     losses_and_metrics_reduced,
     nano_gpt,
+    local_sgd_inside_no_sync,
+    tokens_for_experts,
     one_optimizer_per_part,
     optimizer_before_the_wrap,
     plateau_of_the_mean,
     post_local_sgd,
     rank_0_fits_a_probe_of_its_own,
     split_stream,
+    tensor_parallel_and_clipped,
     the_packages_own_training,
     two_groups,
     uneven_inputs_with_join,
@@ -582,6 +649,7 @@ SCRIPTS = [
     unused_parameters_that_differ,
     weighed_by_tokens,
     weights_averaged_now_and_then,
+    zero_by_hand,
     zero_redundancy,
 ]
 

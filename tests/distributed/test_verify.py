@@ -358,6 +358,15 @@ def test_clipping_before_the_average():
     parts(clipped_too_early, cause="clipped too early")
 
 
+def test_clipping_by_a_length_of_the_ranks_own():
+    def clip(ddp):
+        own = 0.1 * (1 + dist.get_rank())
+        nn.utils.clip_grad_norm_(ddp.parameters(), own)
+
+    verdict = parts(lambda: train(after_backward=clip), cause="changed after the average")
+    assert "after backward() the ranks' gradients" in verdict.why
+
+
 def outside():
     with group():
         ddp = DistributedDataParallel(nn.Linear(FEATURES, 8))

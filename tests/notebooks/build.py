@@ -27,6 +27,8 @@ NOTEBOOKS = ROOT / "notebooks"
 SECONDS = 120  # limit of one cell
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 KEPT_CELL_METADATA = ("tags",)
+ASKS = re.compile(r"^\s*\w+ = ask\(", re.MULTILINE)  # a cell whose output answers a question
+FOLDED = "hide-output"  # for the site; JupyterLab has outputs_hidden
 PICTURE = r";base64,[^\"]*"  # in HTML: letters, and no words
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
@@ -52,6 +54,9 @@ def clean(notebook: NotebookNode) -> NotebookNode:
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number:02d}"
         kept = {k: v for k, v in cell.metadata.items() if k in KEPT_CELL_METADATA}
+        if cell.cell_type == "code" and ASKS.search(cell.source):  # not to be read beforehand
+            kept["tags"] = sorted({*kept.get("tags", ()), FOLDED})
+            kept["jupyter"] = {"outputs_hidden": True}
         cell["metadata"] = nbformat.from_dict(kept)
         if cell.cell_type == "code":
             cell["outputs"] = [_clean_output(output) for output in _joined(cell.outputs)]

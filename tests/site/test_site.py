@@ -13,6 +13,7 @@ from conftest import ROOT, watched
 from ddp_helpers.exercises import names
 from ddp_helpers.exercises.core import load, source_of
 from ddp_helpers.recipes import recipes
+from ddp_helpers.scaling.others import rows, summary
 from ddp_helpers.templates import template_files
 from ddp_helpers.widgets import NAMES as EXPLORABLES
 from ddp_helpers.widgets.ladder import RUNGS
@@ -37,7 +38,7 @@ def test_every_lesson_template_and_module_has_a_page(seen):
     wanted |= {html(ROOT / name) for name in IF_THERE if (ROOT / name).exists()}
     wanted |= {f"templates/{name}.html" for name in template_files()}
     wanted |= {f"recipes/{name}.html" for name in recipes()}
-    wanted |= {"faults.html"} | {f"api/{name}.html" for name in MODULES}
+    wanted |= {"faults.html", "published_errors.html"} | {f"api/{name}.html" for name in MODULES}
     assert len(LESSONS) >= 7
     assert sorted(wanted - seen.keys()) == []
 
@@ -204,6 +205,14 @@ def test_the_gallery_has_every_explorable(page, address):
     assert page.locator("article img").count() == len(EXPLORABLES)
 
 
+def test_predictions_are_shown_with_their_misses(page, address):
+    page.goto(f"{address}/predictions.html")
+    text = page.inner_text("article")
+    assert summary(rows()) in text
+    assert text.count("missed") == sum(not row.inside for row in rows())
+    assert page.locator("article table tbody tr").count() == len(rows())
+
+
 def test_chinese_pages_say_that_they_are_chinese(page, address):
     page.goto(f"{address}zh_CN.html")
     assert page.locator("html").get_attribute("lang") == "zh-CN"
@@ -226,3 +235,24 @@ def test_every_part_of_the_site_has_an_exact_pin():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for name in project["optional-dependencies"]["site"]:
         assert re.search(rf"^{name}==[\d.]+$", pins, flags=re.M), name
+
+
+def test_a_question_keeps_the_guess_and_unfolds_the_answer(page, address):
+    page.goto(f"{address}notebooks/00_check_your_machine.html")
+    page.evaluate("localStorage.clear()")
+    question = page.locator("fieldset.ddp-ask", has_text="different processes")
+    cell = page.locator(".cell", has=question)
+    verdict = cell.locator(".ddp-was")
+    assert not verdict.is_visible()
+    question.get_by_label("2").check()
+    assert verdict.inner_text() == "you: 2, it was 3"
+    page.reload()
+    assert verdict.inner_text() == "you: 2, it was 3"
+    assert question.get_by_label("2").is_checked()
+    question.get_by_label("3").check()
+    assert verdict.inner_text() == "you: 3, it was 3 ✓"
+    number = page.locator("fieldset.ddp-ask", has_text="rows that warn")
+    number.get_by_label("a number").fill("2")
+    number.get_by_label("a number").press("Enter")
+    assert page.locator(".cell", has=number).locator(".ddp-was").inner_text().startswith("you: 2")
+    page.evaluate("localStorage.clear()")

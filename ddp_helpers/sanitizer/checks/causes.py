@@ -44,6 +44,8 @@ class Causes:
         records = dict(sorted(records.items()))
         if len({record.synced for record in records.values()}) > 1:
             return self._shifted(records)
+        if len({record.which for record in records.values()}) > 1:
+            return self._settings(records)  # a share each, as ZeRO deals them; sent round later
         return (
             self._settings(records)
             or self._edits(records, names)
@@ -125,7 +127,7 @@ class Causes:
         )
         cause = f"the weights differ between ranks {since}; the first is `{name}`"
         advice = (
-            "load the optimizer's state on every rank, too"
+            f"load the optimizer's state on every rank, too; {HARDWARE}"
             if steps
             else "leave init_sync=True, or bring the same weights to the wrap on every rank"
         )
@@ -219,7 +221,8 @@ class Causes:
         )
         advice = (
             "bring the optimizers' own states (momentum) in line: load them on every rank; a "
-            "`with Join(...)` block leaves them apart where ranks took unequal numbers of steps"
+            "`with Join(...)` block leaves them apart where ranks took unequal numbers of steps; "
+            f"{HARDWARE}"
         )
         return self._finding("weights-differ", cause, advice, odd_ranks(texts), records)
 
@@ -240,6 +243,10 @@ class Causes:
         return Finding(kind, cause, advice, tuple(ranks), record.step, place, tuple(details))
 
 
+HARDWARE = (
+    "if that is alike, too, equal numbers led to others on one rank: its memory or its device may "
+    "be at fault, so try again elsewhere"
+)
 DECIDE_TOGETHER = (
     "let all ranks take or skip a step together: all-reduce the check that decides, and give "
     "every rank equally many batches"

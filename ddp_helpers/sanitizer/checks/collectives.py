@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 
 import torch.distributed as dist
@@ -13,11 +13,28 @@ import torch.distributed as dist
 from ddp_helpers.evidence.collective_methods import INPUTS, is_asynchronous, options_in
 from ddp_helpers.evidence.records import Finding, name_ranks
 from ddp_helpers.evidence.sent_calls import tensors_in
-from ddp_helpers.sanitizer.compare.callsite import CLEAN_UP, crossed, innermost, places, user_frames
+from ddp_helpers.sanitizer.compare.callsite import (
+    CLEAN_UP,
+    Place,
+    crossed,
+    innermost,
+    places,
+    user_frames,
+)
 from ddp_helpers.sanitizer.compare.records import CallRecord, TensorKind
-from ddp_helpers.sanitizer.talk.sequence import Calls, CallSequence, Compare, Pending, describe
+from ddp_helpers.sanitizer.talk.sequence import (
+    Calls,
+    CallSequence,
+    Compare,
+    ExplainEnd,
+    Pending,
+    describe,
+)
 from ddp_helpers.sanitizer.talk.session import Session
 
+# calls that send to each rank what is meant for it, and which argument that is: where no sizes are
+# given (after the two tensors), each rank sends equally much to each, and all must agree
+SENT = {"alltoall_base": 1, "all_to_all_single": 1}
 SAME_ORDER = (
     "let every rank make the same calls in the same order: look for one under an "
     "`if rank == ...`, in a loop of another length, or after an early end"
@@ -66,12 +83,21 @@ MUST_AGREE = (
     ),
     Rule(lambda call: call.ranks, "different-collective", "the ranks ask for different groups"),
 )
-# asked last, and only where one rank comes by the other's line
+# asked last, and told only where one rank comes by the other's line
 SITE = Rule(
     lambda call: innermost(call.stack),
     "different-call-site",
     "the ranks are at different {called} calls, one of them is too many",
 )
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """Equal calls of two ranks at different places, both of which a rank seems to come by."""
+
+    mine: Place | None
+    other: Place | None
+    finding: Finding
 
 
 class CollectiveChecker:
@@ -86,6 +112,9 @@ class CollectiveChecker:
         """Told before each call: the method, its arguments, torch's function that was called."""
         self.joining: Callable[[], bool] = lambda: False
         """True within `with Join(...)`, where ranks call unalike on purpose."""
+        self.explain_ddp: ExplainEnd = lambda record, ranks, details: None
+        """Asked why ranks ended before a call."""
+        self._suspects: list[Suspect] = []
         self._inside = threading.local()
         self._announce = session.guarded("collectives", self._show)
 
@@ -138,7 +167,8 @@ class CollectiveChecker:
     def _record(
         self, name: str, called: str, args: tuple, options: object, frames: Sequence[FrameType]
     ) -> CallRecord:
-        position = INPUTS[name]
+        position = SENT.get(name) if not any(args[2:4]) else None
+        position = INPUTS[name] if position is None else position
         tensors = list(tensors_in(args[position])) if position is not None else []
         reduce_op = getattr(options, "reduceOp", None)
         return CallRecord(
@@ -183,11 +213,55 @@ class CollectiveChecker:
         for rule in MUST_AGREE:
             if _differ(map(rule.of, records.values())):
                 return self._finding(rule, records)
+        if finding := self._shifted(records):
+            return finding
+        self._suspect(records, frames)
+        return None
+
+    # ---- equal calls at places of which one rank passes both
+
+    def _suspect(self, records: Calls, frames: Sequence[FrameType]) -> None:
+        """The code reads as if a call were too many: no evidence yet, so nothing is told."""
         mine = records[self.session.rank].stack
         for rank, record in records.items():
             if rank != self.session.rank and crossed(frames, mine, record.stack):
-                return self._finding(SITE, records)
+                found = self._finding(SITE, records)
+                self._suspects.append(Suspect(innermost(mine), innermost(record.stack), found))
+                return
+
+    def _shifted(self, records: Calls) -> Finding | None:
+        """This rank has come to the place where another one was a call before: that is evidence."""
+        mine = innermost(records[self.session.rank].stack)
+        places_now = {innermost(record.stack) for record in records.values()}
+        suspects, self._suspects = self._suspects, []
+        for suspect in suspects:
+            if mine == suspect.other and suspect.mine not in places_now:
+                return suspect.finding
+            if mine != suspect.other and suspect.other not in places_now:
+                self._suspects.append(suspect)  # as it was; if ranks change places, all is well
         return None
+
+    def explain_end(
+        self, record: CallRecord, ranks: list[int], details: list[str]
+    ) -> Finding | None:
+        """Some ranks ended before a call that this one makes."""
+        here = innermost(record.stack)
+        for suspect in self._suspects:
+            if here == suspect.other:
+                return suspect.finding
+        return self.explain_ddp(record, ranks, details)
+
+    def at_end(self) -> None:
+        """What stayed a suspicion is told as such, by one rank."""
+        for suspect in self._suspects[:1]:
+            if self.session.rank == 0:
+                advice = f"if other numbers come out than expected: {SITE.advice}"
+                self.session.found(replace(suspect.finding, serious=False, advice=advice))
+
+    def forget_all(self) -> None:
+        """A new process group starts."""
+        self._suspects.clear()
+        self.sequence.forget_all()
 
     def _finding(self, rule: Rule, records: Calls) -> Finding:
         values = {rank: repr(rule.of(record)) for rank, record in sorted(records.items())}

@@ -169,11 +169,9 @@ def _samples(ended: Pass) -> Samples | None:
 def about_sampler(ended: Pass) -> SamplerRecord:
     """What is to be expected of the sampler of a pass."""
     sampler, kind = ended.sampler, kind_of(ended.sampler, ended.dataset)
-    inner = getattr(ended.loader(), "batch_sampler", None)
-    drop_last = bool(getattr(inner, "drop_last", False))
     formula = not _holds_indices(sampler)
     if not isinstance(sampler, DistributedSampler):
-        return SamplerRecord(kind, drop_last=drop_last, formula=formula)
+        return SamplerRecord(kind, drop_last=ended.drop_last, formula=formula)
     size, total = length_of(sampler), sampler.total_size
     return SamplerRecord(
         kind,
@@ -183,7 +181,7 @@ def about_sampler(ended: Pass) -> SamplerRecord:
         replicas=(sampler.num_replicas, sampler.rank),
         seed=sampler.seed,
         epoch=ended.epoch,
-        drop_last=drop_last,
+        drop_last=ended.drop_last,
         formula=formula,
     )
 

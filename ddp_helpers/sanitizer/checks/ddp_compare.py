@@ -46,6 +46,8 @@ class DdpComparison:
         self.weights = weights
         self.modes: Callable[[Backwards, Calls], Finding | None] = lambda backwards, records: None
         """Asked about the modes of the models, too."""
+        self.numbers: Callable[[Backwards, Calls], None] = lambda backwards, records: None
+        """Told of the losses and the gradients, where all else is well."""
 
     def compare(self, records: Calls, frames: Sequence[FrameType]) -> Finding | None:
         """What is wrong, or None where the general comparison is to say it."""
@@ -60,11 +62,14 @@ class DdpComparison:
             return finding
         backwards = {r: record.backward for r, record in records.items() if record.backward}
         if BACKWARD in ops.values() and self._same_models(backwards):
-            return (
+            found = (
                 self.weights(backwards, records)
                 or self.modes(backwards, records)
                 or self._batch_weights(backwards, records)
             )
+            if found is None:
+                self.numbers(backwards, records)
+            return found
         return None
 
     def explain_end(

@@ -14,6 +14,7 @@ from ddp_helpers.sanitizer.compare.callsite import Place, innermost, places, use
 from ddp_helpers.sanitizer.compare.randomness import (
     Draws,
     States,
+    device_states,
     draws_between,
     random_states,
     same_draws,
@@ -28,10 +29,15 @@ from ddp_helpers.sanitizer.watch.worker_watch import WorkerBatch, WorkerWatcher,
 NEVER = 1 << 30  # draws that no step has: not all ranks have come to this one
 STEPS = 4  # looked at, at the beginning of each pass
 ENOUGH = 3  # of them
+MANY = 8  # draws in a forward for each sample; NEVER stays beyond all
 SEVERAL = 2  # draws after a batch was loaded; a single one may choose for all ranks, on purpose
 AUGMENT = (
     "seed each rank differently once the model is made: torch.manual_seed(seed + rank), and the "
     "same for `random` and numpy"
+)
+APART = (
+    "the ranks learn a little less from one step; seed each rank differently once the model is "
+    "made: torch.manual_seed(seed + rank)"
 )
 WORKERS = (
     "give the loader generator=torch.Generator().manual_seed(seed + rank): its workers' seeds come "
@@ -87,6 +93,7 @@ class FirstStepsChecker:
         self.inputs: list[str | None] = []
         self.loading: States | None = None  # the states before a batch is loaded
         self.waiting: States | None = None  # the states after it was
+        self.computing: States | None = None  # the states before a forward
         self.size = 1
         self.drawn: dict[str, Draws] = {}
 
@@ -122,6 +129,14 @@ class FirstStepsChecker:
         if (current := self.passes.current) is not None:
             current.got(batch_size_of(args or kwargs), self.inputs[-1])
         self.place = self.place or innermost(places(user_frames(2)[0]))
+        if "forward" not in self.drawn:
+            self.computing = device_states()
+
+    def forward_ended(self, ddp: DistributedDataParallel, output: object) -> None:
+        """A model has computed: did it draw, as dropout does?"""
+        if self.computing is not None:
+            self.drawn["forward"] = draws_between(self.computing, device_states())
+        self.computing = None
 
     def stepped(self, optimizer: object) -> None:
         """A step is done: keep its notes."""
@@ -157,6 +172,11 @@ class FirstStepsChecker:
         for kind, cause, advice in judge_first_steps(records):
             ranks = tuple(sorted(records))
             self.session.found(Finding(kind, cause, advice, ranks, self.session.step, frame))
+        if names := _alike(records, "forward"):
+            kind, cause = "identical-dropout", _drawn_alike(names, "in the model's forward")[1]
+            cause += ": the masks of dropout, for instance, are alike on all ranks"
+            ranks, step = tuple(sorted(records)), self.session.step
+            self.session.found(Finding(kind, cause, APART, ranks, step, frame, serious=False))
 
 
 def judge_first_steps(records: Records) -> list[tuple[str, str, str]]:
@@ -170,16 +190,20 @@ def judge_first_steps(records: Records) -> list[tuple[str, str, str]]:
     found = []
     moments = (("load", "while a batch was loaded"), ("between", "between a batch and the forward"))
     for phase, when in moments:
-        least = _least(records, phase)
-        drawn = {
-            rank: [step.drawn.get(phase, {}) for step in record.steps]
-            for rank, record in records.items()
-        }
-        if names := same_draws(drawn, least):
+        if names := _alike(records, phase):
             found.append((*_drawn_alike(names, when), AUGMENT))
     if names := _same_in_workers(records):
         found.append((*_drawn_alike(names, "in the loader's workers"), WORKERS))
     return found
+
+
+def _alike(records: Records, phase: str) -> list[str]:
+    """The generators from which all ranks drew the same numbers in this phase of several steps."""
+    drawn = {
+        rank: [step.drawn.get(phase, {}) for step in record.steps]
+        for rank, record in records.items()
+    }
+    return same_draws(drawn, _least(records, phase))
 
 
 def have_same_inputs(by_rank: Sequence[Sequence[StepInputs]]) -> bool:
@@ -195,11 +219,14 @@ def _least(records: Records, phase: str) -> list[int]:
     counts = [[step.size for step in record.steps] for record in records.values()]
     least = [max(sizes) for sizes in zip(*counts, strict=False)]
     least += [NEVER] * (max(map(len, counts)) - len(least))
+    if phase == "forward":  # fewer may choose layers, which all ranks must do alike
+        return [MANY * size for size in least]
     return [max(SEVERAL, size) if phase == "between" else size for size in least]
 
 
 def _drawn_alike(names: list[str], when: str) -> tuple[str, str]:
-    which = " and ".join({"torch": "torch's default generator"}.get(n, f"`{n}`") for n in names)
+    known = {"torch": "torch's default generator", "cuda": "the device's generator"}
+    which = " and ".join(known.get(name, f"`{name}`") for name in names)
     cause = f"all ranks drew the same random numbers from {which} {when}"
     return "identical-random-draws", cause
 

@@ -121,8 +121,10 @@ class GradientChecker:
 
     def accumulation(self, optimizer: Optimizer) -> None:
         for model in self.registry.stepped_by(optimizer):
+            if len(model.since.synced) < 2:
+                continue
             common = Counter(model.since.synced).most_common(1)
-            if not common or common[0][1] < 2:
+            if common[0][1] < 2:
                 continue
             where, times = common[0]
             stack = () if isinstance(where, int) else where
@@ -144,7 +146,8 @@ class GradientChecker:
     def late_parameters(self, optimizer: Optimizer) -> None:
         if self.session.step % self.session.options.every:
             return
-        late = [p for p in _parameters(optimizer) if p.grad is not None and self._is_late(p)]
+        others = [reference() for reference in self.registry.held_by(optimizer).others]
+        late = [p for p in others if p is not None and p.grad is not None and self._is_late(p)]
         if not late:
             return
         for model in self.registry.models:
@@ -184,10 +187,6 @@ def _grads(model: Wrapped) -> list[tuple[int, int] | None]:
     """For each parameter what tells whether its gradient changed; None where there is none."""
     grads = [None if p is None else p.grad for p in model.alive()]
     return [None if grad is None else (id(grad), grad._version) for grad in grads]
-
-
-def _parameters(optimizer: Optimizer) -> list[torch.Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def _listed(names: Sequence[str]) -> str:

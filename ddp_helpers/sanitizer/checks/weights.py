@@ -8,6 +8,7 @@ from dataclasses import replace
 from torch.optim.optimizer import Optimizer
 
 from ddp_helpers.evidence.records import Finding
+from ddp_helpers.evidence.sent_calls import tensors_in
 from ddp_helpers.sanitizer.checks.causes import Causes
 from ddp_helpers.sanitizer.checks.gradients import lost_hooks
 from ddp_helpers.sanitizer.compare.callsite import places, user_frames
@@ -29,6 +30,9 @@ from ddp_helpers.sanitizer.watch.wrapped import Registry, Wrapped
 OFF = "weights-off"  # a rank's record that its checks of weights have ended
 # what parameters that are not DDP's any more lead to
 BY_LOST_HOOKS = ("gradients-differ", "forward-skipped-ddp", "weights-differ")
+# steps without any average after which a program is not believed to be local SGD, which steps on
+# each rank's own gradients and averages the weights now and then
+PATIENT_STEPS = 128
 Backwards = Mapping[int, BackwardRecord]
 
 
@@ -47,6 +51,23 @@ class WeightsChecker:
         self._off = False
         self.ledger = Ledger(session, "step")
         self.ends = Ledger(session, "pass")
+        self._held: dict[Wrapped, Finding] = {}
+        self._sent = 0  # numbers in the program's own collectives, while something is held
+
+    def call_begins(self, name: str, args: tuple, called: str) -> None:
+        """The program makes a collective itself: it may average the weights of local SGD."""
+        if not self._held:
+            return
+        self._sent += sum(t.numel() for t in tensors_in(list(args)) if t.is_floating_point())
+        for model in [model for model in self._held if self._sent >= model.size]:
+            model.averaged_by_hand = True
+            del self._held[model]
+
+    def forget(self) -> None:
+        """A new process group starts."""
+        self._held.clear()
+        self.ledger.forget_all()
+        self.ends.forget_all()
 
     def give_up(self) -> None:
         """The other ranks must not take this check's silence for a difference."""
@@ -71,10 +92,11 @@ class WeightsChecker:
             self._prepared.append((model, model.steps, record))
 
     def _record(self, model: Wrapped, optimizer: Optimizer) -> StepRecord:
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        hits = [hit for p in parameters if (hit := self.registry.find(p)) and hit[0] is model]
-        found = [(place, model.parameters[place]()) for _, place in hits]
-        averaged = [(place, p) for place, p in found if p is not None and id(p) in model.reduced]
+        averaged = [
+            (place, parameter)
+            for place in self.registry.held_by(optimizer).averaged[id(model)]
+            if (parameter := model.parameters[place]()) is not None
+        ]
         if not model.since.synced:  # no call of DDP's has looked at the weights
             model.note_edits()
         frames, _ = user_frames()
@@ -108,10 +130,21 @@ class WeightsChecker:
     def _reporter(self, model: Wrapped) -> Callable[[Mapping[int, StepRecord]], None]:
         def report(records: Mapping[int, StepRecord]) -> None:
             finding = self._tell(self.causes.of_step(records, model.names))
-            if finding is not None:
+            if finding is not None and not self._may_be_local_sgd(model, finding):
                 self.session.found(_by_lost_hooks(finding, model))
 
         return report
+
+    def _may_be_local_sgd(self, model: Wrapped, finding: Finding) -> bool:
+        """All steps so far were taken inside no_sync(): the finding is kept for later."""
+        if finding.kind != "ended-inside-no-sync" or model.synced or model.lost():
+            return False
+        if model not in self._held:
+            self._held[model], self._sent = finding, 0
+        if model.steps < PATIENT_STEPS:
+            return True
+        self.session.found(self._held.pop(model))
+        return True
 
     # ---- before a backward, when all ranks have come
 
@@ -184,6 +217,8 @@ class WeightsChecker:
         return report
 
     def at_end(self) -> None:
+        for held in self._held.values():
+            self.session.found(held)
         for model in self.registry.models:
             if model.steps and not self.events.joining:
                 record = StepCount(model.steps, model.synced, self.session.step)

@@ -9,8 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch.optim.optimizer import Optimizer
 
+from ddp_helpers.torch_private import FLATTEN
+
 CHUNK = 1 << 20  # words at a time, which bounds the memory that a checksum takes
+SMALL = 1 << 15  # elements: tensors below are laid side by side, as a call costs more than they do
+SIDE_BY_SIDE = 1 << 18  # elements, at most, in about so many
 _AS_WORDS = {8: torch.int32, 4: torch.int32, 2: torch.int16, 1: torch.int8}
+_AS_THEY_LIE = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64)
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def fingerprint(tensors: Iterable[torch.Tensor | None]) -> str:
@@ -19,16 +25,85 @@ def fingerprint(tensors: Iterable[torch.Tensor | None]) -> str:
     It is a weighted sum, modulo 2^32, of the tensor's bits read as whole numbers. Each word has
     an odd weight of its own, so no change of a single word goes unseen.
     """
+    given = list(tensors)
     with torch.no_grad():
-        sums = [None if tensor is None else _sums(tensor) for tensor in tensors]
-    numbers = iter(_on_host([part for parts in sums for part in parts or ()]))
-    texts = []
-    for parts in sums:
-        total = 0
-        for place in range(len(parts or ())):
-            total += next(numbers) * (2 * place + 1)
-        texts.append("-" if parts is None else f"{total & 0xFFFFFFFF:x}")
-    return ",".join(texts)
+        totals = _totals_side_by_side(given)
+        places = [p for p, tensor in enumerate(given) if tensor is not None and p not in totals]
+        sums = [_sums(tensor) for p in places if (tensor := given[p]) is not None]
+        numbers = iter(_on_host([part for parts in sums for part in parts]))
+    for place, parts in zip(places, sums, strict=True):
+        totals[place] = sum(next(numbers) * (2 * part + 1) for part in range(len(parts)))
+    return ",".join(
+        "-" if tensor is None else f"{totals[place] & 0xFFFFFFFF:x}"
+        for place, tensor in enumerate(given)
+    )
+
+
+# ---- many small tensors
+
+
+class _Group:
+    """Some tensors of one dtype on one device."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.places: list[int] = []
+        self.tensors: list[torch.Tensor] = []
+        self.sizes: list[int] = []
+
+
+def _totals_side_by_side(given: Sequence[torch.Tensor | None]) -> dict[int, int]:
+    """The weighted sums of small tensors, by their place: a few calls for all of them."""
+    filling: dict[tuple[torch.dtype, torch.device], _Group] = {}
+    full: list[_Group] = []
+    for place, tensor in enumerate(given):  # for each tensor of each step: no line too many
+        if tensor is None or type(tensor) not in _PLAIN or tensor.layout is not torch.strided:
+            continue
+        size = tensor.numel()
+        if size > SMALL or not size:
+            continue
+        key = tensor.dtype, tensor.device
+        group = filling.get(key)
+        if group is None:
+            if tensor.dtype not in _AS_THEY_LIE or tensor.is_meta:
+                continue
+            group = filling[key] = _Group()
+        group.places.append(place)
+        group.tensors.append(tensor)
+        group.sizes.append(size)
+        group.size += size
+        if group.size >= SIDE_BY_SIDE:
+            full.append(filling.pop(key))
+    totals: dict[int, int] = {}
+    for group in (*full, *filling.values()):
+        totals.update(zip(group.places, _segment_sums(group), strict=True))
+    return totals
+
+
+def _segment_sums(group: _Group) -> list[int]:
+    """The weighted sum of each; whole numbers of 32 bits lose nothing modulo 2^32."""
+    flat = FLATTEN.get()(group.tensors)
+    words = flat.view(_AS_WORDS[min(flat.element_size(), 8)])
+    # a single tensor is not copied yet: its memory is still its own
+    words = words.to(torch.int32, copy=len(group.tensors) == 1)
+    wide = words.numel() // flat.numel()  # words of an element
+    weights, ends = _layout(words.device, wide, tuple(group.sizes))
+    # in the same memory: new memory for each step would cost as much as the numbers do
+    sums = words.mul_(weights).cumsum_(0).take(ends).tolist()
+    return [total - before for before, total in zip([0, *sums], sums, strict=False)]
+
+
+@functools.lru_cache(maxsize=16)
+def _layout(
+    device: torch.device, wide: int, sizes: tuple[int, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weights of tensors of these sizes side by side, and where each of them ends."""
+    weights = _weights(device)
+    ends = torch.tensor(sizes, device=device).cumsum(0) * wide - 1
+    return torch.cat([weights[: wide * size] for size in sizes]), ends
+
+
+# ---- each tensor for itself
 
 
 def _sums(tensor: torch.Tensor) -> list[torch.Tensor]:

@@ -29,6 +29,16 @@ def random_states() -> States:
     return found
 
 
+def device_states() -> States:
+    """The same for torch's own generators only: those that layers draw from."""
+    found = {"torch": _torch_state()}
+    if torch.cuda.is_initialized():
+        state = tensor_raw(torch.cuda.get_rng_state())  # seed and offset, which lie on the host
+        # it counts threads' draws, not numbers: any step forward is many draws
+        found["cuda"] = (_hash(state), "", int.from_bytes(state[8:16], "little") * WORDS)
+    return found
+
+
 def draws_between(before: States, after: States) -> Draws:
     """For each generator: the hash of its state before, at least how many were drawn since, and
     the hash of the block that it is in now."""

@@ -84,6 +84,9 @@ class ModelState:
     """The optimizer within whose step this is: it calls a closure."""
     training: bool = True
     """The module is in training mode."""
+    norms: tuple[float, ...] = ()
+    """Of some of this rank's own gradients in the backward before, as they were before DDP averaged
+    them."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,8 @@ class BackwardRecord:
     """By their number in the group."""
     terms: tuple[Term, ...] | None
     """What the loss is built of; None where a hook of the program's own does the averaging."""
+    finite: bool = True
+    """The loss is."""
 
 
 @dataclass(frozen=True)

@@ -199,6 +199,7 @@ def fingerprint(dataset: object) -> DatasetPrint:
 
 
 MOST_BYTES = 1 << 22  # of a tensor that are looked at item by item
+WORD = 4  # bytes that are read at a time, where items are made of such
 MOST_ITEMS = 20_000  # of a list
 
 
@@ -236,7 +237,10 @@ def _item_hashes(value: torch.Tensor | Sequence) -> torch.Tensor | None:
         if sample is None:
             return None
         rows = sample.view(torch.uint8).reshape(len(value), -1)
-        rows = rows[:, : max(1, MOST_BYTES // len(value))].to(torch.int64)
+        if rows.shape[1] % WORD == 0:
+            rows = rows.view(torch.int32)
+        most = max(1, MOST_BYTES // len(value) // rows.element_size())
+        rows = rows[:, :most].to(torch.int64)
         weights = mix_all(torch.arange(rows.shape[1], device="cpu")) | 1
         return (rows * weights).sum(1)
     plain = all(isinstance(item, str | int | tuple) for item in value[:LOOKED_AT])

@@ -219,7 +219,7 @@ def _judge_shares(shares: Shares, complete: bool) -> list[Verdict]:
     slack = SAMPLED_SLACK * sets.every if sets.every > 1 else 0
     found = []
     if sets.extra > _padding(shares, alike) + slack:
-        found += _judge_overlap(shares, sets, complete)
+        found += _judge_overlap(shares, sets, complete, alike)
     if alike and complete:
         found += _judge_missing(shares, sets, slack)
     return found
@@ -273,7 +273,7 @@ def _one_batch_each(shares: Shares) -> int:
     return len(shares) * max(share.batch for share in shares.values()) - 1
 
 
-def _judge_overlap(shares: Shares, sets: Sets, complete: bool) -> list[Verdict]:
+def _judge_overlap(shares: Shares, sets: Sets, complete: bool, alike: bool) -> list[Verdict]:
     kinds, samplers = _kinds(shares), _samplers(shares)
     count = min(share.count for share in shares.values())
     ranks = tuple(shares)
@@ -292,8 +292,11 @@ def _judge_overlap(shares: Shares, sets: Sets, complete: bool) -> list[Verdict]:
     some = "about " if sets.every > 1 else ""
     what = f"{some}{sets.extra} samples of one training pass went to more than one rank"
     if kinds == {"distributed"}:
-        return [Verdict("overlapping-data", what + who(samplers), _shard_advice(samplers), ranks)]
-    if not complete and _all_same([share.dataset.hash for share in shares.values()]):
+        advice = _shard_advice(samplers)
+        if not alike and not who(samplers):
+            what, advice = f"{what}: their loaders hold other parts of one dataset", ONE_SPLIT
+        return [Verdict("overlapping-data", what + who(samplers), advice, ranks)]
+    if not complete and alike:
         return []  # a part of each rank's own shuffle overlaps by chance
     plain = kinds <= {"plain", "random"}
     if all(_is_run(own, sets.every, shares[r].count) for r, own in sets.by_rank.items()):

@@ -100,7 +100,7 @@ class Channel:
             Gone: the limit is over (`why` is "limit"), the store is lost ("store"), or
                 `hopeless` said so (its text).
         """
-        started, pause, looked_at = time.monotonic(), SHORTEST_PAUSE, time.monotonic()
+        started = looked_at = time.monotonic()
         while (records := self.read(name, ranks, kind)) is None:
             now = time.monotonic()
             if self.lost:
@@ -112,9 +112,9 @@ class Channel:
                 if why or (missing and now > started + limit):
                     raise Gone(missing, why or "limit")
                 looked_at = now
-            # ranks come within microseconds where all is well, and within seconds where it is not
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
+            # ranks come within microseconds where all is well, and within seconds where it is not;
+            # so nobody sleeps on for long after the last one has come
+            time.sleep(min(max(SHORTEST_PAUSE, (now - started) / 8), LONGEST_PAUSE))
         return records
 
     def agree(self, name: str, value: str) -> str:
@@ -142,7 +142,7 @@ def _keys(name: str, ranks: Sequence[int]) -> list[str]:
     return [_key(name, rank) for rank in ranks]
 
 
-def open_channel(prefix: str) -> Channel | None:
+def open_channel() -> Channel | None:
     """A channel over the default group's store, or None where that can't be had."""
     import torch.distributed as dist
 
@@ -150,4 +150,9 @@ def open_channel(prefix: str) -> Channel | None:
     with contextlib.suppress(RuntimeError, AttributeError):
         # a connection of its own: a wait here must not block torch's
         store = store.clone()
-    return Channel(dist.PrefixStore(prefix, store), dist.get_rank(), dist.get_world_size())
+    rank = dist.get_rank()
+    # numbered: records of an earlier group, or of an earlier `with sanitize()` in this one, may
+    # still lie in the same store
+    number = store.add(f"sanitizers-of/{rank}", 1)
+    store = dist.PrefixStore(f"sanitizer-{number}", store)
+    return Channel(store, rank, dist.get_world_size())

@@ -100,7 +100,6 @@ class Session:
         self.on_group: list[Callable[[], None]] = []
         self.at_end: list[Callable[[], None]] = []
         self.at_last: list[Callable[[], None]] = []
-        self._groups_started = 0
         self._ending = False
         self.told: set[tuple[str, str]] = set()  # kind and cause of notes that others tell
         self.on_fault: dict[str, Callable[[], None]] = {}
@@ -122,13 +121,10 @@ class Session:
 
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.timeout = timeout
-        self._groups_started += 1
         self._widest = max(self._widest, self.world_size)
         mark_watched()
         if self.world_size > 1:
-            # numbered: records of an earlier group may still lie in the same store
-            opened = self.guarded("all ranks", open_channel)
-            self.channel = opened(f"sanitizer-{self._groups_started}")
+            self.channel = self.guarded("all ranks", open_channel)()
         for call in self.on_group:
             call()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 import torch
@@ -52,7 +52,11 @@ class DdpCalls:
         self.sequence = sequence
         self.registry = registry
         self._passed_by: list[tuple[Wrapped, object]] = []
+        self._find_tensors: Callable | None = None
         self._terms = session.guarded("the loss", self._terms_of)
+        self.finite: Callable[[Sequence[torch.Tensor]], bool | None] = lambda roots: True
+        self.norms: Callable[[Wrapped], tuple[float, ...] | None] = lambda model: ()
+        """Of some gradients of the backward before."""
 
     # ---- the wrap
 
@@ -96,7 +100,8 @@ class DdpCalls:
         model = self.registry.of(ddp)
         if model is None or not torch.is_grad_enabled():
             return
-        found = [number_of(tensor) for tensor in FIND_TENSORS.get()(output)]
+        self._find_tensors = self._find_tensors or FIND_TENSORS.get()
+        found = [number_of(tensor) for tensor in self._find_tensors(output)]
         numbers = {number for number in found if number is not None}
         model.outputs |= numbers
         model.trains = ddp.training
@@ -168,6 +173,7 @@ class DdpCalls:
             group,
             {model.number: self._state(model) for model in looked},
             None if hooked else self._terms(roots),
+            self.finite(roots) is not False,
         )
         called, step = "backward of a DDP model", self.session.step
         record = CallRecord(BACKWARD, called, stack, step, backward=backward)
@@ -186,6 +192,7 @@ class DdpCalls:
             edits,
             stepping=self.events.stepper if self.events.stepping else "",
             training=ddp is None or ddp.module.training,
+            norms=self.norms(model) or (),
         )
 
     def _terms_of(self, roots: Sequence[torch.Tensor]) -> tuple[Term, ...]:

@@ -45,6 +45,8 @@ class Pass:
     """Where the workers write what they draw."""
     epoch: int | None = None
     """The sampler's epoch, where it has one."""
+    drop_last: bool = False
+    """The loader leaves an uneven last batch out. Noted here: at the end the loader may be gone."""
     indices: array | None = field(default_factory=lambda: array("q"))
     """All indices asked for, in order; None where they are not plain numbers."""
     sizes: list[int] = field(default_factory=list)
@@ -221,6 +223,7 @@ class PassRecorder:
             stack=stack,
             iterator=weakref.ref(iterator),
             workers=loader.num_workers,
+            drop_last=bool(getattr(loader.batch_sampler, "drop_last", False)),
         )
         begun.epoch = getattr(begun.sampler, "epoch", None)
         setattr(iterator, MARK, begun)

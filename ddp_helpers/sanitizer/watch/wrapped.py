@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import Optimizer
 
@@ -34,7 +35,7 @@ class SinceStep:
     """The last forward for training was inside no_sync()."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Wrapped:
     """One wrapped model."""
 
@@ -55,6 +56,10 @@ class Wrapped:
     """Their fingerprint after the wrap, or after the last step looked at."""
     weights_at: int | None = 0
     """The number of steps after which `weights` was taken."""
+    before: str = ""
+    """Their fingerprint before the last step that was looked at."""
+    before_at: int | None = None
+    """The number of steps after which `before` was taken."""
     last_step: int = 0
     """The brief of the record of the last step, if that was looked at."""
     era: int = 0
@@ -76,6 +81,8 @@ class Wrapped:
     """The output holds no tensor that we can find."""
     since: SinceStep = field(default_factory=SinceStep)
     edit: Edit | None = None
+    averaged_by_hand: bool = False
+    """The program averages the weights itself, now and then."""
     edited: list[int] = field(default_factory=list)
     """Parameters changed since the last step, by something that is no optimizer."""
 
@@ -110,7 +117,8 @@ class Wrapped:
 
     def note_edits(self) -> str:
         """Find out which weights changed since the last step; returns their fingerprint."""
-        now = self.fingerprint()
+        now = self.before = self.fingerprint()
+        self.before_at = self.steps
         if self.weights_at == self.steps:
             pairs = zip(self.weights.split(","), now.split(","), strict=True)
             self.edited = [place for place, (then, now_) in enumerate(pairs) if then != now_]
@@ -121,9 +129,17 @@ class Wrapped:
         return Edits(tuple(self.edited[:MOST_EDITED]), self.edit)
 
     def is_local_sgd(self) -> bool:
-        """True if a communication hook lets the ranks drift apart on purpose."""
+        """True if the ranks drift apart on purpose, and are averaged now and then."""
+        if self.averaged_by_hand:
+            return True
         hooks = getattr(self.ddp(), "_comm_hooks", None) or ()
         return any("localsgd" in _name(hook).lower().replace("_", "") for hook, _ in hooks)
+
+    @property
+    def size(self) -> int:
+        """How many numbers DDP would average."""
+        there = (p for p in self.alive() if p is not None)
+        return sum(p.numel() for p in there if id(p) in self.reduced)
 
     def has_hook(self) -> bool:
         """True if the program took DDP's communication into its own hands."""
@@ -137,8 +153,21 @@ class Wrapped:
         """A Join block is over: the ranks may have counted differently."""
         self.era += 1
         self.steps = self.synced = self.buffer_syncs = 0
-        self.weights_at = None
+        self.weights_at = self.before_at = None
         self.since = SinceStep()
+
+
+@dataclass
+class Held:
+    """What an optimizer holds."""
+
+    key: tuple[int, ...]
+    """Changes when it holds something else, or a model was wrapped."""
+    models: list[Wrapped] = field(default_factory=list)
+    averaged: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
+    """Of each model, by its id, the places of the parameters that DDP averages."""
+    others: list[weakref.ref[Tensor]] = field(default_factory=list)
+    """The parameters that DDP averages nowhere."""
 
 
 class Registry:
@@ -156,8 +185,7 @@ class Registry:
         self._places: dict[int, tuple[Wrapped, int]] = {}
         self._counts: dict[str, int] = defaultdict(int)
         self._wraps = 0
-        self._stepped_by: weakref.WeakKeyDictionary[Optimizer, tuple[list[int], list[Wrapped]]]
-        self._stepped_by = weakref.WeakKeyDictionary()
+        self._held: weakref.WeakKeyDictionary[Optimizer, Held] = weakref.WeakKeyDictionary()
 
     def next_number(self, group: str) -> int:
         """The number that the next wrap in this group gets."""
@@ -207,13 +235,29 @@ class Registry:
         return list(found.values())
 
     def stepped_by(self, optimizer: Optimizer) -> list[Wrapped]:
-        """The models of which an optimizer holds parameters; quick, as it is asked in each step."""
-        sizes = [self._wraps, *(len(group["params"]) for group in optimizer.param_groups)]
-        known = self._stepped_by.get(optimizer)
-        if known is None or known[0] != sizes:
-            found = self.models_of(p for group in optimizer.param_groups for p in group["params"])
-            known = self._stepped_by[optimizer] = (sizes, found)
-        return known[1]
+        """The models of which an optimizer holds parameters."""
+        return self.held_by(optimizer).models
+
+    def held_by(self, optimizer: Optimizer) -> Held:
+        """What an optimizer holds; quick, as it is asked several times in each step."""
+        groups = [group["params"] for group in optimizer.param_groups]
+        key = (self._wraps, *(sum(map(id, group)) for group in groups))
+        known = self._held.get(optimizer)
+        if known is None or known.key != key:
+            known = self._held[optimizer] = self._look_through(key, groups)
+        return known
+
+    def _look_through(self, key: tuple[int, ...], groups: Sequence[Sequence[Tensor]]) -> Held:
+        held = Held(key)
+        for parameter in (p for group in groups for p in group):
+            hit = self.find(parameter)
+            if hit is not None and hit[0] not in held.models:
+                held.models.append(hit[0])
+            if hit is not None and id(parameter) in hit[0].reduced:
+                held.averaged[id(hit[0])].append(hit[1])
+            else:
+                held.others.append(weakref.ref(parameter))
+        return held
 
 
 def _place(parameter: torch.Tensor) -> object:

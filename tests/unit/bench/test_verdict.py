@@ -2,9 +2,11 @@
 
 import pytest
 
+from ddp_helpers import cli
 from ddp_helpers.bench.plots import describe_bench, plot_bench
-from ddp_helpers.bench.records import Change
-from ddp_helpers.bench.verdict import judge
+from ddp_helpers.bench.records import Change, Measured
+from ddp_helpers.bench.verdict import SCATTER, TOO_GOOD, beyond_ranks, judge, not_to_judge
+from ddp_helpers.cli import bench
 from ddp_helpers.cli.bench import recommendation
 from ddp_helpers.timeline.records import (
     BACKWARD,
@@ -53,6 +55,43 @@ def test_a_late_rank_is_mentioned():
     early, late = ranks(10, exposed=80)[0], ranks(80, exposed=10)[1]
     assert "waits for the last one" in judge([early, late], cores=8).text
     assert "waits for the last one" not in judge(ranks(20, exposed=70), cores=8).text
+
+
+def test_a_speed_up_above_the_ranks_gets_a_word():
+    assert beyond_ranks({1: [100], 2: [199, 200], 4: [400]}) == ""
+    word = beyond_ranks({1: [100], 2: [150], 4: [420]})
+    assert word.startswith("note: faster than the ranks can make it (4.20 on 4): the runs on 1")
+    assert "2.10 on 4" in beyond_ranks({2: [100], 4: [210]})
+
+
+def test_rounds_that_scatter_get_no_verdict():
+    assert not_to_judge({1: [100, 100 * (1 + SCATTER)], 2: [180]}) == ""
+    text = not_to_judge({1: [100, 90, 131], 2: [180]})
+    assert text.startswith("the rounds on 1 rank scatter too much: 90.0 to 131.0 samples/s")
+    assert "on 2 ranks" in not_to_judge({1: [100], 2: [100, 200]})
+    assert not_to_judge({1: [100], 2: [100 * 2 * TOO_GOOD]}) == ""
+    assert not_to_judge({1: [100], 2: [562]}) == (
+        "5.62 times as fast on 2 ranks as on 1 is no speed-up of 2 ranks"
+    )
+
+
+def test_the_command_gives_no_verdict_where_there_is_none(monkeypatch, capsys, tmp_path):
+    """The rounds of a machine under load, as they were once measured: 562 % on two ranks."""
+    rounds = {1: [50.0, 55.0, 60.0], 2: [562.0, 600.0, 618.0]}
+    timelines = ranks(90)
+
+    def measured(options, n, *_, profile=False):
+        rate = rounds[n].pop(0)
+        return [Measured(r, 8 * n / rate, 8, timelines[0]) for r in range(n)]
+
+    monkeypatch.setattr(bench, "_measure", measured)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("def main(): pass\n")
+    assert cli.main(["bench", "mine.py:main", "--out", "scaling.png"]) == 0
+    text = capsys.readouterr().out
+    assert "10.91 on 2" in text
+    assert "no verdict: 10.91 times as fast on 2 ranks as on 1" in text
+    assert "tried on" not in text
 
 
 def test_only_what_won_every_round_is_recommended():

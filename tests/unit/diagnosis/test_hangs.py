@@ -3,6 +3,7 @@
 import pytest
 
 from ddp_helpers.diagnosis import Diagnosis, diagnose
+from ddp_helpers.diagnosis.slips import find_slips
 from ddp_helpers.evidence.records import Frame, LastCall, RankError, RankResult
 
 LINE = Frame("train.py", 7, "train", "...")
@@ -172,6 +173,16 @@ def test_a_rank_that_ended_early_is_named_with_those_that_waited():
     )
     assert diagnose(ranks) == [ended_early]
     assert diagnose(ranks, hang=True) == [ended_early]  # and not also as one that did not come
+
+
+def test_messages_both_ways_name_another_rank_on_each_and_that_is_right():
+    def at(rank, name):
+        call = LastCall(3, name, LINE, "0 of 2", "float32 (5,)", peer=1 - rank)
+        return RankResult(rank, exit_code=None, stack=(LINE, inside(name)), last_call=call)
+
+    found = find_slips([at(0, "broadcast"), at(1, "broadcast")])
+    assert [diagnosis.kind for diagnosis in found] == ["different-roots"]
+    assert find_slips([at(0, "batch_isend_irecv"), at(1, "batch_isend_irecv")]) == []
 
 
 def test_nobody_ended_early_while_another_rank_has_its_own_trouble():

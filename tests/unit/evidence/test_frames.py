@@ -21,6 +21,7 @@ PACKAGE = Path(ddp_helpers.__file__).parent
         ("cell In[4]", True),
         (f"{sysconfig.get_path('purelib')}/torch/nn/modules/module.py", False),
         (f"{sysconfig.get_path('stdlib')}/threading.py", False),
+        ("/env/of/another/lib/python3.12/site-packages/torch/nn/modules/module.py", False),
         ("<frozen runpy>", False),
         (f"{PACKAGE}/ranks/worker.py", False),
         (f"{PACKAGE}_of_mine/train.py", True),

@@ -26,7 +26,7 @@ def read(file):
 
 def test_there_are_enough_and_in_each_notebook():
     assert len(names()) >= 24
-    for notebook in ("01", "02", "03", "04", "05", "06"):
+    for notebook in ("01", "02", "03", "04", "05", "06", "07"):
         here = names(notebook)
         assert len(here) >= 4
         assert here == [f"{notebook}.{place}" for place in range(1, len(here) + 1)]

@@ -52,6 +52,9 @@ FIGURES = {
     "bars": lambda: plots.plot_bars(
         ["1 rank", "2 ranks"], [[3.1, 3.3, 4.2], 1.7], ylabel="time (s)", title="An epoch"
     ),
+    "stacks": lambda: plots.plot_stacks(
+        ["DDP", "FSDP"], {"weights": [8, 4], "Adam": [16, 8]}, ylabel="held (MiB)", title="A rank"
+    ),
     "assignment": lambda: plots.plot_sample_assignment(sampled(10, 3), 10),
     "timeline": lambda: plots.plot_timeline(
         [plots.Span(0, "forward", 5.0, 5.004), (1, "backward", 5.002, 5.01)]
@@ -194,6 +197,15 @@ def test_bars_take_arrays_and_tensors():
         assert [bar.get_height() for bar in fig.axes[0].patches] == [2.0, 3.5]
 
 
+def test_stacks_lie_on_one_another_with_their_sum_above():
+    fig = figure("stacks")
+    (ax,) = fig.axes
+    bars = [(round(b.get_x() + 0.3), b.get_y(), b.get_height()) for b in ax.patches]
+    assert bars == [(0, 0, 8), (1, 0, 4), (0, 8, 16), (1, 4, 8)]
+    assert ax.get_ylim()[1] > 24
+    assert {"24", "12", "weights", "Adam", "DDP"} <= set(texts(fig).split(" | "))
+
+
 def squares(fig):
     """(index, rank) of each square."""
     boxes = [p for p in fig.axes[0].patches if isinstance(p, Rectangle)]
@@ -250,6 +262,9 @@ def test_overlapping_spans_get_lines_of_their_own():
         (lambda: plots.plot_bars(["a"], [1, 2], ylabel="s", title="t"), "1 labels and 2 values"),
         (lambda: plots.plot_bars(["a"], [[]], ylabel="s", title="t"), "of 'a'"),
         (lambda: plots.plot_bars(["a"], [float("nan")], ylabel="s", title="t"), "finite"),
+        (lambda: plots.plot_stacks([], {"a": []}, ylabel="s", title="t"), "nothing to plot"),
+        (lambda: plots.plot_stacks(["a"], {"b": [1, 2]}, ylabel="s", title="t"), "2 sizes of 'b'"),
+        (lambda: plots.plot_stacks(["a"], {"b": [-1]}, ylabel="s", title="t"), "'b' of 'a' is -1"),
         (lambda: plots.plot_sample_assignment([], 3), "0 ranks and n=3"),
         (lambda: plots.plot_sample_assignment([[0]], 0), "n=0"),
         (lambda: plots.plot_sample_assignment([[0, 3]], 3), "index 3 with n=3"),

@@ -51,7 +51,7 @@ class Speaker:
         os.setsid()
         signal.signal(wire.STACK_SIGNAL, signal.SIG_IGN)
         self.link = wire.call(address, number)
-        self.files = wire.receive_files(self.link)
+        _, self.files = wire.receive_files(self.link)
 
     def prints(self, text: str) -> None:
         os.write(self.files.output, text.encode())

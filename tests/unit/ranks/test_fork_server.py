@@ -87,6 +87,7 @@ def server(monkeypatch, tmp_path):
     monkeypatch.setattr(multiprocessing.resource_tracker, "ensure_running", lambda: None)
     monkeypatch.setattr(fork_server, "_listener", None)
     monkeypatch.setattr(fork_server, "_started_pid", None)
+    monkeypatch.setattr(fork_server, "_started_with", {})
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "GLIBC_TUNABLES"):
         monkeypatch.delenv(name, raising=False)
     yield one
@@ -199,6 +200,63 @@ def test_what_the_reader_has_tuned_besides_stands_too(server, monkeypatch):
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.pthread.rseq=0")
     fork_server.warm_up()
     assert server.heard()["GLIBC_TUNABLES"] == f"glibc.pthread.rseq=0:{fork_server.HUGE_PAGES}"
+
+
+# ---- one that has loaded torch under other variables
+
+
+def warmed_up(server):
+    fork_server.warm_up()
+    server.heard()
+    server._forkserver_alive_fd = os.open(os.devnull, os.O_RDONLY)
+    server._forkserver_address = "/no/such/listener"
+
+
+@pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "TORCH_LOGS", "MKL_DYNAMIC"])
+def test_one_that_has_read_other_variables_is_stale(server, monkeypatch, name):
+    monkeypatch.setenv(name, "before")
+    warmed_up(server)
+    assert not fork_server.is_stale()
+    for other in ("OMP_NUM_THREADS", "MINE", "TORCH_DISTRIBUTED_DEBUG"):
+        monkeypatch.setenv(other, "9")
+    assert not fork_server.is_stale()
+    monkeypatch.setenv(name, "now")
+    assert fork_server.is_stale()
+    monkeypatch.delenv(name)
+    assert fork_server.is_stale()
+    before = server._forkserver_pid
+    fork_server.end()
+    assert server._forkserver_pid is None
+    with pytest.raises(ChildProcessError):
+        os.waitpid(before, os.WNOHANG)  # no zombie
+    fork_server.warm_up()
+    assert not fork_server.is_stale()
+
+
+def test_one_that_ranks_run_under_stays(server, monkeypatch):
+    server.habit = "loads"
+    warmed_up(server)
+    monkeypatch.setattr(fork_server, "LONGEST_END", 0.05)
+    monkeypatch.setattr(fork_server, "_has_children", lambda pid: True)
+    pid = server._forkserver_pid
+    fork_server.end()
+    assert server._forkserver_pid == pid
+    assert not fork_server.has_ended(pid)
+
+
+def test_who_has_children():
+    child = Child(lambda: time.sleep(60))
+    assert fork_server._has_children(os.getpid())
+    assert not fork_server._has_children(child.pid)
+    child.end()
+    assert fork_server._has_children(child.pid)  # nobody knows
+
+
+def test_somebody_elses_server_is_never_stale(server, monkeypatch):
+    server.habit = "loads"
+    server.ensure_running()
+    monkeypatch.setenv("OMP_WAIT_POLICY", "now")
+    assert not fork_server.is_stale()
 
 
 # ---- one that was killed

@@ -5,10 +5,11 @@ import os
 import re
 import signal
 import socket
+import time
 from dataclasses import astuple
 
 import pytest
-from small_ranks import memory_file
+from small_ranks import Child, memory_file
 
 from ddp_helpers.evidence.records import Finding, RankError
 from ddp_helpers.ranks import wire
@@ -73,8 +74,9 @@ def test_the_kernel_says_who_called(link):
 def test_six_files_arrive_in_their_order_and_no_child_has_them(called):
     ours, theirs = called
     files = wire.RankFiles(*(memory_file() for _ in range(FILES)))
-    wire.send_files(ours, files)
-    got = wire.receive_files(theirs)
+    wire.send_files(ours, files, 3)
+    number, got = wire.receive_files(theirs)
+    assert number == 3
     assert [os.fstat(f).st_ino for f in astuple(got)] == [
         os.fstat(f).st_ino for f in astuple(files)
     ]
@@ -97,6 +99,50 @@ def test_a_launcher_that_hangs_up(link):
     ours.close()
     with pytest.raises(ConnectionError, match="^the launcher hung up$"):
         wire.receive_files(theirs)
+
+
+def test_a_rank_that_stands_by_hears_the_first_word(link):
+    ours, theirs = link
+    assert not wire.is_here(ours)  # it has not said so yet
+    theirs.send(wire.HERE)
+    assert wire.is_here(ours)
+    assert not wire.wait_for_word(theirs, 0.01)
+    ours.send(b"0")
+    assert wire.wait_for_word(theirs, 30)
+    theirs.close()
+    assert not wire.is_here(ours)
+
+
+@pytest.mark.parametrize("reaped", [False, True])
+def test_a_rank_that_stands_by_sees_its_launchers_end_though_a_child_keeps_the_socket(reaped):
+    reader, writer = os.pipe()
+
+    def launcher():
+        pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        socket.send_fds(back, [b"x"], [pair[1].fileno()])
+        if os.fork() == 0:  # this one holds the other end, too
+            os.close(writer)
+            os.read(reader, 1)
+            os._exit(0)
+        time.sleep(60)
+
+    front, back = socket.socketpair(socket.AF_UNIX)
+    child = Child(launcher)
+    _, (file,), *_ = socket.recv_fds(front, 1, 1)
+    theirs = socket.socket(fileno=file)
+    assert not wire.wait_for_word(theirs, 0.05)
+    os.kill(child.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    if reaped:
+        child.end()
+    started = time.monotonic()
+    assert not wire.wait_for_word(theirs, 60)
+    assert time.monotonic() - started < 30
+    os.close(writer)  # its child ends
+    os.close(reader)
+    child.end()
+    for each in (front, back, theirs):
+        each.close()
 
 
 def test_a_job_arrives_as_it_was():

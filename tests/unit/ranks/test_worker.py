@@ -65,6 +65,7 @@ def as_before(monkeypatch, tmp_path):
     for name in ("stdout", "stderr", "argv", "path"):
         monkeypatch.setattr(sys, name, getattr(sys, name))
     monkeypatch.setattr(linecache, "cache", dict(linecache.cache))
+    monkeypatch.setattr(worker, "_calls_file", None)
     monkeypatch.setattr(multiprocessing.util, "get_temp_dir", multiprocessing.util.get_temp_dir)
     yield
     for number, saved in enumerate(standard, start=1):
@@ -155,7 +156,7 @@ def run(calls, group, tmp_path):
             link, _ = listener.accept()
             links.append(link)
             assert wire.number_of(link) == 1
-            wire.send_files(link, wire.RankFiles(rank_output, lifeline, *files))
+            wire.send_files(link, wire.RankFiles(rank_output, lifeline, *files), 1)
             os.close(rank_output)
 
         thread = threading.Thread(target=serve)

@@ -158,15 +158,53 @@ def test_a_clean_up_is_not_named_as_the_call():
     assert found.place is None
 
 
-def test_calls_at_places_that_exclude_each_other(tmp_path):
+@pytest.fixture
+def two_lines(tmp_path):
+    """Calls of one function at lines of which a rank seems to pass both: (rank 0's, rank 1's)."""
     path = tmp_path / "train.py"
-    path.write_text("def train():\n    all_reduce()\n    all_reduce()\n")
-    records = {rank: call(stack=((str(path), line, "train"),)) for rank, line in ((0, 2), (1, 3))}
-    found = CollectiveChecker(Session()).compare(records, ())
-    assert found.kind == "different-call-site"
+    path.write_text("def train():\n    all_reduce()\n    all_reduce()\n    all_reduce()\n")
+    at = lambda line: call(stack=((str(path), line, "train"),))
+    return lambda *lines: {rank: at(line) for rank, line in enumerate(lines)}
+
+
+def test_calls_at_places_that_exclude_each_other_are_only_suspect(two_lines):
+    checker = CollectiveChecker(session := Session())
+    assert checker.compare(two_lines(2, 3), ()) is None
+    checker.at_end()
+    (note,) = session.findings
+    assert (note.kind, note.serious) == ("different-call-site", False)
+    assert note.advice.startswith("if other numbers come out than expected: ")
+    assert CollectiveChecker(Session()).compare(two_lines(2, 2), ()) is None
+
+
+def test_who_comes_to_the_others_line_proves_that_a_call_was_too_many(two_lines):
+    checker = CollectiveChecker(Session())
+    checker.compare(two_lines(2, 3), ())
+    found = checker.compare(two_lines(3, 4), ())
+    assert (found.kind, found.serious) == ("different-call-site", True)
     assert found.cause == "the ranks are at different all_reduce calls, one of them is too many"
-    same = dict.fromkeys((0, 1), records[0])
-    assert CollectiveChecker(Session()).compare(same, ()) is None
+    assert [line.rpartition(", line ")[2] for line in found.details] == [
+        "2, in train",
+        "3, in train",
+    ]
+
+
+def test_ranks_that_change_places_are_no_evidence(two_lines):
+    checker = CollectiveChecker(session := Session())
+    checker.compare(two_lines(2, 3), ())
+    assert checker.compare(two_lines(3, 2), ()) is None
+    checker.forget_all()
+    checker.at_end()
+    assert session.findings == []
+
+
+def test_the_other_rank_ended_when_this_one_came_to_its_line(two_lines):
+    checker = CollectiveChecker(Session())
+    checker.explain_ddp = lambda *given: given
+    checker.compare(two_lines(2, 3), ())
+    here, elsewhere = two_lines(3, 4).values()
+    assert checker.explain_end(here, [1], []).kind == "different-call-site"
+    assert checker.explain_end(elsewhere, [1], []) == (elsewhere, [1], [])
 
 
 def test_who_explains_is_asked_first():
@@ -605,7 +643,7 @@ def test_kinds_of_samplers(sampler, expected):
 def a_pass(sampler=None, data=DATA, batches=(), key="loop#0", **changes):
     """A pass that has delivered these batches."""
     sampler = SequentialSampler(data) if sampler is None else sampler
-    loader = DataLoader(data, 4, sampler=sampler, drop_last=changes.pop("drop_last", False))
+    loader = DataLoader(data, 4, sampler=sampler)
     done = Pass(lambda: loader, data, sampler, key, (PLACE,), lambda: None, 0, steps=1)
     done.epoch = getattr(sampler, "epoch", None)
     for indices in batches:

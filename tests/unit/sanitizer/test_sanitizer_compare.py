@@ -449,6 +449,7 @@ def test_pieces_of_a_large_tensor_weigh_differently(monkeypatch):
     from ddp_helpers.sanitizer.compare import fingerprint as module
 
     monkeypatch.setattr(module, "CHUNK", 4)
+    monkeypatch.setattr(module, "SMALL", 0)
     module._weights.cache_clear()
     parts = [torch.tensor(part, dtype=torch.int32) for part in ([1, 2, 3, 4], [5, 6, 7, 8], [9])]
     sums = [int(fingerprint([part]), 16) for part in parts]
@@ -456,6 +457,27 @@ def test_pieces_of_a_large_tensor_weigh_differently(monkeypatch):
     assert fingerprint([torch.cat(parts)]) == f"{together:x}"
     monkeypatch.undo()
     module._weights.cache_clear()
+
+
+def test_small_tensors_side_by_side_have_the_checksums_that_each_has_alone(monkeypatch):
+    from ddp_helpers.sanitizer.compare import fingerprint as module
+
+    kinds = (torch.float32, torch.float64, torch.bfloat16, torch.uint8, torch.bool)
+    tensors = [torch.arange(1 + 7 * i).to(kinds[i % len(kinds)]) for i in range(12)]
+    tensors[3:3] = [None, torch.empty(0), torch.randn(3, 4).t(), torch.tensor(1 + 2j)]
+    together = fingerprint(tensors)
+    assert together == ",".join(fingerprint([tensor]) for tensor in tensors)
+    monkeypatch.setattr(module, "SIDE_BY_SIDE", 30)  # several groups
+    assert fingerprint(tensors) == together
+    monkeypatch.setattr(module, "SMALL", 0)  # each for itself
+    assert fingerprint(tensors) == together
+
+
+def test_a_checksum_leaves_tensors_as_they_are():
+    tensors = [torch.arange(5.0), torch.arange(5.0, dtype=torch.float64), torch.ones(3)]
+    for given in (tensors, tensors[:1], tensors[1:2]):
+        fingerprint(given)
+    assert [tensor.sum() for tensor in tensors] == [10, 10, 3]
 
 
 def test_settings_of_an_optimizer():

@@ -57,6 +57,7 @@ def record_of(data, sampler, batch=1, drop_last=False, stop=None):
         lambda: None,
         0,
         steps=1,
+        drop_last=drop_last,
     )
     done.epoch = getattr(sampler, "epoch", None)
     for index in list(loader.batch_sampler)[:stop]:

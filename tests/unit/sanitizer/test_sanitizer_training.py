@@ -814,7 +814,7 @@ def test_the_first_steps(watched):
     (record,) = mirror.records("first-steps", FirstStepsRecord)
     assert [step.size for step in record.steps] == [4] * 4
     assert len({step.inputs for step in record.steps}) == 4
-    assert record.steps[0].drawn.keys() == {"load", "between"}
+    assert record.steps[0].drawn.keys() == {"load", "between", "forward"}
     assert record.place[2] == "epoch"
     assert session.step == 3
 

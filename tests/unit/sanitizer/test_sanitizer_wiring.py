@@ -92,6 +92,9 @@ BEFORE = [
     ("after_step", "PassRecorder.stepped", "FirstStepsChecker.stepped"),
     ("on_batch", "FirstStepsChecker.delivered", "EvaluationChecker.delivered"),
     ("on_end", "WeightsChecker.pass_ends", "ShareChecker.ended"),
+    ("before_step", "WeightsChecker.step_begins", "NumbersChecker.step_begins"),
+    ("after_step", "WeightsChecker.step_ends", "UnchangedChecker.step_ends"),
+    ("after_backward", "DdpCalls.backward_ends", "KeptGradientChecker.went_back"),
     ("on_end", "EpochChecker.ended", "ShareChecker.ended"),
 ]
 

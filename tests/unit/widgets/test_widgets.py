@@ -23,6 +23,7 @@ from ddp_helpers.widgets import (
     fault_lab,
     ladder,
     machine_room,
+    memory,
     monitor,
     one_step,
     overlap,
@@ -31,7 +32,7 @@ from ddp_helpers.widgets import (
     sampler,
 )
 from ddp_helpers.widgets.base import WIDGET_VIEW, Explorable, Picture
-from ddp_helpers.widgets.scene import Line, Scene, ticks
+from ddp_helpers.widgets.scene import Box, Line, Scene, ticks
 
 settings.register_profile("slow machines", deadline=None)
 settings.load_profile("slow machines")
@@ -365,3 +366,58 @@ def test_the_planner_draws_what_the_model_says():
     assert len(curve) == 15
     ideal = (planner.TOP + planner.HIGH - curve[-1].to_y) / planner.HIGH
     assert ideal == pytest.approx(told.efficiency.value[-1], abs=0.01)
+
+
+def memory_of(**changes):
+    start = {"model": "6.7 billion", "way": "DDP", "ranks": 8, "precision": "autocast"}
+    start |= {"optimizer": "adam", "batch": 2, "micro": 1, "checkpointing": False}
+    return start | {"tensor": 1, "stages": 1} | changes
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"way": "ZeRO-1"},
+        {"way": "FSDP", "precision": "mixed", "checkpointing": True},
+        {"way": "FSDP, not resharded", "optimizer": "sgd", "ranks": 512},
+        {"tensor": 8, "stages": 4, "micro": 8},
+        {"batch": 1, "checkpointing": True, "precision": "bfloat16", "model": "0.12 billion"},
+    ],
+)
+def test_the_memory_bar_is_as_long_as_what_a_rank_holds(changes):
+    given = memory_of(**changes)
+    _, _, held = memory.hold(**given)
+    picture = memory.draw(**given)
+    assert f"a rank holds {float(held.total.value) / 1e9:,.3g} GB" in picture.words
+    bar = [s for s in picture.scene.shapes if isinstance(s, Box) and s.y == memory.TOP]
+    *parts, rest = bar
+    drawn = sum(part.width for part in parts)
+    whole = drawn + rest.width
+    assert drawn / whole == pytest.approx(held.total.value / held.total.high, abs=0.01)
+    time = [s for s in picture.scene.shapes if isinstance(s, Box) and s.height == 22]
+    assert sum(part.width for part in time) == pytest.approx(memory.WIDE)
+
+
+def test_holding_less_fits_more_and_costs_time():
+    plain, sharded, again = (
+        memory.draw(**memory_of(**changes)).words
+        for changes in (
+            {},
+            {"way": "FSDP", "precision": "mixed"},
+            {"way": "FSDP", "precision": "mixed", "checkpointing": True},
+        )
+    )
+    assert "It surely fits on none of the four." in plain
+    assert "It fits on: H100, H200. It may fit on: A100 40 GB." in sharded
+    assert "It fits on: RTX 4090, A100 40 GB, H100, H200." in again
+    seconds = [float(re.search(r"takes ([\d.]+) s,", words)[1]) for words in (sharded, again)]
+    assert seconds[1] == pytest.approx(4 / 3 * seconds[0], rel=0.05)
+
+
+def test_a_way_that_there_is_not_keeps_the_picture_and_says_why():
+    shown = widgets.explore("memory", way="FSDP", precision="mixed")
+    before = shown.view.value
+    shown.controls["way"].value = "DDP"
+    assert "Not possible: precision mixed with DDP: it is" in shown.status.value
+    assert shown.view.value == before
