@@ -15,6 +15,7 @@ from ddp_helpers.torch_private import OPERATOR_MODE
 # torch's operators that are not named like the function that people call
 FUNCTIONS = {
     "allreduce": "all_reduce",
+    "allreduce_coalesced": "all_reduce_coalesced",
     "allgather": "all_gather",
     "_allgather_base": "all_gather_into_tensor",
     "_reduce_scatter_base": "reduce_scatter_tensor",

@@ -102,14 +102,18 @@ def check(number: str, answer: Callable, seconds: float = LIMIT) -> Checked:
     ranks = Ranks(answer, seconds, module.EXERCISE.name)
     try:
         check_signature(answer, module)
-        module.check(ranks)
+        said = module.check(ranks)
     except NotYet as reason:
         done = Checked(number, False, f"{number} not yet: {reason}")
-    except TypeError as reason:  # from launch(): the answer can't travel to the ranks
-        done = Checked(number, False, f"{number} not yet: {reason}")
+    except Exception as reason:  # the check has stumbled over what came back
+        what = f"the check can't read what {module.EXERCISE.name} returned"
+        done = Checked(
+            number, False, f"{number} not yet: {what} ({type(reason).__name__}: {reason})"
+        )
     else:
         where = ", ".join(map(str, sorted(set(ranks.tried))))
-        text = f"{number} passed, on real processes ({where} ranks). {module.EXERCISE.lesson}"
+        told = " ".join(filter(None, (said, module.EXERCISE.lesson)))
+        text = f"{number} passed, on real processes ({where} ranks). {told}"
         done = Checked(number, True, text)
     print(done.message)
     _note(done)

@@ -3,6 +3,7 @@
 import os
 
 from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
+from ddp_helpers.exercises.on_ranks import are_numbers, plain
 
 EXERCISE = Exercise(
     title="Who am I?",
@@ -33,18 +34,21 @@ def solution():
 def on_rank(answer):
     # as on a machine that is one of several: there a rank has two numbers
     os.environ |= {"LOCAL_RANK": "7", "LOCAL_WORLD_SIZE": "8"}
-    return answer()
+    value = plain(answer())
+    if not isinstance(value, list) or len(value) != 2:
+        raise NotYet(f"rank {os.environ['RANK']} returned {value!r}: expected two numbers")
+    return value
 
 
 def check(ranks):
     for nprocs in (2, 5):
         values = ranks.run(on_rank, nprocs, group=False)
         for rank, value in enumerate(values):
-            if not isinstance(value, tuple | list) or len(value) != 2:
-                raise NotYet(f"rank {rank} returned {value!r}: expected two numbers")
             if any(isinstance(part, str) for part in value):
-                raise NotYet(f"rank {rank} returned {value!r}: these are texts, not numbers")
-            if tuple(value) == (7, 8):
+                raise NotYet(f"rank {rank} returned {value}: these are texts, not numbers")
+            if not are_numbers(value, int):
+                raise NotYet(f"rank {rank} returned {value}: expected whole numbers, as from int()")
+            if value == [7, 8]:
                 raise NotYet(
                     f"rank {rank} gives its number on its own machine, and how many are there; "
                     "expected those among the ranks of all machines"

@@ -3,8 +3,9 @@
 import torch
 import torch.distributed as dist
 
+from ddp_helpers.evidence.sent_calls import watched
 from ddp_helpers.exercises.core import Exercise, Wrong
-from ddp_helpers.exercises.on_ranks import by_rank, expect
+from ddp_helpers.exercises.on_ranks import by_rank, exchanged, expect
 
 EXERCISE = Exercise(
     title="The mean of unequal parts",
@@ -36,11 +37,10 @@ def solution(values):
 
 def on_rank(answer, lengths):
     parts = by_rank(lambda rank: torch.randint(1, 10, (lengths[rank],)).float() * 10**rank)
-    expect(
-        answer(parts[dist.get_rank()]),
-        torch.cat(parts).mean(),
-        f"with {lengths} values a rank, the mean",
-    )
+    with watched() as calls:
+        mean = answer(parts[dist.get_rank()])
+    expect(mean, torch.cat(parts).mean(), f"with {lengths} values a rank, the mean")
+    exchanged(calls)
 
 
 def check(ranks):

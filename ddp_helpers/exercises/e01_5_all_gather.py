@@ -41,6 +41,12 @@ def on_rank(answer):
     with watched() as calls:
         parts = answer(mine)
     only(calls, "broadcast")
+    kinds = {call.dtype for call in calls} - {"float32"}
+    if kinds:
+        raise NotYet(
+            f"you have broadcast {' and '.join(sorted(kinds))}, expected the tensors themselves, "
+            "which are float32: broadcast_object_list, for example, makes bytes of them"
+        )
     parts = list(parts) if isinstance(parts, torch.Tensor) else parts  # one of them stacked
     if not isinstance(parts, list | tuple) or len(parts) != len(tensors):
         raise NotYet(f"on {len(tensors)} ranks, expected a list of {len(tensors)} tensors")

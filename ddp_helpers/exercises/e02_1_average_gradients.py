@@ -4,15 +4,17 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from ddp_helpers.evidence.sent_calls import watched
 from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
-from ddp_helpers.exercises.on_ranks import expect
+from ddp_helpers.exercises.on_ranks import exchanged, expect, numbers
 
 EXERCISE = Exercise(
     title="Average gradients by hand",
     name="average_gradients",
     task="backward() has just run on each rank, each with another part of the batch. Make every "
-    "gradient of `model` the average over all ranks, in place, with dist alone. A parameter that "
-    "took no part has the gradient None on all ranks: leave it so.",
+    "gradient of `model` the average over all ranks, with dist alone; parameter.grad may become "
+    "another tensor. A parameter that took no part has the gradient None on all ranks: leave it "
+    "so.",
     hints=(
         "Which collective gives everybody a sum? And what makes a sum an average?",
         "model.parameters() gives the parameters, parameter.grad the gradient.",
@@ -44,30 +46,26 @@ def forward(model, x):
     return model[1](torch.tanh(model[0](x))).square().mean()
 
 
-def whole_gradients(model, x):
-    """What one process would get for the whole batch."""
-    model.zero_grad(set_to_none=True)
-    forward(model, x).backward()
-    grads = [p.grad for p in model.parameters()]
-    model.zero_grad(set_to_none=True)
-    return grads
-
-
 def on_rank(answer):
-    model, x = make_model(), torch.randn(12, 5)
-    whole = whole_gradients(model, x)
-    forward(model, x.chunk(dist.get_world_size())[dist.get_rank()]).backward()
+    model, wanted = make_model(), {}
+    forward(model, torch.randn(4, 5)).backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:  # numbers that tell whose they are
+            parts = numbers(*parameter.shape)
+            parameter.grad = parts[dist.get_rank()].clone()
+            wanted[name] = torch.stack(parts).mean(0)
     weights = [parameter.detach().clone() for parameter in model.parameters()]
-    answer(model)
+    with watched() as calls:
+        answer(model)
     for (name, parameter), before in zip(model.named_parameters(), weights, strict=True):
         if not torch.equal(parameter, before):
             raise NotYet(f"the weight {name} itself has changed: only gradients should")
-    for (name, parameter), grad in zip(model.named_parameters(), whole, strict=True):
-        if grad is None:
-            if parameter.grad is not None:
-                raise NotYet(f"{name} took no part, and yet it has a gradient now")
-        else:
-            expect(parameter.grad, grad, f"the gradient of {name}")
+    for name, parameter in model.named_parameters():
+        if name in wanted:
+            expect(parameter.grad, wanted[name], f"the gradient of {name}")
+        elif parameter.grad is not None:
+            raise NotYet(f"{name} took no part, and yet it has a gradient now")
+    exchanged(calls)
 
 
 def check(ranks):

@@ -6,7 +6,7 @@ from torch import nn
 
 from ddp_helpers.evidence.sent_calls import watched
 from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
-from ddp_helpers.exercises.on_ranks import Gate, expect
+from ddp_helpers.exercises.on_ranks import Gate, expect, show
 
 EXERCISE = Exercise(
     title="Average with hooks, during backward",
@@ -14,7 +14,8 @@ EXERCISE = Exercise(
     task="Register hooks on the parameters of `model`, so that after each backward() the gradients "
     "are the average over all ranks. Backward must not stand still while a message travels: start "
     "each with async_op=True, and return a function that waits for them all; it is called after "
-    "each backward. Gradients are set to None between the steps. DDP itself is not allowed.",
+    "each backward. Gradients are set to None between the steps; parameter.grad may become "
+    "another tensor. DDP itself is not allowed.",
     hints=(
         "A parameter can call you back when its gradient has been written.",
         "parameter.register_post_accumulate_grad_hook(f) calls f(parameter) in each backward.",
@@ -65,8 +66,7 @@ def step(model, x, finish, number):
         sent = len(calls)
         if dist.get_rank() == 0:
             end.reached()
-        if callable(finish):
-            finish()
+        finish()
     return sent, free
 
 
@@ -82,6 +82,8 @@ def on_rank(answer):
     finish = answer(model)
     if isinstance(finish, nn.parallel.DistributedDataParallel):
         raise NotYet("this is DDP itself: register the hooks on your own")
+    if not callable(finish):
+        raise NotYet(f"attach returned {show(finish)}, expected a function that waits for them all")
     for number, x in enumerate(batches):
         share = x.chunk(dist.get_world_size())[dist.get_rank()]
         sent, free = step(model, share, finish, number)
@@ -114,6 +116,7 @@ def after_the_end(model):
 def not_divided(model):
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(lambda p: dist.all_reduce(p.grad))
+    return lambda: None
 
 
 def in_step(model):
@@ -123,6 +126,7 @@ def in_step(model):
 
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(hook)
+    return lambda: None
 
 
 def only_once(model):
@@ -135,6 +139,11 @@ def only_once(model):
 
     for parameter in model.parameters():
         handles.append(parameter.register_post_accumulate_grad_hook(hook))
+    return lambda: None
+
+
+def returns_nothing(model):
+    solution(model)
 
 
 def wraps(model):
@@ -168,6 +177,7 @@ WRONG = (
     Wrong(not_divided, "after backward 1, the gradient of"),
     Wrong(only_once, "after backward"),
     Wrong(in_step, "backward stands still for a message"),
+    Wrong(returns_nothing, "expected a function that waits"),
     Wrong(wraps, "this is DDP itself"),
 )
 ALSO_RIGHT = (other_tensors,)

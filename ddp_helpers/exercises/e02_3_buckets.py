@@ -11,10 +11,10 @@ from ddp_helpers.exercises.on_ranks import expect, numbers, only
 EXERCISE = Exercise(
     title="Average in buckets",
     name="average_in_buckets",
-    task="Average the gradients of `parameters` (a list) over all ranks, in place, with few "
-    "dist.all_reduce calls. Fill a bucket with gradients in the order of the list; when the next "
-    "one would make it larger than `cap` numbers, send it and begin another. A gradient that is "
-    "larger than `cap` alone goes in a bucket of its own.",
+    task="Average the gradients of `parameters` (a list) over all ranks, with few dist.all_reduce "
+    "calls; parameter.grad may become another tensor. Fill a bucket with gradients in the order "
+    "of the list; when the next one would make it larger than `cap` numbers, send it and begin "
+    "another. A gradient that is larger than `cap` alone goes in a bucket of its own.",
     hints=(
         "First decide which gradients go together, then send. Two loops are simpler than one.",
         "A list of lists: put a gradient into the last list, or begin a new one.",

@@ -1,6 +1,7 @@
 """A communication hook for DDP that sends half the bytes."""
 
 import contextlib
+import functools
 import sys
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ddp_helpers.evidence.sent_calls import watched
 from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
-from ddp_helpers.exercises.on_ranks import expect
+from ddp_helpers.exercises.on_ranks import expect, show
 
 EXERCISE = Exercise(
     title="Half the bytes",
@@ -62,18 +63,24 @@ def on_rank(answer):
     model(x).square().mean().backward()
     whole = [parameter.grad.clone() for parameter in model.parameters()]
     ddp = DistributedDataParallel(model)
-    borrowed = []
+    borrowed, faults = [], []
 
     def hook(state, bucket):
         with calls_into("default_hooks.py") as functions:
             future = answer(state, bucket)
         borrowed.extend(functions)
-        return future
+        if not hasattr(future, "then"):
+            faults.append(f"half_hook returned {show(future)}, expected a future")
+            future = torch.futures.Future()
+            future.set_result(bucket.buffer())
+        return future.then(functools.partial(judge_value, bucket.buffer(), faults))
 
     ddp.register_comm_hook(None, hook)
     ddp.zero_grad(set_to_none=True)
     with watched() as calls:
         ddp(x.chunk(dist.get_world_size())[dist.get_rank()]).square().mean().backward()
+    if faults:
+        raise NotYet(faults[0])
     for (name, parameter), grad in zip(model.named_parameters(), whole, strict=True):
         expect(parameter.grad, grad, f"the gradient of {name}", tolerance=0.03)
     others = {call.dtype for call in calls if call.elements > 1} - {"bfloat16"}
@@ -84,6 +91,20 @@ def on_rank(answer):
     sent, length = sum(call.elements for call in calls), sum(grad.numel() for grad in whole)
     if sent != length:
         raise NotYet(f"the gradients are right, but {sent} numbers were sent, expected {length}")
+
+
+def judge_value(buffer, faults, future):
+    """The future's value, or a note of what is wrong with it: torch takes bfloat16, too."""
+    value = future.value()
+    if not isinstance(value, torch.Tensor):
+        what = f"a {type(value).__name__}"
+    elif value.dtype != torch.float32 or value.shape != buffer.shape:
+        what = f"{str(value.dtype).removeprefix('torch.')} of the shape {tuple(value.shape)}"
+    else:
+        return value
+    wanted = f"float32 of the shape {tuple(buffer.shape)}"
+    faults.append(f"the future's value is {what}, expected {wanted}, as bucket.buffer()")
+    return buffer
 
 
 def check(ranks):
@@ -141,7 +162,7 @@ def waits_itself(state, bucket):
 WRONG = (
     Wrong(full_width, "was sent, not bfloat16"),
     Wrong(not_divided, "the gradient of weight is"),
-    Wrong(no_future, "half_hook failed on 2 ranks"),
+    Wrong(no_future, "expected a future"),
     Wrong(never_sent, "on rank 0 of 2, the gradient of"),
     Wrong(another_half, "but float16 was sent, not bfloat16"),
     Wrong(ready_made, "the hook is torch's own"),

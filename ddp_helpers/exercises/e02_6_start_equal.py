@@ -4,8 +4,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from ddp_helpers.evidence.sent_calls import watched
 from ddp_helpers.exercises.core import Exercise, Wrong
-from ddp_helpers.exercises.on_ranks import expect
+from ddp_helpers.exercises.on_ranks import exchanged, expect
 
 EXERCISE = Exercise(
     title="Start equal",
@@ -36,14 +37,17 @@ def make_model(seed):
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     model(torch.randn(5, 3))  # its buffers are no longer zeros and ones
+    model[1].num_batches_tracked += seed
     return model
 
 
 def on_rank(answer, seed):
     wanted, model = make_model(seed).state_dict(), make_model(seed + dist.get_rank())
-    answer(model)
+    with watched() as calls:
+        answer(model)
     for name, tensor in model.state_dict().items():
         expect(tensor, wanted[name], f"{name}")
+    exchanged(calls)
 
 
 def check(ranks):

@@ -1,16 +1,18 @@
 """A new order in each epoch."""
 
 import torch
+import torch.distributed as dist
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
+from ddp_helpers.exercises.on_ranks import are_numbers, plain, show
 
 EXERCISE = Exercise(
     title="A new order in each epoch",
     name="walk",
-    task="Return, for each of `epochs` epochs, the list of samples that this rank has seen, in "
-    "order. Each epoch should have another order, and within an epoch no sample may be seen by two "
-    "ranks. One line is missing.",
+    task="Return, for each of `epochs` epochs, the samples that this rank has seen, in order: a "
+    "list for each epoch, or a tensor. Each epoch should have another order, and within an epoch "
+    "no sample may be seen by two ranks. One line is missing.",
     hints=(
         "The sampler shuffles by itself: torch.manual_seed does not reach it. Notebook 03, part 2.",
         "The sampler shuffles with its seed plus a number that somebody has to raise.",
@@ -41,15 +43,21 @@ def solution(dataset, epochs):
 
 
 def on_rank(answer, samples, epochs):
-    return answer(TensorDataset(torch.arange(samples)), epochs)
+    got = plain(answer(TensorDataset(torch.arange(samples)), epochs))
+    if not isinstance(got, list) or len(got) != epochs:
+        raise NotYet(
+            f"rank {dist.get_rank()} should return {epochs} lists, one for each epoch, "
+            f"but returns {show(got)}"
+        )
+    for epoch, seen in enumerate(got):
+        if not are_numbers(seen, int):
+            raise NotYet(f"epoch {epoch}: expected a list of whole numbers, got {show(seen)}")
+    return got
 
 
 def check(ranks):
-    for nprocs, samples, epochs in ((2, 24, 3), (3, 60, 4)):
+    for nprocs, samples, epochs in ((2, 26, 3), (3, 63, 4)):
         values = ranks.run(on_rank, nprocs, samples, epochs)
-        for rank, value in enumerate(values):
-            if not isinstance(value, list) or len(value) != epochs:
-                raise NotYet(f"rank {rank} should return {epochs} lists, one for each epoch")
         for epoch in range(epochs):
             judge_epoch([value[epoch] for value in values], epoch, samples)
         for epoch in range(1, epochs):
@@ -72,8 +80,6 @@ def no_sampler(dataset, epochs):
 
 
 def own_seed(dataset, epochs):
-    import torch.distributed as dist
-
     seen = []
     for epoch in range(epochs):
         sampler = DistributedSampler(dataset, seed=100 * dist.get_rank() + epoch)

@@ -3,13 +3,14 @@
 import torch.distributed as dist
 
 from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
+from ddp_helpers.exercises.on_ranks import are_numbers, plain, show
 
 EXERCISE = Exercise(
     title="An exact evaluation split",
     name="my_share",
-    task="Return the indices (a list) of the samples 0 to n - 1 that this rank evaluates. Over all "
-    "ranks each sample comes exactly once, also when n is not divisible. No rank has more than one "
-    "sample more than another.",
+    task="Return the indices (a list, a range or a tensor) of the samples 0 to n - 1 that this "
+    "rank evaluates. Over all ranks each sample comes exactly once, also when n is not divisible. "
+    "No rank has more than one sample more than another.",
     hints=(
         "DistributedSampler repeats samples until all shares are equal. You may not.",
         "Deal the samples out like cards. Which ones does rank 1 of 3 get?",
@@ -31,14 +32,18 @@ def solution(n):
 
 
 def on_rank(answer):
-    return [list(answer(n)) for n in (12, 11, 7, 1)]
+    shares = {n: plain(answer(n)) for n in (12, 11, 7, 1)}
+    for n, share in shares.items():
+        if not are_numbers(share, int):
+            raise NotYet(f"with n={n}, expected a list of indices, got {show(share)}")
+    return shares
 
 
 def check(ranks):
     for nprocs in (2, 3):
         values = ranks.run(on_rank, nprocs)
-        for place, n in enumerate((12, 11, 7, 1)):
-            judge([value[place] for value in values], n)
+        for n in values[0]:
+            judge([value[n] for value in values], n)
 
 
 def judge(shares, n):

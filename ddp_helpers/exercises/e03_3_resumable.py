@@ -4,14 +4,15 @@ import torch
 import torch.distributed as dist
 
 from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
+from ddp_helpers.exercises.on_ranks import are_numbers, plain, show
 
 EXERCISE = Exercise(
     title="Go on in mid-epoch",
     name="batches",
-    task="Return this rank's batches of an epoch, as lists of indices, from step `done` on. The "
-    "order is shuffled, and only seed and epoch decide it. `n` samples are divisible by `size` "
-    "(samples of one batch on one rank) times the ranks. A run that goes on after `done` steps "
-    "must see exactly what an unbroken run would have seen from there.",
+    task="Return this rank's batches of an epoch, as lists or tensors of indices, from step `done` "
+    "on. The order is shuffled, and only seed and epoch decide it. `n` samples are divisible by "
+    "`size` (samples of one batch on one rank) times the ranks. A run that goes on after `done` "
+    "steps must see exactly what an unbroken run would have seen from there.",
     hints=(
         "The order must not depend on what was drawn before. What fixes it?",
         "torch.randperm(n, generator=torch.Generator().manual_seed(...)) is the same on all ranks.",
@@ -38,9 +39,13 @@ def solution(n, size, seed, epoch, done):
 
 def on_rank(answer, n, size, seed):
     torch.rand(3 + dist.get_rank())  # a run that goes on has drawn other numbers before
-    first = [answer(n, size, seed, epoch, 0) for epoch in (0, 1)]
+    first = [plain(answer(n, size, seed, epoch, 0)) for epoch in (0, 1)]
     torch.rand(5)
-    return first, [answer(n, size, seed, 1, done) for done in (1, 3)]
+    rest = [plain(answer(n, size, seed, 1, done)) for done in (1, 3)]
+    for got in first + rest:
+        if not isinstance(got, list) or not all(are_numbers(batch, int) for batch in got):
+            raise NotYet(f"expected a list of batches, each a list of indices, got {show(got)}")
+    return first, rest
 
 
 def check(ranks):
@@ -54,7 +59,7 @@ def check(ranks):
             raise NotYet("the order is not shuffled")
         for rank, (whole, resumed) in enumerate(values):
             for done, rest in zip((1, 3), resumed, strict=True):
-                judge_rest(rank, done, list(rest), list(whole[1])[done:])
+                judge_rest(rank, done, rest, whole[1][done:])
 
 
 def judge_epoch(shares, n, size, epoch):

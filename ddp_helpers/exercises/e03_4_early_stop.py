@@ -49,10 +49,10 @@ def on_rank(answer, steps, limit):
     if limit > 0.3:
         everywhere[0][1], everywhere[1][1] = 0.3, 1.2  # rank 0 alone is content after step 2
         everywhere[0][0], everywhere[1][0] = 1.0, 1.0
-    made = []  # for each step the calls of the answer's own before it
+    made = []  # for each step, how many calls there were before it
 
     def step():
-        made.append(len(calls) - len(made))
+        made.append(len(calls))
         dist.all_reduce(torch.ones(3))
 
     means = torch.tensor(everywhere, dtype=torch.float64).mean(0)
@@ -69,13 +69,14 @@ def on_rank(answer, steps, limit):
             f"with limit={limit}, the ranks stopped {how}, after step {got} of {steps}: their "
             f"average loss was {means[got - 1]:.3f} there"
         )
-    sent = [made[0] == 0, *[before < after for before, after in itertools.pairwise(made)]]
-    if not all(sent):
-        step_before = sent.index(False)
-        what = "no message is sent" if step_before else "messages are sent"
+    silent = [n for n, (one, other) in enumerate(itertools.pairwise(made), 1) if other == one + 1]
+    where = f"between step {silent[0]} and the next no message is sent" if silent else ""
+    if sum(call.elements for call in calls[: made[0]]) >= steps:
+        where = "all losses are sent before the first step"
+    if where:
         raise NotYet(
-            f"the ranks stop at the right step, but between step {step_before} and the next {what}"
-            ": in a training a step's loss is known only after it, so compare it then, each time"
+            f"the ranks stop at the right step, but {where}: in a training a step's loss is known "
+            "only after it, so compare it then, each time"
         )
 
 
@@ -157,7 +158,7 @@ WRONG = (
     Wrong(first_of_all, "the ranks stopped too early"),
     Wrong(sum_instead, "the ranks stopped too late"),
     Wrong(rank_0_decides_alone, "did not end"),
-    Wrong(all_beforehand, "between step 0 and the next messages are sent"),
+    Wrong(all_beforehand, "all losses are sent before the first step"),
     Wrong(all_after_the_first, "between step 2 and the next no message is sent"),
     Wrong(one_step_late, "but called step()"),
 )

@@ -5,8 +5,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ddp_helpers.exercises.core import Exercise, Wrong
-from ddp_helpers.exercises.on_ranks import expect
+from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
+from ddp_helpers.exercises.on_ranks import a_tensor, by_rank, expect
 
 EXERCISE = Exercise(
     title="The uneven last batch",
@@ -36,12 +36,21 @@ def solution(losses):
 
 
 def on_rank(answer, lengths):
-    model, x = nn.Linear(4, 1), torch.randn(sum(lengths), 4)
-    model(x).square().mean().backward()
+    parts = by_rank(lambda rank: torch.randint(1, 10, (lengths[rank], 4)) * 10.0**rank)
+    model = nn.Linear(4, 1)
+    model(torch.cat(parts)).mean().backward()  # so the gradient is the mean of the inputs
     whole = [parameter.grad.clone() for parameter in model.parameters()]
     ddp = DistributedDataParallel(model)
     ddp.zero_grad()
-    loss = answer(ddp(x.split(lengths)[dist.get_rank()]).square().flatten())
+    loss = a_tensor(answer(ddp(parts[dist.get_rank()]).flatten()), "what weighted_loss returned")
+    if loss.numel() != 1:
+        shape = tuple(loss.shape)
+        raise NotYet(f"weighted_loss returned a tensor of the shape {shape}, expected one number")
+    if not loss.requires_grad:
+        raise NotYet(
+            "backward() can't go through the loss: .item(), .detach() or torch.tensor() has cut it "
+            "off from the model"
+        )
     loss.backward()
     for (name, parameter), grad in zip(model.named_parameters(), whole, strict=True):
         expect(parameter.grad, grad, f"with {lengths} samples a rank, the gradient of {name}")
@@ -77,8 +86,8 @@ def weight_first(losses):
 
 WRONG = (
     Wrong(divides_twice, "with [5, 2] samples a rank, the gradient of weight is"),
-    Wrong(not_a_scalar, "grad can be implicitly created only for scalar outputs"),
-    Wrong(without_graph, "does not require grad"),
+    Wrong(not_a_scalar, "a tensor of the shape (5,), expected one number"),
+    Wrong(without_graph, "cut it off from the model"),
 )
 ALSO_RIGHT = (weight_first,)
 STARTER_SAYS = "with [5, 2] samples a rank, the gradient of weight is"

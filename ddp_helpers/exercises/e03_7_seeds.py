@@ -5,7 +5,7 @@ import torch.distributed as dist
 from torch import nn
 
 from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
-from ddp_helpers.exercises.on_ranks import different
+from ddp_helpers.exercises.on_ranks import are_numbers, different, plain, show
 
 EXERCISE = Exercise(
     title="Find the bug: the same noise everywhere",
@@ -37,9 +37,21 @@ def solution(seed):
 
 
 def on_rank(answer, seed):
-    first = answer(seed)
+    first = parts_of(answer(seed))
     torch.rand(7)
-    return first, answer(seed), answer(seed + 1000)
+    return first, parts_of(answer(seed)), parts_of(answer(seed + 1000))
+
+
+def parts_of(got):
+    """The weight and the noise, as lists."""
+    if not isinstance(got, tuple | list) or len(got) != 2:
+        raise NotYet(f"expected the weight and four numbers, got {show(got)}")
+    weight, noise = map(plain, got)
+    if torch.Size([2, 3]) != getattr(got[0], "shape", None):
+        raise NotYet(f"expected the model's weight, a tensor of 2 x 3, got {show(got[0])}")
+    if not are_numbers(noise, float) or len(noise) != 4:
+        raise NotYet(f"expected four random numbers, got {show(got[1])}")
+    return weight, noise
 
 
 def check(ranks):
@@ -48,14 +60,15 @@ def check(ranks):
         pair = different([first[0] for first, _, _ in values])
         if pair:
             raise NotYet(f"the ranks {pair[0]} and {pair[1]} start with different weights")
-        noise = [tuple(first[1].tolist()) for first, _, _ in values]
-        if len(set(noise)) < nprocs:
-            raise NotYet(f"of {nprocs} ranks, some draw the same numbers: {noise[0]}")
+        # less the first: the same numbers with the rank added to them are no new ones
+        noise = [[f"{n - first[1][0]:.4f}" for n in first[1]] for first, _, _ in values]
+        if len(set(map(tuple, noise))) < nprocs:
+            raise NotYet(f"of {nprocs} ranks, some draw the same numbers: {show(values[0][0][1])}")
         for rank, (first, again, other) in enumerate(values):
             for place, what in enumerate(("weight", "noise")):
-                if not torch.equal(first[place], again[place]):
+                if first[place] != again[place]:
                     raise NotYet(f"rank {rank}, same seed: the {what} is not the same again")
-                if torch.equal(first[place], other[place]):
+                if first[place] == other[place]:
                     raise NotYet(f"rank {rank}, another seed: the {what} is the same")
 
 

@@ -16,7 +16,8 @@ EXERCISE = Exercise(
     name="accumulate",
     task="`ddp` is a model inside DDP, `batches` a list of equally large micro-batches. Leave in "
     "the gradients the average over all samples of all micro-batches and ranks. The loss of a "
-    "micro-batch is loss_of(ddp(x)), a mean. Gradients may be sent for the last one only.",
+    "micro-batch is loss_of(ddp(x)), a mean. Only one of them fits into memory at a time. "
+    "Gradients may be sent for the last one only.",
     hints=(
         "DDP has a context in which it keeps gradients to itself.",
         "Inside ddp.no_sync() for all but the last. What decides, the forward or the backward?",
@@ -47,9 +48,16 @@ def on_rank(answer, parts):
     whole = [parameter.grad.clone() for parameter in model.parameters()]
     ddp = DistributedDataParallel(model)
     ddp.zero_grad(set_to_none=True)
+    sizes = []
+    model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     mine = list(x.chunk(world)[dist.get_rank()].chunk(parts))
     with watched() as calls:
         answer(ddp, mine, loss_of)
+    if max(sizes, default=4) > 4:
+        raise NotYet(
+            f"the model got {max(sizes)} samples at once, expected one micro-batch of 4 at a time: "
+            "this is for batches that don't fit into memory"
+        )
     sent = [call for call in calls if call.name == "all_reduce" and call.elements > 1]
     if not sent:
         raise NotYet("the gradients were never sent: each rank has its own")
@@ -100,7 +108,12 @@ def one_exit(ddp, batches, loss_of):
     loss_of(ddp(last)).div(len(batches)).backward()
 
 
+def all_at_once(ddp, batches, loss_of):
+    loss_of(ddp(torch.cat(batches))).backward()
+
+
 WRONG = (
+    Wrong(all_at_once, "the model got 12 samples at once"),
     Wrong(sends_each, "were sent 3 times"),
     Wrong(never_sends, "never sent"),
     Wrong(not_divided, "with 3 micro-batches, the gradient of weight is"),

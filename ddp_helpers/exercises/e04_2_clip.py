@@ -4,8 +4,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from ddp_helpers.evidence.sent_calls import watched
 from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
-from ddp_helpers.exercises.on_ranks import expect
+from ddp_helpers.exercises.on_ranks import exchanged, expect
 
 EXERCISE = Exercise(
     title="Average, then clip",
@@ -48,12 +49,14 @@ def on_rank(answer, max_norm):
     whole = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
     loss_of(model(x.chunk(world)[dist.get_rank()])).backward()
-    got = answer(model, max_norm)
+    with watched() as calls:
+        got = answer(model, max_norm)
     for (name, parameter), grad in zip(model.named_parameters(), whole, strict=True):
         expect(parameter.grad, grad, f"with max_norm={max_norm}, the gradient of {name}")
     if got is None:
         raise NotYet("the gradients are right, but nothing is returned: the norm is asked for")
-    expect(torch.as_tensor(got), norm, f"with max_norm={max_norm}, the norm")
+    expect(got, norm, f"with max_norm={max_norm}, the norm")
+    exchanged(calls)
 
 
 def check(ranks):

@@ -1,9 +1,10 @@
 """Make it faster, measured: work while a message is on its way."""
 
+import time
+
 import torch
 import torch.distributed as dist
 
-from ddp_helpers.evidence.sent_calls import watched
 from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
 from ddp_helpers.exercises.on_ranks import Gate, expect, numbers
 
@@ -37,33 +38,40 @@ def solution(grads, work):
 
 
 def on_rank(answer):
-    """Rank 1 comes late: only when rank 0 works. A rank 0 that waits first never works in time."""
-    parts = numbers(1000)
-    grads, sent_before, works = parts[dist.get_rank()].clone(), [], Gate("rank 0 works")
+    """Rank 1 comes when rank 0 works, and works until rank 0 has its sum.
+
+    A rank 0 that waits first never works in time; a rank 1 that works first keeps rank 0 waiting.
+    """
+    rank, parts, worked = dist.get_rank(), numbers(1000), []
+    works, has_its_sum = Gate("rank 0 works"), Gate("rank 0 has its sum")
+    grads = parts[rank].clone()
 
     def work():
-        sent_before.append(len(calls))
-        if dist.get_rank() == 0:
+        if rank == 0:
             works.reached()
+        worked.append(rank == 0 or has_its_sum.wait())
         return 42
 
-    in_time = dist.get_rank() == 0 or works.wait()
-    with watched() as calls:
-        result = answer(grads, work)
+    overlaps = rank == 0 or works.wait()
+    if rank == 1:
+        time.sleep(0.2)  # a rank 0 that does not wait for its job at all has no sum yet
+    result = answer(grads, work)
+    if rank == 0:
+        has_its_sum.reached()
     expect(grads, torch.stack(parts).sum(0), "grads")
-    if len(sent_before) != 1:
-        raise NotYet(f"work() was called {len(sent_before)} times, expected once")
+    if len(worked) != 1:
+        raise NotYet(f"work() was called {len(worked)} times, expected once")
     if result != 42:
         raise NotYet(f"work() returned 42, your function {result!r}")
-    if not in_time:
+    if not overlaps:
         raise NotYet(
             "the sum is right, but nothing overlaps: rank 1 came late to the sum, and rank 0 "
             "waited for it before it called work()"
         )
-    if not sent_before[0]:
+    if not worked[0]:
         raise NotYet(
-            "the sum is right, but nothing overlaps: work() had ended before this rank's part of "
-            "the sum was sent, so another rank that is ready must wait for that work"
+            "the sum is right, but nothing overlaps: rank 1 worked before its part of the sum was "
+            "on its way, and rank 0, which was ready, waited for that work"
         )
 
 
@@ -105,7 +113,7 @@ def by_its_future(grads, work):
 
 WRONG = (
     Wrong(waits_at_once, "waited for it before it called work()"),
-    Wrong(work_first, "before this rank's part of the sum was sent"),
+    Wrong(work_first, "waited for that work"),
     Wrong(no_work, "called 0 times"),
     Wrong(forgets_the_result, "your function None"),
     Wrong(works_twice, "called 2 times"),

@@ -79,7 +79,8 @@ def example(culprit=None, nprocs=3, place=None):
         launch(fails, nprocs, args=(culprit, kind, message), echo=False, timeout=20)
     except LaunchError as error:
         said = {rank.rank: rank.output.splitlines() for rank in error.result.ranks}
-    return "\n".join(f"[rank {rank}] {said[rank].pop(0)}" for rank in _order(said, culprit, place))
+    text = "\n".join(f"[rank {rank}] {said[rank].pop(0)}" for rank in _order(said, culprit, place))
+    return text.replace(__file__, "train.py")
 
 
 def _order(said, culprit, place):
@@ -105,7 +106,7 @@ def check(ranks):
     for text, wanted, found in zip(texts, culprits, got, strict=True):
         if found is None:
             raise NotYet("for one of the texts your function returns None")
-        if str(found) == str(wanted) and not isinstance(found, int):
+        if not isinstance(found, int):
             raise NotYet(f"your function returns {found!r}: a whole number is asked for")
         if found != wanted:
             said = [line for line in text.splitlines() if line.startswith(f"[rank {found}]")]

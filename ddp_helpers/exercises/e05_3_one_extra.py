@@ -3,8 +3,9 @@
 import torch
 import torch.distributed as dist
 
+from ddp_helpers.evidence.sent_calls import watched
 from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
-from ddp_helpers.exercises.on_ranks import by_rank, expect
+from ddp_helpers.exercises.on_ranks import exchanged, expect, numbers
 
 EXERCISE = Exercise(
     title="Find the bug: one collective too many",
@@ -43,17 +44,19 @@ def solution(loss, samples, log):
 
 
 def on_rank(answer):
-    losses, logged = by_rank(lambda rank: torch.rand(())), []
+    losses, logged = numbers(), []
     rank = dist.get_rank()
-    count = answer(losses[rank].clone(), 10 + rank, lambda total: logged.append(total))
+    with watched() as calls:
+        count = answer(losses[rank].clone(), 10 + rank, lambda total: logged.append(total))
     wanted = torch.tensor(float(sum(10 + r for r in range(dist.get_world_size()))))
     expect(count, wanted, "the number of samples")
     if rank == 0:
         if len(logged) != 1:
             raise NotYet(f"rank 0 called log() {len(logged)} times, expected once")
-        expect(logged[0], torch.stack(losses).sum(), "what is logged")
+        expect(torch.as_tensor(logged[0]), torch.stack(losses).sum(), "what is logged")
     elif logged:
         raise NotYet(f"rank {rank} called log(), too: only rank 0 should")
+    exchanged(calls)
 
 
 def check(ranks):

@@ -5,6 +5,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ddp_helpers.evidence.sent_calls import watched
 from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
 from ddp_helpers.exercises.on_ranks import expect
 
@@ -50,13 +51,21 @@ def on_rank(answer):
     model.eval()
     wanted = model(x).mean().detach()
     model.train()
-    got = answer(ddp, x)
+    with watched() as calls:
+        got = answer(ddp, x)
+    if calls:
+        raise NotYet(
+            f"rank {dist.get_rank()} calls {calls[0].name}: the others go on at once, and wait for "
+            "nothing that rank 0 does here"
+        )
     if not model.training:
         raise NotYet("the model is still in eval mode after your function")
     for name, tensor in model.state_dict().items():
         if not torch.equal(tensor, before[name]):
             raise NotYet(f"validation has changed {name}: BatchNorm learns in train mode")
     if dist.get_rank() == 0:
+        if isinstance(got, float):  # of .item(), and no less good
+            got = torch.tensor(got)
         expect(got, wanted, "the average output")
         if got.requires_grad:
             raise NotYet("the result drags the graph of its gradients along")

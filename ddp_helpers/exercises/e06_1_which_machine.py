@@ -1,6 +1,7 @@
 """From a rank to its machine, and back."""
 
 from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
+from ddp_helpers.exercises.on_ranks import are_numbers, plain
 
 EXERCISE = Exercise(
     title="Which machine, which GPU?",
@@ -27,16 +28,16 @@ def solution(rank, per_node):
 
 
 def on_rank(answer):
-    return [answer(rank, per_node) for rank, per_node in QUESTIONS]
+    return [plain(answer(rank, per_node)) for rank, per_node in QUESTIONS]
 
 
 def check(ranks):
     values = ranks.run(on_rank, 1, group=False)[0]
     for (rank, per_node), value in zip(QUESTIONS, values, strict=True):
         where = f"rank {rank} with {per_node} a machine"
-        if not isinstance(value, tuple | list) or len(value) != 2:
+        if not isinstance(value, list) or len(value) != 2:
             raise NotYet(f"{where}: {value!r}, expected two numbers")
-        if any(not isinstance(part, int) for part in value):
+        if not are_numbers(value, int):
             raise NotYet(f"{where}: {value!r}, expected whole numbers")
         node, local = value
         if not 0 <= local < per_node:

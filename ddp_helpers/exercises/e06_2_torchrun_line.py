@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shlex
 import socket
 import sys
@@ -46,24 +47,36 @@ def solution(nnodes, node_rank, per_node, address, port, script):
     )
 
 
+def words_of(text):
+    """What a shell makes of the command, behind the word torchrun; raises NotYet without it."""
+    words = shlex.split(text.replace("\\\n", " ")) if isinstance(text, str) else []
+    while words and re.fullmatch(r"\w+=.*", words[0]):  # a variable for it
+        del words[0]
+    if words[1:3] == ["-m", "torch.distributed.run"]:
+        return words[3:]
+    if not words or Path(words[0]).name != "torchrun":
+        raise NotYet(f"expected one text that begins with torchrun, got {str(text)[:70]!r}")
+    return words[1:]
+
+
 def read(text, script, per_node):
     """What torchrun's own parser makes of the text; raises NotYet where it refuses."""
     from torch.distributed.run import get_args_parser
 
-    words = shlex.split(text) if isinstance(text, str) else None
-    if not words or Path(words[0]).name != "torchrun":
-        raise NotYet(f"expected one text that begins with torchrun, got {str(text)[:70]!r}")
+    words = words_of(text)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            options = get_args_parser().parse_args(words[1:])
+            options = get_args_parser().parse_args(words)
     except SystemExit:
-        said = complaint.getvalue().strip().splitlines()[-1]
+        said = complaint.getvalue().strip().rpartition("error: ")[2]
         raise NotYet(f"torchrun refuses it: {said}") from None
     if options.training_script != script:
+        raise NotYet(f"torchrun takes {options.training_script!r} for the script, not {script!r}")
+    if options.training_script_args:
         raise NotYet(
-            f"torchrun takes {options.training_script!r} for the script: its options come before "
-            "the script, and everything behind it goes to the script"
+            f"{options.training_script_args[0]} goes to the script, as all that stands behind it: "
+            "torchrun's options come before the script"
         )
     if options.nproc_per_node != str(per_node):
         raise NotYet(f"{options.nproc_per_node} ranks on each machine, expected {per_node}")
@@ -94,8 +107,8 @@ def really_run(answer, texts, folder):
 
     environment = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG")}
     environment["TMPDIR"] = folder  # torchrun never removes its folder of logs
-    words = shlex.split(texts[int(os.environ["RANK"])])
-    command = [sys.executable, "-m", "torch.distributed.run", *words[1:]]
+    words = words_of(texts[int(os.environ["RANK"])])
+    command = [sys.executable, "-m", "torch.distributed.run", *words]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True)
     return ended.returncode, ended.stderr[-300:]
 
@@ -150,7 +163,7 @@ def with_rendezvous(nnodes, node_rank, per_node, address, port, script):
 
 WRONG = (
     Wrong(same_everywhere, "on machine 1, --node-rank is 0"),
-    Wrong(script_first, "ranks on each machine"),
+    Wrong(script_first, "goes to the script"),
     Wrong(world_size, "4 ranks on each machine, expected 2"),
     Wrong(no_address, "expected 127.0.0.1:"),
     Wrong(unknown_option, "torchrun refuses it"),

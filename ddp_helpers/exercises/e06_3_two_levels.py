@@ -3,9 +3,10 @@
 import torch
 import torch.distributed as dist
 
+from ddp_helpers.evidence.collective_methods import INPUTS, POINT_TO_POINT
 from ddp_helpers.evidence.sent_calls import watched
 from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
-from ddp_helpers.exercises.on_ranks import by_rank, expect
+from ddp_helpers.exercises.on_ranks import expect, numbers
 
 EXERCISE = Exercise(
     title="All-reduce in two levels",
@@ -49,7 +50,8 @@ class Groups:
     def __enter__(self):
         self.originals = {
             name: getattr(dist.ProcessGroup, name)
-            for name in ("allreduce", "reduce", "broadcast", "allgather", "send", "recv")
+            for name in {*INPUTS, *POINT_TO_POINT} - {"barrier"}  # which brings nothing
+            if hasattr(dist.ProcessGroup, name)
         }
         for name, original in self.originals.items():
             setattr(dist.ProcessGroup, name, self._noted(original, name))
@@ -71,7 +73,7 @@ class Groups:
 
 
 def on_rank(answer, per_node):
-    parts = by_rank(lambda rank: torch.randn(5))
+    parts = numbers(5)
     tensor = parts[dist.get_rank()].clone()
     with watched() as calls, Groups() as members:
         answer(tensor, per_node)

@@ -17,7 +17,12 @@ EXERCISE = Exercise(
     lesson="init_distributed_mode() reads Slurm's variables itself.",
     minutes=8,
 )
-JOBS = ((4, 2, "node07", 812345), (4, 2, "node07", 812346), (2, 1, "gpu-a", 99))
+JOBS = (
+    (4, 2, "node07", 812345),
+    (4, 2, "node07", 812346),
+    (2, 1, "gpu-a", 99),
+    (2, 2, "n1", 198765),
+)
 
 
 def starter(env):

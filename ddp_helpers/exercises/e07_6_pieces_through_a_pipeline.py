@@ -77,6 +77,7 @@ def on_rank(answer, size):
         wanted = inputs
         for each in range(world):
             wanted = [piece * factors[each] + each for piece in wanted]
+        outputs = list(outputs) if isinstance(outputs, tuple | torch.Tensor) else outputs
         if not isinstance(outputs, list) or len(outputs) != PIECES:
             raise NotYet(f"the last rank returned {outputs!r:.80}, expected {PIECES} tensors")
         for number, piece in enumerate(wanted):

@@ -9,11 +9,13 @@ import contextlib
 import functools
 import inspect
 import itertools
+import os
 import random
 import re
+import sys
 import time
-from collections.abc import Callable, Collection
-from typing import TypeVar
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -40,6 +42,7 @@ OF_LAUNCH = {  # which the learner has not called
     "try again with a larger timeout=": "try again, with a larger seconds= of check()",
 }
 LINES = 12  # of what the learner's function printed
+SHOWN = 4  # numbers of a tensor
 
 
 class Ranks:
@@ -68,6 +71,8 @@ class Ranks:
             )
         except LaunchError as error:
             raise NotYet(self._in_words(error, nprocs)) from None
+        except TypeError as error:  # the answer can't travel to the ranks
+            raise NotYet(str(error)) from None
         values = result.values
         quit_early = [rank for rank, value in enumerate(values) if value is None]
         if quit_early:
@@ -92,7 +97,8 @@ class Ranks:
         if isinstance(error, LaunchTimeoutError):
             how = f"did not end within {self.limit:g} s"
         report = self._without_our_lines(str(error))
-        return f"{self.name} {how} on {nprocs} ranks:\n{report}{_printed(error.result)}"
+        where = "on 1 rank" if nprocs == 1 else f"on {nprocs} ranks"
+        return f"{self.name} {how} {where}:\n{report}{_printed(error.result)}"
 
     def _without_our_lines(self, report: str) -> str:
         """The report, without lines of the machinery that the learner has not written."""
@@ -104,6 +110,7 @@ class Ranks:
         if re.search(file, inspect.getfile(self.answer)):
             file = r"\S*exercises/on_ranks\.py"  # an answer of the exercise's own, as a test has
         text = re.sub(rf"\n  at {file}, line .*(\n    .*)?", "", text)
+        text = re.sub(rf" was at {file}, line .*", f" was outside of {self.name}", text)
         text = re.sub(
             rf" at {file}, line \d+, in _on_rank.*", f", after {self.name} had returned there", text
         )
@@ -116,14 +123,42 @@ def _on_rank(
     with process_group("gloo") if group else contextlib.nullcontext():
         if group:  # the same on all ranks, and another one in each check
             torch.manual_seed(seed)
+        _hash_as_in_a_process_of_its_own(answer)
+        before = _names(on_rank)
         try:
             value = on_rank(answer, *args)
+            _nothing_is_replaced(before, _names(on_rank))
             _all_are_done(0.0)
             return value, ""
         except NotYet as reason:
             if not _all_are_done():
                 raise  # the others wait for this rank, and would for ever
             return None, str(reason)
+
+
+def _hash_as_in_a_process_of_its_own(answer: Callable) -> None:
+    """Python's hash of a text is another one in each process, but not in these: they are forks."""
+    call = answer if inspect.isfunction(answer) else type(answer).__call__
+    own = os.environ["RANK"]
+    salted = lambda value: hash((own, value) if isinstance(value, str | bytes) else value)
+    getattr(call, "__globals__", {}).setdefault("hash", salted)
+
+
+def _names(on_rank: Callable) -> dict[str, object]:
+    """What the names stand for that answers call, and by which they are judged."""
+    owners: list[Any] = [torch, dist, torch.Tensor, sys.modules[on_rank.__module__]]
+    return {
+        f"{owner.__name__}.{name}": value for owner in owners for name, value in vars(owner).items()
+    }
+
+
+def _nothing_is_replaced(before: dict[str, object], after: dict[str, object]) -> None:
+    changed = [name for name, value in before.items() if after.get(name) is not value]
+    if changed:
+        raise NotYet(
+            f"your function has put something else in place of {changed[0]}: leave torch and the "
+            "check as they are, and use only what they give you"
+        )
 
 
 def _all_are_done(seconds: float = GRACE) -> bool:
@@ -154,7 +189,12 @@ def _printed(result: LaunchResult) -> str:
 
 
 def only(calls: Collection[Call], *allowed: str) -> None:
-    """Raise NotYet if anything else was called."""
+    """Raise NotYet if anything else was called, or nothing at all."""
+    if not calls:
+        raise NotYet(
+            f"rank {dist.get_rank()} of {dist.get_world_size()} exchanges nothing with the others; "
+            f"build it from {' and '.join(allowed)}"
+        )
     others = {call.name for call in calls} - set(allowed)
     if others:
         raise NotYet(
@@ -163,18 +203,36 @@ def only(calls: Collection[Call], *allowed: str) -> None:
         )
 
 
+def exchanged(calls: Collection[Call]) -> None:
+    """Raise NotYet if a right result came without any exchange, as from a look into the check."""
+    if not calls:
+        raise NotYet(
+            f"the result is right, but rank {dist.get_rank()} exchanges nothing with the others: "
+            "ask them, not the check"
+        )
+
+
 def expect(got: object, wanted: torch.Tensor, what: str, tolerance: float = 1e-4) -> None:
     """Raise NotYet unless `got` is a tensor like `wanted`; `what` names it to the learner."""
     place = f"on rank {dist.get_rank()} of {dist.get_world_size()}, {what}"
+    got = a_tensor(got, place).detach().clone()  # a job that nobody waits for may still write it
+    if got.shape != wanted.shape:
+        raise NotYet(f"{place} has the shape {tuple(got.shape)}, expected {tuple(wanted.shape)}")
+    same = torch.isclose(got.detach().double(), wanted.double(), rtol=tolerance, atol=tolerance)
+    if not same.all():
+        first = int(same.flatten().logical_not().nonzero()[0])
+        is_now, should_be = show(got, first), show(wanted, first)
+        raise NotYet(f"{place} is {is_now}, expected {should_be}{_times(got, wanted)}")
+
+
+def a_tensor(got: object, place: str) -> torch.Tensor:
+    """`got`, or raise NotYet if it is no tensor."""
     if isinstance(got, int | float):
         why = ".item(), .tolist() or float() has taken it out of its tensor"
         raise NotYet(f"{place} should be a tensor, but it is the number {got:g}: {why}")
     if not isinstance(got, torch.Tensor):
         raise NotYet(f"{place} should be a tensor, but it is {show(got)}")
-    if got.shape != wanted.shape:
-        raise NotYet(f"{place} has the shape {tuple(got.shape)}, expected {tuple(wanted.shape)}")
-    if not torch.allclose(got.detach().double(), wanted.double(), rtol=tolerance, atol=tolerance):
-        raise NotYet(f"{place} is {show(got)}, expected {show(wanted)}{_times(got, wanted)}")
+    return got
 
 
 def numbers(*shape: int) -> list[torch.Tensor]:
@@ -186,22 +244,44 @@ def numbers(*shape: int) -> list[torch.Tensor]:
 
 
 def _times(got: torch.Tensor, wanted: torch.Tensor) -> str:
-    """Whether all of it is too large, or too small, by the number of ranks."""
-    size = dist.get_world_size()
-    for factor, words in ((size, "too large: is it the sum, not the mean?"), (1 / size, "")):
-        if torch.allclose(got.detach().double(), wanted.double() * factor, rtol=1e-3):
-            words = words or "too small: is it divided where it should not be, or twice?"
-            return f", {size} times {words}"
+    """Whether all of it is too large, or too small, by a number such as that of the ranks."""
+    is_now, should_be = got.detach().double(), wanted.double()
+    for times in range(2, 11):
+        if torch.allclose(is_now, should_be * times, rtol=1e-3):
+            return f", {times} times too large: a sum for a mean, or summed twice?"
+        if torch.allclose(is_now * times, should_be, rtol=1e-3):
+            return f", {times} times too small: is it divided where it should not be, or twice?"
     return ""
 
 
-def show(value: object) -> str:
-    """A value in a few characters."""
+def show(value: object, first: int = 0) -> str:
+    """A value in a few characters; of a large tensor those around the place `first`."""
     if isinstance(value, torch.Tensor):
-        numbers = [f"{number:.5g}" for number in value.detach().flatten()[:4].tolist()]
-        return f"[{', '.join(numbers)}{', ...' if value.numel() > 4 else ''}]"
+        start = 0 if first < SHOWN else first
+        numbers = [f"{n:.5g}" for n in value.detach().flatten()[start : start + SHOWN].tolist()]
+        if start:
+            numbers.insert(0, "...")
+        if start + SHOWN < value.numel():
+            numbers.append("...")
+        return f"[{', '.join(numbers)}]"
     text = str(value)
     return text if len(text) < 80 else text[:77] + "..."
+
+
+def plain(value: object) -> object:
+    """Nested lists of Python's numbers, where a range, a tensor or a generator says the same."""
+    if hasattr(value, "tolist"):  # of torch or numpy
+        return value.tolist()
+    if isinstance(value, list | tuple | range | Iterator):
+        return [plain(item) for item in value]
+    return value
+
+
+def are_numbers(value: object, *kinds: type) -> bool:
+    """Whether it is a list of such numbers, such as int."""
+    return isinstance(value, list) and all(
+        isinstance(item, kinds) and not isinstance(item, bool) for item in value
+    )
 
 
 class Gate:

@@ -47,6 +47,7 @@ def own_progress(tmp_path, monkeypatch):
 def test_it_is_judged_rightly(number, verdict, code):
     answer = as_in_a_cell(code, core.load(number).EXERCISE.name, str(abs(hash(code))))
     kind, _, says = verdict.partition(": ")
+    assert bool(says) == (kind == "wrong"), "a wrong answer's comment names what the check must say"
     done = check(number, answer, seconds=SHORT if "did not end" in says else 20.0)
     assert done.passed == (kind == "right"), done.message
     assert says in done.message or kind == "right", done.message
@@ -55,3 +56,4 @@ def test_it_is_judged_rightly(number, verdict, code):
 
 def test_there_are_enough():
     assert {case.values[0] for case in answers()} == set(core.files())
+    assert len(answers()) >= 200

@@ -83,3 +83,72 @@ def save(state, path):
         torch.save(state, path + ".tmp")
         subprocess.run(["mv", path + ".tmp", path], check=True)
     torch.distributed.all_reduce(torch.zeros(1))
+
+
+# right
+def save(state, path):
+    """With the file's content on the disk before its name."""
+    if dist.get_rank() == 0:
+        folder = os.path.dirname(path)
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(file.name, path)
+    dist.barrier()
+
+
+# right
+class Save:
+    def __call__(self, state, path):
+        path, done = Path(path), torch.zeros(1)
+        unfinished = path.with_suffix(f".{os.getpid()}")
+        if dist.get_rank() == 0:
+            try:
+                torch.save(state, unfinished)
+                unfinished.replace(path)
+            finally:
+                unfinished.unlink(missing_ok=True)
+        dist.broadcast(done, src=0)
+
+
+save = Save()
+
+
+# wrong: rank 1 writes, too
+def save(state, path):
+    """Each rank writes."""
+    torch.save(state, f"{path}.{dist.get_rank()}")
+    os.replace(f"{path}.{dist.get_rank()}", path)
+    dist.barrier()
+
+
+# wrong: can't read the file after save
+def save(state, path):
+    """An empty promise."""
+    dist.barrier()
+
+
+# wrong: expected 'f' to be string, path
+def save(state, path):
+    if dist.get_rank() == 0:
+        torch.save(path + ".tmp", state)
+        os.replace(path + ".tmp", path)
+    dist.barrier()
+
+
+# wrong: can't read the file after save
+def save(state, path):
+    if dist.get_rank() == 0:
+        torch.save(state, path + ".tmp")
+        os.replace(path + ".tmp", path)
+        dist.barrier()
+
+
+# wrong: what is read back is not what was saved
+def save(state, path):
+    """The weights alone."""
+    if dist.get_rank() == 0:
+        torch.save({"weight": state["weight"]}, path + ".tmp")
+        os.replace(path + ".tmp", path)
+    dist.barrier()

@@ -1,0 +1,172 @@
+import torch
+import torch.distributed as dist
+
+
+# right
+def attach(model):
+    jobs = []
+
+    def hook(parameter):
+        jobs.append((parameter, dist.all_reduce(parameter.grad, async_op=True)))
+
+    def finish():
+        while jobs:
+            parameter, job = jobs.pop()
+            job.wait()
+            parameter.grad /= dist.get_world_size()
+
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(hook)
+    return finish
+
+
+# right
+class Averager:
+    def __init__(self, model):
+        self.futures = []
+        for p in model.parameters():
+            p.register_post_accumulate_grad_hook(self.start)
+
+    def start(self, p):
+        p.grad.div_(dist.get_world_size())
+        self.futures.append(dist.all_reduce(p.grad, async_op=True).get_future())
+
+    def __call__(self):
+        torch.futures.wait_all(self.futures)
+        self.futures.clear()
+
+
+attach = Averager
+
+
+# right
+def attach(model):
+    """The gradient is replaced by another tensor."""
+    jobs = {}
+
+    def hook(p):
+        copy = p.grad.clone() / dist.get_world_size()
+        jobs[p] = copy, dist.all_reduce(copy, async_op=True)
+
+    def finish():
+        for p, (copy, job) in jobs.items():
+            job.wait()
+            p.grad = copy
+        jobs.clear()
+
+    [p.register_post_accumulate_grad_hook(hook) for p in model.parameters()]
+    return finish
+
+
+# right
+def attach(model):
+    """Gathers, in place of a sum."""
+    started = []
+
+    def hook(p):
+        rows = [torch.empty_like(p.grad) for _ in range(dist.get_world_size())]
+        started.append((p, rows, dist.all_gather(rows, p.grad, async_op=True)))
+
+    def finish():
+        for p, rows, job in started:
+            job.wait()
+            p.grad.copy_(sum(rows) / len(rows))
+        del started[:]
+
+    for p in model.parameters():
+        p.register_post_accumulate_grad_hook(hook)
+    return finish
+
+
+# wrong: backward stands still for a message
+def attach(model):
+    def hook(p):
+        dist.all_reduce(p.grad)
+        p.grad /= dist.get_world_size()
+
+    for p in model.parameters():
+        p.register_post_accumulate_grad_hook(hook)
+    return lambda: None
+
+
+# wrong: nothing is sent before backward has ended
+def attach(model):
+    """Nothing during backward."""
+
+    def finish():
+        for p in model.parameters():
+            dist.all_reduce(p.grad)
+            p.grad /= dist.get_world_size()
+
+    return finish
+
+
+# wrong: after backward 1, the gradient of
+def attach(model):
+    jobs = []
+
+    def hook(p):
+        jobs.append(dist.all_reduce(p.grad, async_op=True))
+        p.grad /= dist.get_world_size()
+
+    for p in model.parameters():
+        p.register_post_accumulate_grad_hook(hook)
+    return lambda: [job.wait() for job in jobs]
+
+
+# wrong: after backward 2, the gradient of 0.weight is
+def attach(model):
+    """The list is never emptied."""
+    jobs = []
+
+    def hook(p):
+        jobs.append((p, dist.all_reduce(p.grad, async_op=True)))
+
+    def finish():
+        for p, job in jobs:
+            job.wait()
+            p.grad /= dist.get_world_size()
+
+    for p in model.parameters():
+        p.register_post_accumulate_grad_hook(hook)
+    return finish
+
+
+# wrong: after backward 1, the gradient of
+def attach(model):
+    """A hook on the tensor sees the gradient before it is stored."""
+    jobs = []
+
+    def hook(grad):
+        jobs.append(dist.all_reduce(grad, async_op=True))
+        return grad / dist.get_world_size()
+
+    for p in model.parameters():
+        p.register_hook(hook)
+    return lambda: [job.wait() for job in jobs]
+
+
+# wrong: backward stands still for a message
+def attach(model):
+    from torch.distributed._composable.replicate import replicate
+
+    replicate(model)  # DDP, under another name
+    return lambda: None
+
+
+# wrong: attach returned None, expected a function
+def attach(model):
+    jobs = []
+
+    def hook(p):
+        jobs.append((p, dist.all_reduce(p.grad, async_op=True)))
+
+    def finish():
+        for p, job in jobs:
+            job.wait()
+            p.grad /= dist.get_world_size()
+        jobs.clear()
+
+    for p in model.parameters():
+        p.register_post_accumulate_grad_hook(hook)
+    finish()

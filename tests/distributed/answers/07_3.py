@@ -1,0 +1,85 @@
+import torch
+import torch.distributed as dist
+
+
+# right
+class Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(context, part):
+        pieces = [torch.empty_like(part) for _ in range(dist.get_world_size())]
+        dist.all_gather(pieces, part)
+        return torch.cat(pieces)
+
+    @staticmethod
+    def backward(context, gradient):
+        gradient = gradient.clone()
+        dist.all_reduce(gradient)
+        gradient /= dist.get_world_size()
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+gathered = Gather.apply
+
+
+# right
+def gathered(part):
+    """With what torch has for it."""
+    from torch.distributed.nn.functional import all_gather
+
+    return torch.cat(all_gather(part)) / 1 if dist.get_world_size() == 1 else averaged(part)
+
+
+def averaged(part):
+    pieces = [torch.empty_like(part) for _ in range(dist.get_world_size())]
+    dist.all_gather(pieces, part.detach())
+    whole = torch.cat(pieces).requires_grad_()
+
+    def back(gradient):
+        gradient = gradient.clone()
+        dist.all_reduce(gradient)
+        mean = gradient / dist.get_world_size()
+        part.grad = mean.chunk(dist.get_world_size())[dist.get_rank()].clone()
+
+    whole.register_hook(back)
+    return whole
+
+
+# wrong: no gradient comes back
+def gathered(part):
+    pieces = [torch.empty_like(part) for _ in range(dist.get_world_size())]
+    dist.all_gather(pieces, part)
+    return torch.cat(pieces).detach()
+
+
+# wrong: part.grad is
+def gathered(part):
+    """The own piece stays in the graph; the others' losses are not asked."""
+    pieces = [torch.empty_like(part) for _ in range(dist.get_world_size())]
+    dist.all_gather(pieces, part.detach())
+    pieces[dist.get_rank()] = part
+    return torch.cat(pieces)
+
+
+# wrong: times too large
+def gathered(part):
+    """A sum, not an average."""
+
+    class Sum(torch.autograd.Function):
+        @staticmethod
+        def forward(context, part):
+            pieces = [torch.empty_like(part) for _ in range(dist.get_world_size())]
+            dist.all_gather(pieces, part)
+            return torch.cat(pieces)
+
+        @staticmethod
+        def backward(context, gradient):
+            gradient = gradient.clone()
+            dist.all_reduce(gradient)
+            return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+    return Sum.apply(part)
+
+
+# wrong: the whole weight
+def gathered(part):
+    return part.repeat(dist.get_world_size())
