@@ -52,7 +52,7 @@ class DdpCalls:
         self.sequence = sequence
         self.registry = registry
         self._passed_by: list[tuple[Wrapped, object]] = []
-        self._find_tensors: Callable | None = None
+        self._tensors_of: Callable | None = None
         self._terms = session.guarded("the loss", self._terms_of)
         self.finite: Callable[[Sequence[torch.Tensor]], bool | None] = lambda roots: True
         self.norms: Callable[[Wrapped], tuple[float, ...] | None] = lambda model: ()
@@ -100,8 +100,8 @@ class DdpCalls:
         model = self.registry.of(ddp)
         if model is None or not torch.is_grad_enabled():
             return
-        self._find_tensors = self._find_tensors or FIND_TENSORS.get()
-        found = [number_of(tensor) for tensor in self._find_tensors(output)]
+        self._tensors_of = self._tensors_of or FIND_TENSORS.get()
+        found = [number_of(tensor) for tensor in self._tensors_of(output)]
         numbers = {number for number in found if number is not None}
         model.outputs |= numbers
         model.trains = ddp.training
