@@ -182,7 +182,10 @@ def launch(
         prepare(start_method)
         supervisor = Supervisor(job, start_method, timeout, make_view(nprocs, echo, live))
         ranks = tuple(supervisor.run())
-    return conclude(supervisor, ranks, echo=echo)
+    try:
+        return conclude(supervisor, ranks, echo=echo)
+    except BaseException as error:  # a traceback shows one line of ours, and then the reader's
+        raise error.with_traceback(None) from None
 
 
 def conclude(
