@@ -72,7 +72,7 @@ def ask(about: str, *choices: Value) -> Guess:
         try:
             guess.value = _from_the_keyboard(guess)
             return guess
-        except (EOFError, NotImplementedError):  # nobody is there: nbclient, a pipe
+        except (EOFError, OSError, NotImplementedError):  # nobody is there: nbclient, a pipe
             pass
         except Exception as error:  # ipykernel's own kind of NotImplementedError
             if type(error).__name__ != "StdinNotImplementedError":

@@ -22,7 +22,7 @@ FAULT = Fault(
 
 def train(evaluate):
     dist.init_process_group("gloo")
-    torch.manual_seed(0)
+    torch.manual_seed(dist.get_rank())  # its own dropout; DDP sends rank 0's weights to all
     net = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(4, 1))
     ddp = torch.nn.parallel.DistributedDataParallel(net)
     optimizer = torch.optim.SGD(ddp.parameters(), lr=0.1)

@@ -105,6 +105,17 @@ def test_guesses_count_into_progress(say, capsys, file):
     assert (kept["ranks"]["guess"], kept["ranks"]["was"]) == (1, 3)
 
 
+@pytest.mark.parametrize("problem", [EOFError, OSError("stdin is captured"), NotImplementedError])
+def test_where_nobody_can_answer_nobody_is_asked(monkeypatch, problem, capsys):
+    def refuse(_):
+        raise problem
+
+    monkeypatch.setattr(builtins, "input", refuse)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    assert ask("messages", 1, 3).value is None
+    assert "Your guess: messages? (1, 3)" in capsys.readouterr().out
+
+
 def test_one_choice_is_none():
     with pytest.raises(ValueError, match=r"ask\('messages', 3\): one choice found, expected 2"):
         ask("messages", 3)
@@ -131,7 +142,8 @@ def test_a_terminal_is_asked():
     os.close(follower)
 
 
-def test_a_page_gets_the_question_as_html():
+def test_a_page_gets_the_question_as_html(monkeypatch):
+    monkeypatch.setenv(OFF, "0")
     guess = ask("who <is> it?", "a&b", "c")
     from ddp_helpers.exercises.guesses import _Question, _Verdict
 

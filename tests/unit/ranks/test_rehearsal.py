@@ -1,21 +1,21 @@
-"""A rehearsal leaves a process as it was, but for what torch has read once; in a child."""
+"""A rehearsal leaves a process as it was, but for what torch has read once."""
 
 import gc
 import os
+import subprocess
 import sys
 import threading
-import warnings
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from test_surroundings import in_a_child
 
 from ddp_helpers.group import torch_mends
 from ddp_helpers.ranks import rehearsal
 from ddp_helpers.ranks.rehearsal import read_once, rehearse
 
-warnings.filterwarnings("ignore", category=DeprecationWarning)  # a fork beside torch's threads
+HERE = Path(__file__).parent
 
 
 def settle_in(job):
@@ -36,19 +36,30 @@ def state():
     }
 
 
-def test_nothing_is_left_of_it():
-    def check():
-        torch.ones(1)
-        settled = []
-        before = state()
-        rehearse({"TORCH_MINE": "1"}, lambda job: (settled.append(job), settle_in(job)))
-        (job,) = settled
-        assert job.env["TORCH_MINE"] == os.environ["TORCH_MINE"] == "1"
-        assert (job.nprocs, job.threads, job.cwd) == (1, 1, os.getcwd())
-        after = state()
-        return before == after or {name: (before[name], after[name]) for name in before}
+def nothing_is_left():
+    torch.ones(1)
+    settled = []
+    before = state()
+    rehearse({"TORCH_MINE": "1"}, lambda job: (settled.append(job), settle_in(job)))
+    (job,) = settled
+    assert job.env["TORCH_MINE"] == os.environ["TORCH_MINE"] == "1"
+    assert (job.nprocs, job.threads, job.cwd) == (1, 1, os.getcwd())
+    after = state()
+    return before == after or {name: (before[name], after[name]) for name in before}
 
-    assert in_a_child(check) == "True"
+
+def test_nothing_is_left_of_it():
+    """In a fresh Python: a fork of this one would have groups of other tests, and none of their
+    threads."""
+    code = "import test_rehearsal; print(test_rehearsal.nothing_is_left())"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.stdout.splitlines()[-1:] == ["True"], done.stdout + done.stderr
 
 
 def test_one_that_fails_leaves_no_hook_either(monkeypatch):
