@@ -57,6 +57,9 @@ def supervised(monkeypatch):
     one = Supervised()
     one.steps = []
     monkeypatch.setattr(launcher, "Supervisor", one)
+    # a real server may run here, which other tests have started under other variables
+    monkeypatch.setattr(launcher.fork_server, "is_stale", lambda: one.is_stale)
+    monkeypatch.setattr(launcher.fork_server, "end", lambda: one.steps.append("end"))
     for name in ("tidy_up", "warm_up", "start_resource_tracker"):
         monkeypatch.setattr(launcher.fork_server, name, lambda name=name: one.steps.append(name))
 
@@ -64,7 +67,7 @@ def supervised(monkeypatch):
         one.steps.append(("wait", seconds))
         return one.is_ready
 
-    one.is_ready = True
+    one.is_ready, one.is_stale = True, False
     monkeypatch.setattr(launcher.fork_server, "wait_until_ready", wait)
     monkeypatch.delenv(launcher.INSIDE_A_RANK, raising=False)
     monkeypatch.delenv("DDP_HELPERS_SANITIZE_EVERY", raising=False)
@@ -82,6 +85,12 @@ def test_results_in_rank_order(supervised):
     assert supervised.start_method == "forkserver"
     assert supervised.timeout == 600.0
     assert isinstance(supervised.view, TextView)
+
+
+def test_a_server_that_loaded_torch_under_other_variables_is_replaced(supervised):
+    supervised.is_stale = True
+    launch(fn, 2)
+    assert supervised.steps == ["tidy_up", "end", "warm_up", ("wait", 120.0), "run"]
 
 
 def test_spawn_needs_no_fork_server(supervised):
