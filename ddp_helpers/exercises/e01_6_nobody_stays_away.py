@@ -5,7 +5,7 @@ import torch.distributed as dist
 
 from ddp_helpers.evidence.sent_calls import watched
 from ddp_helpers.exercises.core import Exercise, Wrong
-from ddp_helpers.exercises.on_ranks import by_rank, exchanged, expect
+from ddp_helpers.exercises.on_ranks import by_rank, exchanged, expect, numbers_of
 
 EXERCISE = Exercise(
     title="Find the bug: nobody stays away",
@@ -36,7 +36,7 @@ def solution(values):
 
 
 def on_rank(answer, lengths):
-    parts = by_rank(lambda rank: torch.randint(1, 10, (lengths[rank],)).float() * 10**rank)
+    parts = by_rank(lambda rank: numbers_of(rank, lengths[rank]))
     with watched() as calls:
         total = answer(parts[dist.get_rank()])
     expect(total, torch.cat(parts).sum(), f"with {lengths} values a rank, the sum")

@@ -5,7 +5,7 @@ import torch.distributed as dist
 
 from ddp_helpers.evidence.sent_calls import watched
 from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
-from ddp_helpers.exercises.on_ranks import by_rank, expect, only
+from ddp_helpers.exercises.on_ranks import by_rank, expect, numbers_of, only
 
 EXERCISE = Exercise(
     title="One message for many tensors",
@@ -35,7 +35,7 @@ def solution(tensors):
 
 
 def on_rank(answer, shapes):
-    parts = by_rank(lambda rank: [torch.randint(1, 10, shape) * 10.0**rank for shape in shapes])
+    parts = by_rank(lambda rank: [numbers_of(rank, *shape) for shape in shapes])
     mine = [tensor.clone() for tensor in parts[dist.get_rank()]]
     with watched() as calls:
         answer(list(mine))  # another list: new tensors in its places change none of these

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
-from ddp_helpers.exercises.on_ranks import a_tensor, by_rank, expect
+from ddp_helpers.exercises.on_ranks import a_tensor, by_rank, expect, numbers_of
 
 EXERCISE = Exercise(
     title="The uneven last batch",
@@ -36,7 +36,7 @@ def solution(losses):
 
 
 def on_rank(answer, lengths):
-    parts = by_rank(lambda rank: torch.randint(1, 10, (lengths[rank], 4)) * 10.0**rank)
+    parts = by_rank(lambda rank: numbers_of(rank, lengths[rank], 4))
     model = nn.Linear(4, 1)
     model(torch.cat(parts)).mean().backward()  # so the gradient is the mean of the inputs
     whole = [parameter.grad.clone() for parameter in model.parameters()]

@@ -218,7 +218,7 @@ def expect(got: object, wanted: torch.Tensor, what: str, tolerance: float = 1e-4
     got = a_tensor(got, place).detach().clone()  # a job that nobody waits for may still write it
     if got.shape != wanted.shape:
         raise NotYet(f"{place} has the shape {tuple(got.shape)}, expected {tuple(wanted.shape)}")
-    same = torch.isclose(got.detach().double(), wanted.double(), rtol=tolerance, atol=tolerance)
+    same = torch.isclose(got.double(), wanted.double(), rtol=tolerance, atol=tolerance)
     if not same.all():
         first = int(same.flatten().logical_not().nonzero()[0])
         is_now, should_be = show(got, first), show(wanted, first)
@@ -236,16 +236,21 @@ def a_tensor(got: object, place: str) -> torch.Tensor:
 
 
 def numbers(*shape: int) -> list[torch.Tensor]:
-    """For each rank whole numbers, of rank 0 from 1 to 9, of rank 1 from 10 to 90, and so on.
+    """`numbers_of` each rank, the same list on all of them."""
+    return by_rank(lambda rank: numbers_of(rank, *shape))
 
-    So a sum such as 327 shows which ranks are in it, and how often. The same list on each rank.
+
+def numbers_of(rank: int, *shape: int) -> torch.Tensor:
+    """Whole numbers, of rank 0 from 1 to 9, of rank 1 from 10 to 90, and so on.
+
+    So a sum such as 327 shows which ranks are in it, and how often.
     """
-    return by_rank(lambda rank: torch.randint(1, 10, shape).float() * 10**rank)
+    return torch.randint(1, 10, shape).float() * 10**rank
 
 
 def _times(got: torch.Tensor, wanted: torch.Tensor) -> str:
     """Whether all of it is too large, or too small, by a number such as that of the ranks."""
-    is_now, should_be = got.detach().double(), wanted.double()
+    is_now, should_be = got.double(), wanted.double()
     for times in range(2, 11):
         if torch.allclose(is_now, should_be * times, rtol=1e-3):
             return f", {times} times too large: a sum for a mean, or summed twice?"

@@ -390,9 +390,9 @@ def down_to_0(rank):
         scheduler.step()
 
 
-def scaler_that_skips(rank):
+def scaler_that_skips(rank, **options):
     ddp, _ = wrap()
-    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.1, **options)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126)
     for x, y in batches(rank, 8):
         optimizer.zero_grad()
@@ -402,14 +402,7 @@ def scaler_that_skips(rank):
 
 
 def fused_with_a_scaler(rank):
-    ddp, _ = wrap()
-    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.1, fused=True)
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126)
-    for x, y in batches(rank, 8):
-        optimizer.zero_grad()
-        scaler.scale(F.cross_entropy(ddp(1e3 * x), y)).backward()
-        scaler.step(optimizer)
-        scaler.update()
+    scaler_that_skips(rank, fused=True)
 
 
 def skipped_together(rank):
