@@ -1,24 +1,19 @@
-"""For instructors: can this machine seat a class, and how far has everybody come?
+"""Can this machine seat a class?
 
-    python -m ddp_helpers classroom check --seats 30
-    python -m ddp_helpers classroom report progress/*.json
-
-No server: learners hand in `~/.ddp_helpers/progress.json`.
+python -m ddp_helpers classroom check --seats 30
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from ddp_helpers.arguments import check_whole
 from ddp_helpers.classroom.seats import RANKS, SeatCost, measure
 from ddp_helpers.environment import facts as machine
 from ddp_helpers.environment.check import usable_cpu_count
 from ddp_helpers.environment.report import Check, EnvironmentReport
-from ddp_helpers.exercises import names, progress_file, short_title
 
 GIB = 2**30
 SHM_OF_A_SEAT = 32 * 2**20  # a few batches of loader workers; an estimate
@@ -154,83 +149,3 @@ def _plain(number: float) -> str:
 
 def _threads(number: float) -> str:
     return f"{number:.0f} threads"
-
-
-# ------------------------------------------------------------------ how far everybody has come
-
-
-def report(files: Iterable[str | Path]) -> tuple[str, list[str]]:
-    """Two tables in Markdown, a row for each learner and one for each exercise.
-
-    Args:
-        files: progress files, or folders that hold some.
-
-    Returns:
-        The text, and a line for each file that could not be read.
-    """
-    states, problems = {}, []
-    for path in _spread(files):
-        try:
-            states[path] = progress_file.read(path)
-        except FileNotFoundError:
-            problems.append(f"{path}: there is no such file")
-        except progress_file.Damaged as damaged:
-            problems.append(str(damaged))
-    tables = [_table(LEARNER, _learners(states)), _table(EXERCISE, _exercises(states.values()))]
-    return "\n\n".join(tables), problems
-
-
-LEARNER = ("learner", "done", "tried", "hints", "solutions seen", "last")
-EXERCISE = ("exercise", "tried by", "done by", "tries each", "hints", "solutions seen")
-
-
-def _spread(files: Iterable[str | Path]) -> list[Path]:
-    found: list[Path] = []
-    for file in map(Path, files):
-        found += sorted(file.rglob("*.json")) if file.is_dir() else [file]
-    return list(dict.fromkeys(found))
-
-
-def _learners(states: dict[Path, dict]) -> list[tuple]:
-    called = [state["learner"] for state in states.values()]
-    rows = []
-    for path, state in states.items():
-        name, records = state["learner"], state["exercises"].values()
-        name += f" ({path})" if called.count(name) > 1 else ""
-        rows.append(
-            (
-                name,
-                f"{len(progress_file.passed(state))} of {len(names())}",
-                sum(each["tries"] > 0 for each in records),
-                sum(each.get("hints", 0) for each in records),
-                sum(bool(each.get("saw_solution")) for each in records),
-                max((each.get("last_at", "") for each in records), default="")[:16],
-            )
-        )
-    return sorted(rows)
-
-
-def _exercises(states: Iterable[dict]) -> list[tuple]:
-    rows = []
-    for number in names():
-        records = [s["exercises"][number] for s in states if number in s["exercises"]]
-        tried = [each for each in records if each["tries"]]
-        tries = sum(each["tries"] for each in tried) / len(tried) if tried else 0
-        rows.append(
-            (
-                f"{number} {short_title(number)}",
-                len(tried),
-                sum(bool(each.get("passed_at")) for each in tried),
-                f"{tries:.1f}",
-                sum(each.get("hints", 0) for each in records),
-                sum(bool(each.get("saw_solution")) for each in records),
-            )
-        )
-    return rows
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(
-        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
-    )

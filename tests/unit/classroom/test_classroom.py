@@ -1,14 +1,12 @@
-"""The classroom's figures: what is enough, what is not, and the instructor's tables."""
+"""Seats: what is enough, and what is not."""
 
 import math
 from dataclasses import replace
 
 import pytest
 
-from ddp_helpers import cli
 from ddp_helpers.classroom import room as classroom
 from ddp_helpers.classroom.seats import SeatCost, measure
-from ddp_helpers.exercises import names, progress_file
 
 MIB, GIB = 2**20, 2**30
 COST = SeatCost(500 * MIB, 400 * MIB, 5, 13, 7, 90, 40, 0)
@@ -82,59 +80,3 @@ def test_the_room_is_looked_at():
     assert room.cores >= 1
     assert room.memory > 0
     assert room.ports > 1000
-
-
-# ------------------------------------------------------------------ the report
-
-
-def write(path, learner, monkeypatch, **exercises):
-    monkeypatch.setenv("DDP_HELPERS_PROGRESS", str(path))
-    monkeypatch.setattr(progress_file, "_user", lambda: learner)
-    for number, changes in exercises.items():
-        progress_file.note(number.replace("_", "."), **changes)
-    return path
-
-
-@pytest.fixture
-def handed_in(tmp_path, monkeypatch):
-    folder = tmp_path / "in"
-    done = {"tries": 2, "passed_at": "2026-03-01T10:00:00"}
-    write(folder / "a.json", "ada", monkeypatch, **{"01.1": done, "01.2": {"tries": 4, "hints": 1}})
-    write(folder / "b.json", "bob", monkeypatch, **{"01.1": {"tries": 4, "saw_solution": True}})
-    (folder / "c.json").write_text("{")
-    return folder
-
-
-def cells(text, start):
-    line = next(line for line in text.splitlines() if line.startswith(f"| {start} "))
-    return [cell.strip() for cell in line.strip("|").split("|")]
-
-
-def test_a_row_for_each_learner_and_exercise(handed_in):
-    text, problems = classroom.report([handed_in])
-    assert cells(text, "ada")[:5] == ["ada", f"1 of {len(names())}", "2", "1", "0"]
-    assert cells(text, "bob")[:5] == ["bob", f"0 of {len(names())}", "1", "0", "1"]
-    assert cells(text, "01.1 who am i")[1:] == ["2", "1", "3.0", "0", "1"]
-    assert cells(text, "01.3 ring all reduce")[1:3] == ["0", "0"]
-    assert len(problems) == 1
-    assert "c.json is no progress file, or damaged" in problems[0]
-
-
-def test_on_the_command_line(handed_in, capsys):
-    good = [str(handed_in / name) for name in ("a.json", "b.json")]
-    assert cli.main(["classroom", "report", *good]) == 0
-    assert "| ada |" in capsys.readouterr().out
-    assert cli.main(["classroom", "report", str(handed_in)]) == 1
-    printed = capsys.readouterr()
-    assert "| bob |" in printed.out
-    assert "not read: " in printed.err
-    assert cli.main(["classroom", "report", str(handed_in / "none.json")]) == 1
-    assert "there is no such file" in capsys.readouterr().err
-
-
-def test_two_learners_of_one_name_are_told_apart(tmp_path, monkeypatch):
-    for name in ("x.json", "y.json"):
-        write(tmp_path / name, "jovyan", monkeypatch, **{"01.1": {"tries": 1}})
-    text, _ = classroom.report([tmp_path])
-    assert f"jovyan ({tmp_path / 'x.json'})" in text
-    assert f"jovyan ({tmp_path / 'y.json'})" in text
