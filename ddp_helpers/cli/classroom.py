@@ -15,6 +15,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     jobs = parser.add_subparsers(dest="job", required=True, metavar="JOB")
     sub = jobs.add_parser("check", help="can this machine seat a class?")
     sub.add_argument("--seats", type=int, default=30, help="learners")
+    sub.add_argument(
+        "--notebook",
+        action="append",
+        metavar="06",
+        help="what they all run; may be given several times; by default what needs most",
+    )
+    sub.add_argument("--from", dest="source", metavar="NOTEBOOKS", help="the course's notebooks/")
     sub = jobs.add_parser("hand-out", help="make learners' copies of the notebooks")
     sub.add_argument("folder", help="becomes a copy; with --learners, it holds one for each")
     sub.add_argument("--learners", type=int, metavar="N", help="learner-01 to learner-N")
@@ -59,8 +66,11 @@ def run(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     from ddp_helpers.classroom.room import check
+    from ddp_helpers.classroom.seats import LESSONS
 
-    seating = check(options.seats)
+    lessons = options.notebook or LESSONS
+    print(f"first notebook {', '.join(lessons)} runs here; that takes a minute or more", flush=True)
+    seating = check(options.seats, lessons, options.source)
     print(seating)
     return int(not seating.ok)
 
