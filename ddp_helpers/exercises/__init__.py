@@ -85,6 +85,9 @@ def task(number: str) -> None:
 def check(number: str, answer: Callable, seconds: float = LIMIT) -> Checked:
     """Run an answer on real ranks, print what is wrong or that it is right, and note it.
 
+    In a notebook, the exchanges of an answer that isn't right yet are drawn, beside those of one
+    that is.
+
     Never raises for what the answer does: one that hangs is ended after `seconds`, one that
     crashes takes only its own ranks along.
 
@@ -96,6 +99,7 @@ def check(number: str, answer: Callable, seconds: float = LIMIT) -> Checked:
     Raises:
         ValueError: there is no such exercise.
     """
+    from ddp_helpers.exercises.lanes import show_both
     from ddp_helpers.exercises.on_ranks import Ranks
 
     module = load(number)
@@ -117,6 +121,8 @@ def check(number: str, answer: Callable, seconds: float = LIMIT) -> Checked:
         done = Checked(number, True, text)
     print(done.message)
     _note(done)
+    if not done.passed:
+        show_both(ranks, module)
     return done
 
 

@@ -24,6 +24,7 @@ from ddp_helpers.environment.check import default_nprocs, usable_cpu_count
 from ddp_helpers.environment.facts import check_before_torch
 from ddp_helpers.evidence.records import LaunchResult, RankResult
 from ddp_helpers.ranks import fork_server, surroundings
+from ddp_helpers.ranks.drawing import Draw, check_draw, show_run
 from ddp_helpers.ranks.notebook import ipython_shell, is_kernel, notebook_cells
 from ddp_helpers.ranks.readiness import (
     check_loopback,
@@ -102,6 +103,7 @@ class Options(TypedDict, total=False):
     live: bool | View
     sanitize: bool | int | Watching
     post_mortem: bool
+    draw: bool | str | Path | Draw
 
 
 @overload
@@ -128,6 +130,7 @@ def launch(
     live: bool | View = False,
     sanitize: bool | int | Watching = False,
     post_mortem: bool = False,
+    draw: bool | str | Path | Draw = False,
 ) -> LaunchResult[Any]:
     """Run `fn(*args, **kwargs)` on `nprocs` ranks and return what each one left.
 
@@ -148,6 +151,8 @@ def launch(
             n-th step only, which costs less; `sanitizer.Options(every=n, ignore=[kind])` accepts
             findings, too.
         post_mortem: where a rank raises, open a prompt (pdb) at its line before the run ends.
+        draw: show in the notebook who called what, who waited for whom, and which call is missing;
+            also of a run that fails or hangs. Or the name of an .svg file to write.
 
     `breakpoint()`, `torch.distributed.breakpoint(rank)` and `input()` in a rank ask here, under the
     cell or in the terminal, one rank after the other. The other ranks and `timeout` wait meanwhile;
@@ -172,16 +177,18 @@ def launch(
     nprocs = default_nprocs() if nprocs is None else nprocs
     check_options(nprocs, timeout, threads_per_rank, start_method)
     check_call(fn, args)
+    check_draw(draw)
     every, ignore = watching(sanitize)
     check_open_files(nprocs)
     check_tasks(nprocs)
     packed = pack(fn, tuple(args), dict(kwargs or {}))
     with rendezvous_store() as port:
         job = make_job(packed, nprocs, port, threads_per_rank, env, start_method)
-        job = replace(job, post_mortem=post_mortem, sanitize=every, ignore=ignore)
+        job = replace(job, post_mortem=post_mortem, sanitize=every, ignore=ignore, draw=bool(draw))
         prepare(start_method)
         supervisor = Supervisor(job, start_method, timeout, make_view(nprocs, echo, live))
         ranks = tuple(supervisor.run())
+    show_run(ranks, draw)
     try:
         return conclude(supervisor, ranks, echo=echo)
     except BaseException as error:  # a traceback shows one line of ours, and then the reader's

@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
+from ddp_helpers.plots.scene import Scene
 from ddp_helpers.plots.style import BLUE, GREY, ORANGE, SKY, VERMILLION
 from ddp_helpers.ranks.launcher import launch
-from ddp_helpers.widgets.scene import Scene
 
 if TYPE_CHECKING:
     from ddp_helpers.widgets.base import Explorable, Picture

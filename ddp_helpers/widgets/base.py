@@ -15,8 +15,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ddp_helpers.plots.scene import Scene
 from ddp_helpers.plots.style import png_bytes
-from ddp_helpers.widgets.scene import Scene
 
 if TYPE_CHECKING:
     from ipywidgets import DOMWidget

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ddp_helpers.plots.scene import Scene
 from ddp_helpers.plots.style import FILLS, GREY
 from ddp_helpers.ranks.launcher import launch
-from ddp_helpers.widgets.scene import Scene
 
 if TYPE_CHECKING:
     from ddp_helpers.widgets.base import Explorable, Picture

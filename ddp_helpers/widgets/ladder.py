@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddp_helpers import templates
+from ddp_helpers.plots.scene import Scene
 from ddp_helpers.plots.style import GREEN, GREY, SKY, VERMILLION
-from ddp_helpers.widgets.scene import Scene
 
 if TYPE_CHECKING:
     from ddp_helpers.widgets.base import Explorable, Picture

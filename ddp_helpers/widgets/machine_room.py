@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from ddp_helpers.environment import facts as machine
 from ddp_helpers.environment.check import check_environment, usable_cpu_count
 from ddp_helpers.environment.report import EnvironmentReport
+from ddp_helpers.plots.scene import Scene
 from ddp_helpers.plots.style import BLUE, GREY, VERMILLION
-from ddp_helpers.widgets.scene import Scene
 
 if TYPE_CHECKING:
     from ddp_helpers.widgets.base import Explorable, Picture

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ddp_helpers.plots.scene import Scene
 from ddp_helpers.plots.style import FILLS, GREY, LINES
 from ddp_helpers.ranks.launcher import LaunchStopped, launch
 from ddp_helpers.widgets.base import Explorable
-from ddp_helpers.widgets.scene import Scene
 
 if TYPE_CHECKING:
     from ipywidgets import DOMWidget

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ddp_helpers.plots.scene import Scene
 from ddp_helpers.plots.style import BLUE, FILLS, GREY, VERMILLION
-from ddp_helpers.widgets.scene import Scene
 
 if TYPE_CHECKING:
     from ddp_helpers.widgets.base import Explorable, Picture

@@ -12,8 +12,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ddp_helpers.plots.scene import Scene, WordsLook
 from ddp_helpers.plots.style import FILLS, GREY, VERMILLION
-from ddp_helpers.widgets.scene import Scene, WordsLook
 
 if TYPE_CHECKING:
     from ddp_helpers.widgets.base import Explorable, Picture
