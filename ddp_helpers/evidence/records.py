@@ -136,6 +136,8 @@ class RankResult(Generic[R_co]):
     """True if the process was paused (SIGSTOP, Ctrl-Z) when a hang was reported."""
     watched: Watched | None = None
     """How much the sanitizer saw, if it watched."""
+    host: str = ""
+    """Where it ran, if `launch()` was given hosts."""
 
     @property
     def ok(self) -> bool:

@@ -73,6 +73,10 @@ class Job:
     """Kinds of the sanitizer's findings that are accepted."""
     surroundings: Surroundings | None = None
     """What else the launcher's own child would inherit; None leaves a rank as it is."""
+    first_rank: int = 0
+    """Of those that run here, where others run on other hosts."""
+    world_size: int = 0
+    """Of all hosts; 0 where they all run here."""
 
     def temporary_folder(self, rank: int) -> str:
         """Where multiprocessing keeps this rank's sockets."""
