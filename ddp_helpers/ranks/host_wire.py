@@ -6,9 +6,11 @@ lines are of somebody else, such as a greeting that a login prints.
 1. A host says `Hello`. The first one opens the store where the ranks meet: `Opened`. Each other one
    is asked to `Meet` it, and says `Met`.
 2. The launcher sends the `Task`. A host says `Began` or, if it can't, `Refused`.
-3. While ranks run, the host passes on what they print and report, and where they end. `Stop` ends
-   them.
-4. When all of them have ended the host says `Left`, and ends.
+3. While ranks run, the host passes on what they print and report, and how they end.
+4. `Stop`, a failure or the limit ends them. A host that is about to end its ranks notes where they
+   stand and says `Looked`; once all hosts have, the launcher says `End`. Else ranks of another host
+   would only tell that they had lost a connection.
+5. When all of them have ended the host says `Left`, and ends.
 
 Both sides send a `Beat` every few seconds. A launcher that ends, however it ends, closes the pipe;
 where a network breaks nobody does, and a side that hears nothing for long ends by itself.
@@ -21,7 +23,7 @@ import hashlib
 import pickle
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -73,40 +75,6 @@ class Met:
 
 
 @dataclass(frozen=True)
-class Task:
-    """What the ranks of one host do."""
-
-    function: bytes
-    """As of `wire.Job`."""
-    script: str
-    """The file of a function that came as a text, or nothing."""
-    nprocs: int
-    """Ranks here."""
-    timeout: float
-    threads_per_rank: int | None
-    start_method: str
-    cwd: str
-    argv: list[str]
-    path: tuple[str, ...]
-    """Folders of the reader's own modules, which a host may have, too."""
-    node_rank: int = 0
-    nnodes: int = 1
-    address: str = ""
-    """Where the ranks meet."""
-    port: int = 0
-    env: dict[str, str] = field(default_factory=dict)
-    sources: dict[str, str] = field(default_factory=dict)
-    names: dict[str, str] = field(default_factory=dict)
-    sanitize: int = 0
-    ignore: tuple[str, ...] = ()
-
-    @property
-    def first_rank(self) -> int:
-        """Of this host's ranks."""
-        return self.node_rank * self.nprocs
-
-
-@dataclass(frozen=True)
 class Began:
     """The ranks start now."""
 
@@ -148,6 +116,11 @@ class RankEnded:
 
 
 @dataclass(frozen=True)
+class Looked:
+    """The ranks of this host are about to be ended; it is known where they stand."""
+
+
+@dataclass(frozen=True)
 class Left:
     """All ranks of the host have ended, and this is what they left; values are still pickled."""
 
@@ -162,7 +135,12 @@ class Beat:
 
 @dataclass(frozen=True)
 class Stop:
-    """End the ranks, and say where they stood."""
+    """Look where the ranks stand, and be ready to end them."""
+
+
+@dataclass(frozen=True)
+class End:
+    """End the ranks; all hosts have looked."""
 
 
 def encode(message: object) -> bytes:
@@ -196,7 +174,14 @@ class Reader:
 def versions() -> dict[str, str]:
     """What must be the same on all hosts: a function that travels is code of one Python."""
     known = {"Python": "{}.{}".format(*sys.version_info)}
-    known |= {name: metadata.version(name) for name in ("torch", "cloudpickle")}
+    known |= {name: _installed(name) for name in ("torch", "cloudpickle")}
     files = sorted(Path(__file__).parent.glob("*.py"))
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-    return known | {"ddp_helpers": f"{metadata.version('ddp_helpers')} ({digest[:8]})"}
+    return known | {"ddp_helpers": f"{_installed('ddp_helpers')} ({digest[:8]})"}
+
+
+def _installed(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "missing"

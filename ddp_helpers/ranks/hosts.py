@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from ddp_helpers.evidence.frames import LIBRARY_FOLDERS, is_user_file
 from ddp_helpers.evidence.records import RankError, RankResult
 from ddp_helpers.ranks import host_wire
+from ddp_helpers.ranks.host_task import Task
 from ddp_helpers.ranks.host_wire import (
     Began,
+    End,
+    Looked,
     Meet,
     Met,
     Opened,
@@ -30,11 +29,9 @@ from ddp_helpers.ranks.host_wire import (
     Refused,
     Reported,
     Stop,
-    Task,
 )
 from ddp_helpers.ranks.interrupts import HeldInterrupts
 from ddp_helpers.ranks.launched import Events
-from ddp_helpers.ranks.notebook import ipython_shell, notebook_cells
 from ddp_helpers.ranks.reach import Host, allocated, command_for
 from ddp_helpers.ranks.supervisor import Ending
 from ddp_helpers.ranks.travel import load_value
@@ -73,7 +70,7 @@ class HostsRun:
         self._view = view
         self._events = Events()
         self._interrupts = HeldInterrupts()
-        self._told: dict[type, dict[int, Any]] = {Opened: {}, Met: {}, Began: {}}
+        self._told: dict[type, dict[int, Any]] = {kind: {} for kind in (Opened, Met, Began, Looked)}
         self._refused: dict[int, str] = {}
 
     def run(self) -> list[RankResult[Any]]:
@@ -193,39 +190,45 @@ class HostsRun:
     def _watch(self) -> None:
         """Until all have left or are lost; the first that ends in another way ends the others."""
         deadline = time.monotonic() + self.timeout + LATE
+        why: Ending | None = None
         told_at = math.inf
-        while not all(host.is_over for host in self._hosts):
+        have_looked = False
+        while running := [host for host in self._hosts if not host.is_over]:
             self._pump()
-            now = time.monotonic()
-            if told_at < now - LONGEST_END:
-                for host in self._hosts:
+            why = why or self._why_end(deadline)
+            if told_at == math.inf and (why or self._told[Looked]):
+                told_at = time.monotonic()
+                self._tell(Stop())
+            if not have_looked and all(host.number in self._told[Looked] for host in running):
+                have_looked = True
+                self._tell(End())
+            if time.monotonic() > told_at + LONGEST_END:
+                for host in running:
                     host.lose(f"it did not end its ranks within {LONGEST_END:g} s")
-            if told_at < math.inf:
-                continue
-            ending = self._reason(now, deadline)
-            if ending is not None:
-                self.ending, told_at = ending, now
-                for host in self._hosts:
-                    host.send(Stop())
-        if told_at == math.inf:
-            self.ending = self._reason(math.inf, math.inf) or Ending.ALL_ENDED
+        self.ending = why or self._how_they_ended()
 
-    def _reason(self, now: float, deadline: float) -> Ending | None:
-        """Why the ranks that still run must end, or None."""
+    def _why_end(self, deadline: float) -> Ending | None:
+        """Why all ranks must end, as far as it is not their own doing."""
         if self._interrupts.waiting:
             return Ending.INTERRUPTED
         if self._view and self._view.is_stop_asked():
             return Ending.STOPPED
-        for host in sorted(self._hosts, key=lambda host: host.over_at):
-            if now < host.over_at + GRACE:
-                continue
-            if host.lost:
-                return Ending.FAILED
-            if host.left and host.left.ending is not Ending.ALL_ENDED:
-                return host.left.ending
-            if host.left and not all(rank.ok for rank in host.left.ranks):
-                return Ending.FAILED
+        now = time.monotonic()
+        if any(host.lost and now > host.over_at + GRACE for host in self._hosts):
+            return Ending.FAILED
         return Ending.TIMED_OUT if now > deadline else None
+
+    def _how_they_ended(self) -> Ending:
+        """The first way that was not the launcher's own doing."""
+        if any(host.lost for host in self._hosts):
+            return Ending.FAILED
+        left = [host.left for host in sorted(self._hosts, key=lambda host: host.over_at)]
+        own = [each.ending for each in left if each and each.ending is not Ending.STOPPED]
+        return next((ending for ending in own if ending is not Ending.ALL_ENDED), Ending.ALL_ENDED)
+
+    def _tell(self, message: object) -> None:
+        for host in self._hosts:
+            host.send(message)
 
     def _pump(self) -> None:
         self._events.pump(1 / PER_SECOND)
@@ -284,43 +287,3 @@ def _brought_here(rank: RankResult[Any], host: Host) -> RankResult[Any]:
     value, error = load_value(rank.value)
     exit_code = rank.exit_code if error is None else rank.exit_code or 1
     return replace(rank, value=value, error=error, exit_code=exit_code)
-
-
-def make_task(
-    fn: Callable[..., Any] | str,
-    packed: bytes,
-    nprocs: int,
-    timeout: float,
-    threads_per_rank: int | None,
-    start_method: str,
-    env: Mapping[str, str] | None,
-) -> Task:
-    """What the ranks of each host are told, in the surroundings of this very call."""
-    sources, names = notebook_cells()
-    return Task(
-        function=packed,
-        nprocs=nprocs,
-        timeout=timeout,
-        threads_per_rank=threads_per_rank,
-        start_method=start_method,
-        env=dict(env or {}),
-        argv=list(sys.argv) if ipython_shell() is None else [""],
-        script=fn.rpartition(":")[0] if isinstance(fn, str) else "",
-        cwd=os.getcwd(),
-        path=tuple(folder for folder in sys.path if _is_readers(folder)),
-        sources=sources | _source_of(fn),
-        names=names,
-    )
-
-
-def _is_readers(folder: str) -> bool:
-    return bool(folder) and not os.path.join(folder, "").startswith(LIBRARY_FOLDERS)
-
-
-def _source_of(fn: object) -> dict[str, str]:
-    """The file of a reader's function, so that a host without it can quote a line of it."""
-    filename = getattr(getattr(fn, "__code__", None), "co_filename", "")
-    with contextlib.suppress(OSError, ValueError):
-        if is_user_file(filename):
-            return {filename: Path(filename).read_text(encoding="utf-8")}
-    return {}

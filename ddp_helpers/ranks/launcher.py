@@ -192,7 +192,8 @@ def launch(
     packed = pack(fn, tuple(args), dict(kwargs or {}))
     run: Supervisor | HostsRun
     if names:
-        from ddp_helpers.ranks.hosts import HostsRun, make_task
+        from ddp_helpers.ranks.host_task import make_task
+        from ddp_helpers.ranks.hosts import HostsRun
 
         task = make_task(fn, packed, nprocs, timeout, threads_per_rank, start_method, env)
         task = replace(task, sanitize=every, ignore=ignore)

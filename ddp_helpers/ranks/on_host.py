@@ -17,14 +17,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from ddp_helpers.environment.cards import UNKNOWN, card_of, cards, own_address, variables_for
+from ddp_helpers.environment.cards import cards, own_address
 from ddp_helpers.evidence.records import RankResult
 from ddp_helpers.ranks import fork_server, host_wire, wire
+from ddp_helpers.ranks.host_task import Task, job_of
 from ddp_helpers.ranks.host_wire import (
     Beat,
     Began,
+    End,
     Hello,
     Left,
+    Looked,
     Meet,
     Met,
     Opened,
@@ -33,18 +36,17 @@ from ddp_helpers.ranks.host_wire import (
     Refused,
     Reported,
     Stop,
-    Task,
 )
 from ddp_helpers.ranks.launched import Events, LaunchedRank
-from ddp_helpers.ranks.launcher import LaunchTimeoutError, make_job, prepare, rendezvous_store
-from ddp_helpers.ranks.readiness import check_open_files, check_tasks
-from ddp_helpers.ranks.stacks import StrandedLook
+from ddp_helpers.ranks.launcher import LaunchTimeoutError, prepare, rendezvous_store
+from ddp_helpers.ranks.stacks import LOOK, STACK_WAIT, StrandedLook
 from ddp_helpers.ranks.stall import StallWatch
 from ddp_helpers.ranks.supervisor import Supervisor
 from ddp_helpers.ranks.travel import Loaded
 
 M = TypeVar("M")
 LONGEST_END = 5.0  # seconds for the ranks to end once the launcher is gone; then the kernel does it
+LONGEST_LOOK = 3.0  # seconds for all hosts to have looked where their ranks stand
 LONGEST_WAIT = 120.0  # seconds for the launcher to say what to do; another host may be slow
 FAR = "192.0.2.1"  # an address that nobody has (RFC 5737): the way there is the way out
 
@@ -57,7 +59,7 @@ class Launcher:
     """The launcher, as its host sees it: words that come, words to send."""
 
     def __init__(self) -> None:
-        self.stop_asked = False
+        self.stop_asked = self.end_asked = False
         self.has_ranks = False
         """This host may have ranks, which must end first."""
         self._words: queue.SimpleQueue[object] = queue.SimpleQueue()
@@ -99,6 +101,8 @@ class Launcher:
                 for word in reader.read(data):
                     if isinstance(word, Stop):
                         self.stop_asked = True
+                    elif isinstance(word, End):
+                        self.end_asked = True
                     elif not isinstance(word, Beat):
                         self._words.put(word)
         self._leave()
@@ -112,7 +116,7 @@ class Launcher:
 
     def _leave(self) -> None:
         """The launcher is gone: end the ranks in good order, or at once if that takes too long."""
-        self.stop_asked = True
+        self.stop_asked = self.end_asked = True
         self._words.put(None)
         if self.has_ranks:
             time.sleep(LONGEST_END)
@@ -157,9 +161,18 @@ class OfOneHost(Supervisor):
         """Values go on to the launcher as they are."""
         return data, None
 
-    def __init__(self, job: wire.Job, start_method: str, timeout: float, view: Told) -> None:
-        super().__init__(job, start_method, timeout, view)
+    def __init__(self, job: wire.Job, task: Task, launcher: Launcher) -> None:
+        super().__init__(job, task.start_method, task.timeout, Told(launcher, job.first_rank))
         self._stranded, self._stall = _NeverStranded(), _NeverStalled()
+        self._launcher = launcher
+
+    def _take_stacks(self, patience: float = STACK_WAIT) -> None:
+        """The last thing before the ranks are ended: wait until other hosts have looked, too."""
+        super()._take_stacks(patience)
+        self._launcher.send(Looked())
+        limit = time.monotonic() + LONGEST_LOOK
+        while not self._launcher.end_asked and time.monotonic() < limit:
+            self._events.pump(LOOK)
 
 
 class _NeverStranded(StrandedLook):
@@ -195,70 +208,13 @@ def main(place: str, start_method: str) -> None:
 
 
 def _do(launcher: Launcher, task: Task) -> None:
-    job, note = _job(task)
+    job, note = job_of(task)
     prepare(task.start_method)
-    view = Told(launcher, task.first_rank)
-    supervisor = OfOneHost(job, task.start_method, task.timeout, view)
+    supervisor = OfOneHost(job, task, launcher)
     launcher.has_ranks = True
     launcher.send(Began(note))
     ranks = supervisor.run()
     launcher.send(Left(tuple(_of_all(ranks, task.first_rank)), supervisor.ending))
-
-
-def _job(task: Task) -> tuple[wire.Job, str]:
-    """What the ranks of this host are told, and a note for the reader.
-
-    Raises:
-        OSError: they can't run here.
-    """
-    check_open_files(task.nprocs)
-    check_tasks(task.nprocs)
-    note = _go_to(task.cwd)
-    if task.script and not os.path.isfile(task.script):
-        raise OSError(
-            f"there is no file {task.script} in {os.getcwd()}: copy it to the same folder of each "
-            "host, or keep it where all of them see it"
-        )
-    sys.path[:0] = [folder for folder in task.path if os.path.isdir(folder)]
-    env = _card_variables(task) | {
-        "MASTER_ADDR": task.address,
-        "GROUP_RANK": str(task.node_rank),
-        "GROUP_WORLD_SIZE": str(task.nnodes),
-        "TORCHELASTIC_RUN_ID": f"launch-{task.address}-{task.port}",
-    }
-    job = make_job(
-        task.function,
-        task.nprocs,
-        task.port,
-        task.threads_per_rank,
-        env | task.env,
-        task.start_method,
-    )
-    job = replace(job, argv=task.argv, sources=task.sources, names=task.names)
-    job = replace(job, first_rank=task.first_rank, world_size=task.nnodes * task.nprocs)
-    return replace(job, sanitize=task.sanitize, ignore=task.ignore), note
-
-
-def _go_to(folder: str) -> str:
-    """The launcher's working folder, if there is one here; else a note."""
-    try:
-        os.chdir(folder)
-    except OSError:
-        return f"there is no folder {folder}, so its ranks are in {os.getcwd()}"
-    return ""
-
-
-def _card_variables(task: Task) -> dict[str, str]:
-    """Have gloo and NCCL take the card that leads to the first host.
-
-    They would take the one that this host's own name leads to; on Debian that is the loopback.
-    """
-    card = card_of(own_address(task.address), cards())
-    if card == UNKNOWN:
-        return {}
-    if card == "lo":
-        return {"GLOO_SOCKET_IFNAME": "lo"}
-    return {name: value for name, value in variables_for(card).items() if name not in os.environ}
 
 
 def _addresses() -> tuple[str, ...]:
@@ -287,3 +243,4 @@ def _of_all(ranks: Sequence[RankResult], first_rank: int) -> list[RankResult]:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    os._exit(0)  # the interpreter's teardown would cost the reader half a second; nothing is open
