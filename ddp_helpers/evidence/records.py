@@ -164,6 +164,8 @@ class RankResult(Generic[R_co]):
     """How much the sanitizer saw, if it watched."""
     calls: tuple[TimedCall, ...] = ()
     """Its last exchanges, of a run that is drawn."""
+    host: str = ""
+    """Where it ran, if `launch()` was given hosts."""
 
     @property
     def ok(self) -> bool:

@@ -16,12 +16,17 @@ class Draw(Enum):
     LATER = "note the calls, for who draws them later"
 
 
-def check_draw(draw: object) -> None:
+def check_draw(draw: object, one_machine: bool = True) -> None:
     """Refuse what can't be drawn to, before anything runs.
 
     Raises:
-        ValueError: it is no .svg file in a folder that is there, or True where no notebook is.
+        ValueError: it is no .svg file in a folder that is there, or True where no notebook is,
+            or there are several machines.
     """
+    if draw and not one_machine:
+        raise ValueError(
+            f"draw={draw!r} with hosts: the clocks of machines differ; draw one machine's"
+        )
     if draw in (False, Draw.LATER) or (draw is True and is_kernel()):
         return
     if draw is True:

@@ -26,6 +26,7 @@ from ddp_helpers.ranks.prompts import Prompts
 from ddp_helpers.ranks.stacks import LONG_STACK_WAIT, STACK_WAIT, StrandedLook, take_stacks
 from ddp_helpers.ranks.stall import StallWatch
 from ddp_helpers.ranks.standby import standby
+from ddp_helpers.ranks.travel import load_value
 from ddp_helpers.ranks.view import PER_SECOND, PanelView, Silenceable, TextView, View
 
 GRACE_AFTER_FAILURE = 0.15  # seconds in which other ranks may still tell what became of them
@@ -57,6 +58,8 @@ class Supervisor:
         view: what the reader sees while the ranks run; None keeps quiet.
     """
 
+    load = staticmethod(load_value)
+
     def __init__(self, job: wire.Job, start_method: str, timeout: float, view: View | None) -> None:
         self.job = job
         self.start_method = start_method
@@ -73,6 +76,11 @@ class Supervisor:
         self._events = Events()
         self._files.callback(self._events.close)
         self.prompts = Prompts(self._events, self._view)
+
+    @property
+    def quit_by(self) -> int | None:
+        """The rank at whose prompt the reader has ended the run."""
+        return self.prompts.quit_by if self.ending is Ending.QUIT else None
 
     def run(self) -> list[RankResult[Any]]:
         """Start, watch and end the ranks; results in rank order."""
@@ -95,7 +103,7 @@ class Supervisor:
             if self.start_method == "forkserver":
                 standby.fill_up(self.job.env)
         more = count_memory_kills() > memory_kills
-        return [rank.result(more) for rank in self._ranks]
+        return [rank.result(more, self.load) for rank in self._ranks]
 
     # ---- start
 

@@ -75,6 +75,10 @@ class Job:
     """Keep the last exchanges of each rank with their times, for a picture."""
     surroundings: Surroundings | None = None
     """What else the launcher's own child would inherit; None leaves a rank as it is."""
+    first_rank: int = 0
+    """Of those that run here, where others run on other hosts."""
+    world_size: int = 0
+    """Of all hosts; 0 where they all run here."""
 
     def temporary_folder(self, rank: int) -> str:
         """Where multiprocessing keeps this rank's sockets."""
