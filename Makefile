@@ -2,6 +2,7 @@
 # make demo       set up and train on two real ranks, without a browser
 # make test       set up and run every test
 # make site       the course as web pages, in build/site
+# make slides     each notebook as slides with its figures, in build/slides
 # make notebooks  execute all notebooks, write their outputs and the Chinese copies
 # make bench      timings, beside the alternatives, in one run
 # make soak       random kills, interrupts and hangs; many launches; many kernels at once
@@ -20,7 +21,7 @@ MUTANTS := $(VENV)/.ready-mutants
 ARGS   ?=
 ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: lab demo test site notebooks bench soak gallery lint mutants matrix clean
+.PHONY: lab demo test site slides notebooks bench soak gallery lint mutants matrix clean
 .DELETE_ON_ERROR:
 
 lab: $(READY)
@@ -35,6 +36,9 @@ test: $(DEV) $(SITE)
 site: $(SITE)
 	$(BIN)/python .site/build.py $(ARGS)
 
+slides: $(READY)
+	$(BIN)/python .site/slides.py $(ARGS)
+
 notebooks: $(DEV)
 	$(BIN)/python tests/notebooks/build.py $(ARGS)
 	$(BIN)/python tests/notebooks/translate.py
@@ -45,6 +49,7 @@ bench: $(DEV)
 	$(BIN)/python tests/benchmarks/bench_training.py
 	$(BIN)/python tests/benchmarks/bench_widgets.py
 	$(BIN)/python tests/benchmarks/bench_scaling.py
+	$(BIN)/python tests/benchmarks/bench_seats.py
 
 soak: $(DEV)
 	$(BIN)/python tests/benchmarks/soak_launch.py --rounds 300 $(ARGS)
