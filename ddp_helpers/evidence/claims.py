@@ -3,9 +3,9 @@
     compare({"copies": times, "views": times}, "copies", "views")
     says("backward is the longest part", [True, True, False, ...])
 
-Each prints one line: an arrow, what is claimed, the verdict, then the figures behind it. A verdict
-needs three quarters of the rounds, 12 of 16: a coin falls so in 4 of 100 tries. `tests/notebooks/
-steady.py` runs a notebook again and again, and names the verdicts that turn.
+Each prints an arrow, what is claimed and the verdict; below it the figures. A verdict needs three
+quarters of the rounds, 12 of 16: a coin falls so in 4 of 100 tries. `make steady` runs a notebook
+again and again, and names the verdicts that turn.
 """
 
 from __future__ import annotations
@@ -46,9 +46,11 @@ def says(
         raise ValueError(f"{len(rounds)} {each}: expected {LEAST} or more, to tell luck from rule")
     held, of = sum(map(bool, rounds)), len(rounds)
     verdict = yes if held >= ENOUGH * of else no if of - held >= ENOUGH * of else CANT_TELL
-    shown, count = (no, of - held) if verdict == no else (yes, held)
-    parts = [f"{ARROW} {claim}: {verdict}", figures, f"{shown} in {count} of {of} {each}"]
-    print("; ".join(part for part in parts if part))
+    count = of - held if verdict == no else held
+    word = f"{yes} " if verdict == CANT_TELL else ""
+    print(f"{ARROW} {claim}: {verdict}, {word}in {count} of {of} {each}")
+    if figures:
+        print(f"  {figures}")
     return verdict
 
 
