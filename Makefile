@@ -4,6 +4,7 @@
 # make site       the course as web pages, in build/site
 # make slides     each notebook as slides with its figures, in build/slides
 # make notebooks  execute all notebooks, write their outputs and the Chinese copies
+# make steady     run 04 to 06 five times, name committed sentences that a run makes false
 # make bench      timings, beside the alternatives, in one run
 # make soak       random kills, interrupts and hangs; many launches; many kernels at once
 # make gallery    screenshots of the explorables, for the README
@@ -21,7 +22,7 @@ MUTANTS := $(VENV)/.ready-mutants
 ARGS   ?=
 ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: lab demo test site slides notebooks bench soak gallery lint mutants matrix clean
+.PHONY: lab demo test site slides notebooks steady bench soak gallery lint mutants matrix clean
 .DELETE_ON_ERROR:
 
 lab: $(READY)
@@ -42,6 +43,9 @@ slides: $(READY)
 notebooks: $(DEV)
 	$(BIN)/python tests/notebooks/build.py $(ARGS)
 	$(BIN)/python tests/notebooks/translate.py
+
+steady: $(DEV)
+	$(BIN)/python tests/notebooks/steady.py $(ARGS)
 
 bench: $(DEV)
 	$(BIN)/python tests/benchmarks/bench_launch.py $(ARGS)
