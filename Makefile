@@ -2,6 +2,8 @@
 # make demo       set up and train on two real ranks, without a browser
 # make test       set up and run every test
 # make site       the course as web pages, in build/site
+# make serve      the same, shown at http://127.0.0.1:8000, where its explorables move
+# make recordings what pages show of a real machine, recorded on this one
 # make notebooks  execute all notebooks, write their outputs and the Chinese copies
 # make bench      timings, beside the alternatives, in one run
 # make soak       random kills, interrupts and hangs; many launches; many kernels at once
@@ -20,7 +22,7 @@ MUTANTS := $(VENV)/.ready-mutants
 ARGS   ?=
 ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: lab demo test site notebooks bench soak gallery lint mutants matrix clean
+.PHONY: lab demo test site serve recordings notebooks bench soak gallery lint mutants matrix clean
 .DELETE_ON_ERROR:
 
 lab: $(READY)
@@ -34,6 +36,12 @@ test: $(DEV) $(SITE)
 
 site: $(SITE)
 	$(BIN)/python .site/build.py $(ARGS)
+
+serve: site
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory build/site $(or $(PORT),8000)
+
+recordings: $(READY)
+	$(BIN)/python .site/play/record.py
 
 notebooks: $(DEV)
 	$(BIN)/python tests/notebooks/build.py $(ARGS)
@@ -70,7 +78,7 @@ matrix:
 	$(PYTHON) tests/matrix/run.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) build *.egg-info runs
+	rm -rf $(VENV) build *.egg-info runs .site/node_modules
 
 # What a learner needs; environment.yml runs the same.
 $(READY): pyproject.toml constraints.txt
@@ -88,8 +96,10 @@ $(DEV): $(READY)
 	@touch $@
 
 # What the site and its tests need more.
-$(SITE): $(READY)
+$(SITE): $(READY) .site/package-lock.json
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[site]'
+	@npm ci --prefix .site --no-audit --no-fund || \
+	  echo "no npm, or no network for it: the site's explorables will stand still, as pictures"
 	@touch $@
 
 $(MUTANTS): $(DEV)
