@@ -21,8 +21,8 @@ from ddp_helpers.evidence.records import (
     innermost_user_frame,
     name_ranks,
 )
+from ddp_helpers.plots.colors import BLUE, GREY, VERMILLION
 from ddp_helpers.plots.scene import Scene
-from ddp_helpers.plots.style import BLUE, GREY, VERMILLION
 
 SUMS = ("all_reduce", "reduce", "broadcast")  # where all bring as much
 ROW, HEAD, MARGIN = 40.0, 34.0, 66.0  # pixels
