@@ -64,6 +64,12 @@ def language_of_the_page(app, pagename, templatename, context, doctree) -> None:
         context["language"] = "zh-CN"
 
 
+def script_of_explorables(app, pagename, templatename, context, doctree) -> None:
+    """Only pages on which something moves load what moves it."""
+    if 'class="ddp-play"' in context.get("body", ""):
+        app.add_js_file("play.js", defer="defer")
+
+
 def setup(app) -> dict[str, bool]:
     """Register what the settings above name."""
     app.config.html_extra_path = [str(Path(app.srcdir) / "_extra")]
@@ -73,4 +79,5 @@ def setup(app) -> dict[str, bool]:
     app.add_directive("course-first-line", docstrings.FirstLine)
     app.connect("autodoc-process-docstring", docstrings.process, priority=400)
     app.connect("html-page-context", language_of_the_page)
+    app.connect("html-page-context", script_of_explorables)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

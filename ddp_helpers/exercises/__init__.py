@@ -86,6 +86,9 @@ def task(number: str) -> None:
 def check(number: str, answer: Callable, seconds: float = LIMIT) -> Checked:
     """Run an answer on real ranks, print what is wrong or that it is right, and note it.
 
+    In a notebook, the exchanges of an answer that isn't right yet are drawn, beside those of one
+    that is.
+
     Never raises for what the answer does: one that hangs is ended after `seconds`, one that
     crashes takes only its own ranks along.
 
@@ -97,6 +100,7 @@ def check(number: str, answer: Callable, seconds: float = LIMIT) -> Checked:
     Raises:
         ValueError: there is no such exercise.
     """
+    from ddp_helpers.exercises.lanes import show_both
     from ddp_helpers.exercises.on_ranks import Ranks
 
     module = load(number)
@@ -119,6 +123,8 @@ def check(number: str, answer: Callable, seconds: float = LIMIT) -> Checked:
     print(done.message)
     _note(done)
     progress_file.keep_answer(number, _text_of(answer), done.passed, done.message)
+    if not done.passed:
+        show_both(ranks, module)
     return done
 
 
