@@ -112,7 +112,7 @@ def answer_to(cells: list[dict], place: int) -> str:
     text = ""
     for cell in cells[place + 1 :]:
         if cell["cell_type"] == "markdown":
-            text = _source(cell).split("\n\n")[0]
+            text = PREDICT.split(_source(cell).split("\n\n")[0])[0].strip()
             break
         said = shown_by(cell.get("outputs", [])) or said
     if text and not text.startswith("#"):
