@@ -2,9 +2,11 @@
 # make demo       set up and train on two real ranks, without a browser
 # make test       set up and run every test
 # make site       the course as web pages, in build/site
+# make slides     each notebook as slides with its figures, in build/slides
 # make serve      the same, shown at http://127.0.0.1:8000, where its explorables move
 # make recordings what pages show of a real machine, recorded on this one
 # make notebooks  execute all notebooks, write their outputs and the Chinese copies
+# make steady     run 04 to 06 five times, name committed sentences that a run makes false
 # make bench      timings, beside the alternatives, in one run
 # make soak       random kills, interrupts and hangs; many launches; many kernels at once
 # make gallery    screenshots of the explorables, for the README
@@ -22,7 +24,8 @@ MUTANTS := $(VENV)/.ready-mutants
 ARGS   ?=
 ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: lab demo test site serve recordings notebooks bench soak gallery lint mutants matrix clean
+.PHONY: lab demo test site serve recordings slides notebooks steady bench soak gallery lint mutants matrix
+.PHONY: clean
 .DELETE_ON_ERROR:
 
 lab: $(READY)
@@ -37,6 +40,9 @@ test: $(DEV) $(SITE)
 site: $(SITE)
 	$(BIN)/python .site/build.py $(ARGS)
 
+slides: $(READY)
+	$(BIN)/python .site/slides.py $(ARGS)
+
 serve: site
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory build/site $(or $(PORT),8000)
 
@@ -47,6 +53,9 @@ notebooks: $(DEV)
 	$(BIN)/python tests/notebooks/build.py $(ARGS)
 	$(BIN)/python tests/notebooks/translate.py
 
+steady: $(DEV)
+	$(BIN)/python tests/notebooks/steady.py $(ARGS)
+
 bench: $(DEV) $(SITE)
 	$(BIN)/python tests/benchmarks/bench_launch.py $(ARGS)
 	$(BIN)/python tests/benchmarks/bench_sanitizer.py
@@ -55,6 +64,7 @@ bench: $(DEV) $(SITE)
 	$(BIN)/python .site/build.py
 	$(BIN)/python tests/benchmarks/bench_site.py
 	$(BIN)/python tests/benchmarks/bench_scaling.py
+	$(BIN)/python tests/benchmarks/bench_seats.py
 
 soak: $(DEV)
 	$(BIN)/python tests/benchmarks/soak_launch.py --rounds 300 $(ARGS)

@@ -28,6 +28,7 @@ from ddp_helpers.timeline.records import (
     StepTimeline,
     mean_shares,
     overlap,
+    typical_step,
 )
 
 _SKY, _ORANGE, _, _PURPLE = FILLS[:4]
@@ -46,7 +47,7 @@ _NEAR = 0.002  # of the step: gaps below are too narrow to be seen
 @matplotlib.rc_context(STYLE)
 def plot_overlap(
     timelines: Sequence[RankTimeline],
-    step: int = -1,
+    step: int | None = None,
     *,
     title: str | None = None,
     note: str | None = None,
@@ -57,13 +58,15 @@ def plot_overlap(
 
     Args:
         timelines: one a rank, of one machine (their clocks are compared).
-        step: which of the recorded steps.
+        step: which of the recorded steps; by default the one whose overlap is most like that of
+            all of them, so that the figure and the number below it tell the same.
 
     Raises:
         ValueError: no timelines.
         IndexError: no such step.
     """
     _check(timelines)
+    step = typical_step(timelines) if step is None else step
     steps = [timeline.steps[step] for timeline in timelines]
     origin = min(one.start_ns for one in steps)
     length = max(one.stop_ns for one in steps) - origin
@@ -84,10 +87,10 @@ def plot_overlap(
     return settle(fig)
 
 
-def describe_overlap(timelines: Sequence[RankTimeline], step: int = -1) -> str:
+def describe_overlap(timelines: Sequence[RankTimeline], step: int | None = None) -> str:
     """The same in words, for those who can't see the figure."""
     _check(timelines)
-    first = timelines[0].steps[step]
+    first = timelines[0].steps[typical_step(timelines) if step is None else step]
     share = overlap(timelines)
     hidden = "no all-reduce" if share is None else f"{share:.0%} of it hidden behind backward"
     return (

@@ -10,8 +10,8 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from ddp_helpers.plots.colors import BLUE, GREY, ORANGE, SKY, VERMILLION
+from ddp_helpers.plots.scene import Scene
 from ddp_helpers.widgets.controls import Choice, Slider
-from ddp_helpers.widgets.scene import Scene
 
 if TYPE_CHECKING:
     from ddp_helpers.widgets.base import Explorable, Picture

@@ -18,8 +18,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ddp_helpers.plots.scene import Scene
 from ddp_helpers.widgets.controls import Control, put
-from ddp_helpers.widgets.scene import Scene
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 

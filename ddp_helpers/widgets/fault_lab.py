@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from ddp_helpers import faults
 from ddp_helpers.plots.colors import BLUE, GREEN, GREY, ORANGE, VERMILLION
+from ddp_helpers.plots.scene import Scene
 from ddp_helpers.widgets.controls import Choice
-from ddp_helpers.widgets.scene import Scene
 
 if TYPE_CHECKING:
     from ddp_helpers.evidence.records import RankResult

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from ddp_helpers import templates
 from ddp_helpers.plots.colors import GREEN, GREY, SKY, VERMILLION
+from ddp_helpers.plots.scene import Scene
 from ddp_helpers.widgets.controls import Choice, Slider
-from ddp_helpers.widgets.scene import Scene
 
 if TYPE_CHECKING:
     from ddp_helpers.widgets.base import Explorable, Picture

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ddp_helpers.plots.colors import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
+from ddp_helpers.plots.scene import Scene, ticks
 from ddp_helpers.scaling.memory import (
     AVERAGES,
     PRECISIONS,
@@ -24,7 +25,6 @@ from ddp_helpers.scaling.memory_ways import FITS, MAY_FIT, judge, step_cost
 from ddp_helpers.scaling.rated import LINKS, described, with_cards
 from ddp_helpers.scaling.records import Numbers, Work
 from ddp_helpers.widgets.controls import Choice, Steps, Tick
-from ddp_helpers.widgets.scene import Scene, ticks
 
 if TYPE_CHECKING:
     from ddp_helpers.widgets.base import Explorable, Picture

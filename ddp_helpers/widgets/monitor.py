@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ddp_helpers.plots.colors import FILLS, GREY, LINES
+from ddp_helpers.plots.scene import Scene
 from ddp_helpers.ranks.launcher import LaunchStopped, launch
 from ddp_helpers.widgets.base import Explorable, Live
 from ddp_helpers.widgets.controls import Choice, Slider
-from ddp_helpers.widgets.scene import Scene
 
 if TYPE_CHECKING:
     from ddp_helpers.widgets.base import Picture

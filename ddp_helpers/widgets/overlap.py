@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ddp_helpers.plots.colors import BLUE, GREEN, GREY, PURPLE, SKY, VERMILLION
+from ddp_helpers.plots.scene import Scene
 from ddp_helpers.ranks.launcher import launch
 from ddp_helpers.timeline.intervals import difference, intersection
 from ddp_helpers.timeline.records import BACKWARD, FORWARD, OPTIMIZER, RankTimeline, overlap
 from ddp_helpers.widgets.controls import Choice, Slider, Steps
-from ddp_helpers.widgets.scene import Scene
 
 if TYPE_CHECKING:
     from ddp_helpers.timeline.records import StepTimeline

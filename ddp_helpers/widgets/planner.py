@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ddp_helpers.plots.colors import BLUE, GREY, VERMILLION
+from ddp_helpers.plots.scene import Scene, ticks
 from ddp_helpers.scaling.rated import LINKS, described, with_cards
 from ddp_helpers.scaling.records import GRADIENT_BYTES, Machine, Numbers, Setup, Work
 from ddp_helpers.scaling.step_time import predict
 from ddp_helpers.widgets.controls import Choice, Slider, Steps
-from ddp_helpers.widgets.scene import Scene, ticks
 
 if TYPE_CHECKING:
     from ddp_helpers.scaling.records import Prediction

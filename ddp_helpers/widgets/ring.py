@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ddp_helpers.plots.colors import BLUE, FILLS, GREY, VERMILLION
+from ddp_helpers.plots.scene import Scene
 from ddp_helpers.widgets.controls import Slider
-from ddp_helpers.widgets.scene import Scene
 
 if TYPE_CHECKING:
     from ddp_helpers.widgets.base import Explorable, Picture

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ddp_helpers.plots.colors import FILLS, GREY, VERMILLION
+from ddp_helpers.plots.scene import Scene, WordsLook
 from ddp_helpers.widgets.controls import Slider, Tick
-from ddp_helpers.widgets.scene import Scene, WordsLook
 
 if TYPE_CHECKING:
     from ddp_helpers.widgets.base import Explorable, Picture

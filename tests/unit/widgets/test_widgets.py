@@ -17,6 +17,7 @@ from torch.utils.data import DistributedSampler
 from ddp_helpers import faults, widgets
 from ddp_helpers.environment.report import Check, EnvironmentReport
 from ddp_helpers.evidence.records import LaunchResult, RankResult
+from ddp_helpers.plots.scene import Box, Line, Scene, ticks
 from ddp_helpers.scaling.records import Link, Machine, Work
 from ddp_helpers.widgets import (
     accumulation,
@@ -32,7 +33,6 @@ from ddp_helpers.widgets import (
     sampler,
 )
 from ddp_helpers.widgets.base import WIDGET_VIEW, Explorable, Live, Picture
-from ddp_helpers.widgets.scene import Box, Line, Scene, ticks
 
 settings.register_profile("slow machines", deadline=None)
 settings.load_profile("slow machines")
