@@ -56,7 +56,11 @@ html_math_renderer = "mathml"
 copybutton_selector = "div.highlight:not(.cell_output *, .changes *) pre"
 pygments_style = "a11y-high-contrast-light"
 pygments_dark_style = "github-dark"
-html_theme_options = {"source_repository": "", "navigation_with_keys": False}
+html_theme_options = {
+    "source_repository": "",
+    "navigation_with_keys": False,
+    "light_css_variables": {"color-code-background": "#f3f4f6"},  # the style's own is near white
+}
 
 
 def language_of_the_page(app, pagename, templatename, context, doctree) -> None:
