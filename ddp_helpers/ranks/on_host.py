@@ -60,8 +60,6 @@ class Launcher:
 
     def __init__(self) -> None:
         self.stop_asked = self.end_asked = False
-        self.has_ranks = False
-        """This host may have ranks, which must end first."""
         self._words: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._heard_at = time.monotonic()
@@ -118,8 +116,7 @@ class Launcher:
         """The launcher is gone: end the ranks in good order, or at once if that takes too long."""
         self.stop_asked = self.end_asked = True
         self._words.put(None)
-        if self.has_ranks:
-            time.sleep(LONGEST_END)
+        time.sleep(LONGEST_END)
         os._exit(1)  # with the lifelines that this process holds the kernel kills the ranks
 
 
@@ -211,7 +208,6 @@ def _do(launcher: Launcher, task: Task) -> None:
     job, note = job_of(task)
     prepare(task.start_method)
     supervisor = OfOneHost(job, task, launcher)
-    launcher.has_ranks = True
     launcher.send(Began(note))
     ranks = supervisor.run()
     launcher.send(Left(tuple(_of_all(ranks, task.first_rank)), supervisor.ending))
@@ -243,4 +239,4 @@ def _of_all(ranks: Sequence[RankResult], first_rank: int) -> list[RankResult]:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
-    os._exit(0)  # the interpreter's teardown would cost the reader half a second; nothing is open
+    os._exit(0)  # the interpreter's own end would take half a second, which the reader waits for
