@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from ddp_helpers.evidence.records import Frame, LastCall, RankResult
+from ddp_helpers.evidence.records import Frame, LastCall, RankResult, TimedCall
 from ddp_helpers.ranks import wire
 from ddp_helpers.ranks.forked import ForkedProcess
 from ddp_helpers.ranks.prompts import Prompts
@@ -79,6 +79,7 @@ class LaunchedRank:
     """When its function had returned or, if that never came, when its process had ended."""
     stack: tuple[Frame, ...] = ()
     last_call: LastCall | None = None
+    calls: tuple[TimedCall, ...] = ()
     stopped: bool = False
     prompts: Prompts = None  # type: ignore[assignment]  # one of its own, unless it shares
 
@@ -260,4 +261,5 @@ class LaunchedRank:
             last_call=self.last_call,
             stopped=self.stopped,
             watched=outcome.watched if outcome else None,
+            calls=self.calls,
         )

@@ -24,6 +24,7 @@ from ddp_helpers.environment.check import default_nprocs, usable_cpu_count
 from ddp_helpers.environment.facts import check_before_torch
 from ddp_helpers.evidence.records import LaunchResult, RankResult
 from ddp_helpers.ranks import fork_server, surroundings
+from ddp_helpers.ranks.drawing import Draw, check_draw, show_run
 from ddp_helpers.ranks.notebook import ipython_shell, is_kernel, notebook_cells
 from ddp_helpers.ranks.readiness import (
     check_loopback,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 START_METHODS = ("forkserver", "spawn")
 INSIDE_A_RANK = "DDP_HELPERS_INSIDE_A_RANK"
+WARM_UP = "DDP_HELPERS_WARM_UP"  # "0": in a notebook, wait for the first launch
 STORE_BACKLOG = 1024  # calls that may wait: all ranks of a big machine call at once
 STORE_PATIENCE = timedelta(seconds=60)  # for an answer of a store in this very process
 
@@ -105,6 +107,7 @@ class Options(TypedDict, total=False):
     live: bool | View
     sanitize: bool | int | Watching
     post_mortem: bool
+    draw: bool | str | Path | Draw
     hosts: Sequence[str] | None
     nprocs_per_host: int | None
 
@@ -133,6 +136,7 @@ def launch(
     live: bool | View = False,
     sanitize: bool | int | Watching = False,
     post_mortem: bool = False,
+    draw: bool | str | Path | Draw = False,
     hosts: Sequence[str] | None = None,
     nprocs_per_host: int | None = None,
 ) -> LaunchResult[Any]:
@@ -155,6 +159,8 @@ def launch(
             n-th step only, which costs less; `sanitizer.Options(every=n, ignore=[kind])` accepts
             findings, too.
         post_mortem: where a rank raises, open a prompt (pdb) at its line before the run ends.
+        draw: show in the notebook who called what, who waited for whom, and which call is missing;
+            also of a run that fails or hangs. Or the name of an .svg file to write.
         hosts: machines to run on, in place of this one: names that `ssh` reaches without a
             password or, in an allocation of Slurm, names of its nodes ("slurm" for all), which srun
             reaches. Each needs this Python at the same path, with the same torch and ddp_helpers.
@@ -187,6 +193,7 @@ def launch(
     check_options(nprocs, timeout, threads_per_rank, start_method)
     assert nprocs is not None
     check_call(fn, args)
+    check_draw(draw, one_machine=not names)
     check_env(env)
     every, ignore = watching(sanitize)
     packed = pack(fn, tuple(args), dict(kwargs or {}))
@@ -205,9 +212,11 @@ def launch(
         with rendezvous_store() as port:
             job = make_job(packed, nprocs, port, threads_per_rank, env, start_method)
             job = replace(job, post_mortem=post_mortem, sanitize=every, ignore=ignore)
+            job = replace(job, draw=bool(draw))
             prepare(start_method)
             run = Supervisor(job, start_method, timeout, make_view(nprocs, echo, live))
             ranks = tuple(run.run())
+    show_run(ranks, draw)
     try:
         return conclude(run, ranks, echo=echo)
     except BaseException as error:  # a traceback shows one line of ours, and then the reader's
@@ -353,8 +362,12 @@ def _temporary_folder(start_method: str, nprocs: int) -> str:
 
 
 def warm_up_in_a_kernel() -> None:
-    """In a notebook, start the fork server while the reader still reads; elsewhere do nothing."""
-    if is_kernel() and INSIDE_A_RANK not in os.environ:
+    """In a notebook, start the fork server while the reader still reads; elsewhere do nothing.
+
+    DDP_HELPERS_WARM_UP=0, set before the import, leaves it to the first launch: for notebooks that
+    start their ranks in another way, or on a machine with little memory.
+    """
+    if is_kernel() and INSIDE_A_RANK not in os.environ and os.environ.get(WARM_UP) != "0":
         fork_server.warm_up()
 
 

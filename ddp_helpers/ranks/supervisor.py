@@ -14,8 +14,9 @@ from enum import Enum
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from ddp_helpers.evidence.last_call import read_last_call
+from ddp_helpers.evidence.last_call import SIZE, read_last_call
 from ddp_helpers.evidence.records import RankResult
+from ddp_helpers.evidence.timed_calls import read_timed_calls
 from ddp_helpers.ranks import wire
 from ddp_helpers.ranks.forked import ForkedProcess
 from ddp_helpers.ranks.interrupts import HeldInterrupts, interrupts_blocked
@@ -291,7 +292,8 @@ class Supervisor:
         for rank in self._ranks:
             if rank.files:
                 data = wire.read_whole(rank.files.last_call)
-                rank.last_call = read_last_call(data, self.job.names)
+                rank.last_call = read_last_call(data[:SIZE], self.job.names)
+                rank.calls = read_timed_calls(data, self.job.names)
 
     def _busy(self) -> list[LaunchedRank]:
         """The ranks that the watch waits for."""

@@ -24,7 +24,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ddp_helpers.evidence.last_call import keep_last_call
+from ddp_helpers.evidence.patches import Patches
 from ddp_helpers.evidence.records import Finding, Watched
+from ddp_helpers.evidence.timed_calls import TimedCalls
 from ddp_helpers.group.torch_mends import mend_destroy_process_group, mend_rendezvous
 from ddp_helpers.ranks import breakpoints, progress, stay, wire
 from ddp_helpers.ranks.rehearsal import rehearse
@@ -169,6 +171,8 @@ def _run(rank: int, job: Job, last_call: int) -> Outcome:
     try:
         _settle_in(rank, job)
         _record_calls_in(last_call)
+        if job.draw:
+            TimedCalls(last_call).install(Patches())  # for good: the rank ends with the run
         with _watched(job, said):
             fn, args, kwargs = unpack(job.function)
             value = fn(*args, **kwargs)
