@@ -239,7 +239,8 @@ class HostsRun:
         if self._view:
             self._view.tick()
         for host in self._hosts:
-            if time.monotonic() > host.heard_at + host_wire.LONGEST_SILENCE:
+            silent_since = host.heard_at if host.hello else math.inf  # its Python may start slowly
+            if time.monotonic() > silent_since + host_wire.LONGEST_SILENCE:
                 host.lose(f"nothing was heard of it for {host_wire.LONGEST_SILENCE:g} s")
 
     def _hears(self, host: Host) -> Callable[[], None]:

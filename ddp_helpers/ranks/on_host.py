@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from ddp_helpers.environment.cards import cards, own_address
+from ddp_helpers.environment.facts import check_before_torch
 from ddp_helpers.evidence.records import RankResult
 from ddp_helpers.ranks import fork_server, host_wire, wire
 from ddp_helpers.ranks.host_task import Task, job_of
@@ -38,7 +39,7 @@ from ddp_helpers.ranks.host_wire import (
     Stop,
 )
 from ddp_helpers.ranks.launched import Events, LaunchedRank
-from ddp_helpers.ranks.launcher import LaunchTimeoutError, prepare, rendezvous_store
+from ddp_helpers.ranks.launcher import prepare, rendezvous_store
 from ddp_helpers.ranks.stacks import LOOK, STACK_WAIT, StrandedLook
 from ddp_helpers.ranks.stall import StallWatch
 from ddp_helpers.ranks.supervisor import Supervisor
@@ -69,7 +70,7 @@ class Launcher:
         nowhere = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nowhere, 0)
         os.close(nowhere)
-        for work in (self._hear, self._beat):
+        for work in (self._hear, self._beat, self._watch_silence):
             threading.Thread(target=work, daemon=True).start()
 
     def send(self, *messages: object) -> None:
@@ -106,9 +107,14 @@ class Launcher:
         self._leave()
 
     def _beat(self) -> None:
-        while time.monotonic() < self._heard_at + host_wire.LONGEST_SILENCE_OF_LAUNCHER:
+        while True:
             time.sleep(host_wire.BEAT)
             self.send(Beat())
+
+    def _watch_silence(self) -> None:
+        """In a thread of its own: where the network is gone, a word may take for ever to send."""
+        while time.monotonic() < self._heard_at + host_wire.LONGEST_SILENCE_OF_LAUNCHER:
+            time.sleep(host_wire.BEAT)
         print("nothing was heard from the launcher any more, so the ranks were ended", flush=True)
         self._leave()
 
@@ -193,6 +199,7 @@ def main(place: str, start_method: str) -> None:
     launcher.send(Hello(host_wire.versions(), _addresses(), time.monotonic()))
     with contextlib.suppress(LauncherGone), contextlib.ExitStack() as files:
         try:
+            check_before_torch()
             if start_method == "forkserver":
                 fork_server.warm_up()  # torch loads there while the hosts meet
             if place == host_wire.FIRST:
@@ -200,7 +207,7 @@ def main(place: str, start_method: str) -> None:
             else:
                 launcher.send(Met(_reached(launcher.next(Meet))))
             _do(launcher, launcher.next(Task))
-        except (OSError, RuntimeError, LaunchTimeoutError) as problem:
+        except (OSError, RuntimeError, ValueError) as problem:
             launcher.send(Refused(str(problem)))
 
 

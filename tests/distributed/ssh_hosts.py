@@ -1,4 +1,4 @@
-"""Two hosts, `a` and `b`, that reach each other by a real sshd; nothing of it is left."""
+"""Two hosts, `a` and `b`, that reach each other by a real sshd; nothing of it is left after."""
 
 from __future__ import annotations
 
