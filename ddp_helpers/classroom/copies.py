@@ -190,7 +190,7 @@ def _fill(
 
 
 def _to_read_in(source: Path, target: Path) -> None:
-    """A file or folder that a notebook links to; what is there already may be the learner's work."""
+    """A file or folder that a notebook links to; one that is there may be the learner's work."""
     if source.is_dir():
         for file in source.iterdir():
             if file.is_file() and file.name != "__init__.py":
@@ -202,7 +202,7 @@ def _to_read_in(source: Path, target: Path) -> None:
 def _cleared(
     source: str | Path | None, language: str | None
 ) -> tuple[dict[str, bytes], dict[str, Path]]:
-    """The notebooks by name, as learners get them; and where what they link to lies, by its place."""
+    """The notebooks by name, as learners get them; and what they link to, by its place in `course/`."""
     english = lessons(source)
     source = english[0].parent
     if language and not (source / language).is_dir():
