@@ -56,11 +56,13 @@ notebooks: $(DEV)
 steady: $(DEV)
 	$(BIN)/python tests/notebooks/steady.py $(ARGS)
 
-bench: $(DEV)
+bench: $(DEV) $(SITE)
 	$(BIN)/python tests/benchmarks/bench_launch.py $(ARGS)
 	$(BIN)/python tests/benchmarks/bench_sanitizer.py
 	$(BIN)/python tests/benchmarks/bench_training.py
 	$(BIN)/python tests/benchmarks/bench_widgets.py
+	$(BIN)/python .site/build.py
+	$(BIN)/python tests/benchmarks/bench_site.py
 	$(BIN)/python tests/benchmarks/bench_scaling.py
 	$(BIN)/python tests/benchmarks/bench_seats.py
 

@@ -202,7 +202,7 @@ def _to_read_in(source: Path, target: Path) -> None:
 def _cleared(
     source: str | Path | None, language: str | None
 ) -> tuple[dict[str, bytes], dict[str, Path]]:
-    """The notebooks by name, as learners get them; and what they link to, by its place in `course/`."""
+    """The notebooks by name, as learners get them; and what they link to, by place."""
     english = lessons(source)
     source = english[0].parent
     if language and not (source / language).is_dir():
