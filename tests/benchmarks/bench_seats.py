@@ -53,8 +53,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seats", type=int, default=8)
     parser.add_argument("--notebook", default="06")
+    parser.add_argument("--from", dest="source", help="the folder of notebooks")
     options = parser.parse_args()
-    lesson = find_lesson(options.notebook)
+    lesson = find_lesson(options.notebook, options.source)
     alone = measure(lesson)
     held = alone.held
     print(
