@@ -23,25 +23,8 @@ KEEP = "keep-output"  # the tag of a cell whose output stays
 # what a text says after a cell that not every machine can run: its output is there to be read
 TO_READ = re.compile(r"read the committed (figure|output)")
 OUTSIDE = re.compile(r"\]\((?:\.\./)+([^)#\s]+)")  # a link out of the folder of notebooks
+READ_ME = Path(__file__).with_name("copy_readme.md")  # in other languages copy_readme.zh_CN.md
 KEPT = "kept"  # the folder, in notebooks/, where a reset puts what the learner had
-READ_ME = """\
-# Your copy of the course
-
-Open `notebooks/00_check_your_machine.ipynb` and go on from there. All of this folder is yours.
-
-In a cell of any notebook (or in a terminal, with `python` in place of `%run`):
-
-    %run -m ddp_helpers classroom name Ada      what you want to be called; others may see it
-    %run -m ddp_helpers classroom reset 03      notebook 03 as it was handed out
-    %run -m ddp_helpers classroom reset --all
-
-A reset loses nothing: what you had lies in `notebooks/kept/`. In JupyterLab choose *File, Reload
-Notebook from Disk* after it.
-
-`task("01.3")` shows an exercise, `check("01.3", my_function)` tries your answer on real ranks.
-Your last answer to each, and how far you are, is kept in `.ddp_class/`; whoever teaches can read it
-there.
-"""
 
 
 @dataclass(frozen=True)
@@ -88,7 +71,7 @@ def hand_out(
     for name in names:
         copy = top / name if name else top
         _check_ours(copy)
-        made.append(_fill(copy, notebooks, linked, name))
+        made.append(_fill(copy, notebooks, linked, _read_me(language), name))
     return made
 
 
@@ -164,7 +147,11 @@ def _check_ours(copy: Path) -> None:
 
 
 def _fill(
-    copy: Path, notebooks: dict[str, bytes], linked: dict[str, Path], name: str | None
+    copy: Path,
+    notebooks: dict[str, bytes],
+    linked: dict[str, Path],
+    read_me: bytes,
+    name: str | None,
 ) -> Made:
     own = copy / progress_file.CLASS
     for folder in (own / "originals", own / "answers", copy / "notebooks"):
@@ -180,13 +167,19 @@ def _fill(
             new.append(file)
         _write(original, content)
     if not (copy / "README.md").exists():
-        _write(copy / "README.md", READ_ME.encode())
+        _write(copy / "README.md", read_me)
     for place, source in linked.items():
         _to_read_in(source, copy / "course" / place)
     if name and not (own / "progress.json").exists():
         state = {"format": progress_file.FORMAT, "learner": name, "exercises": {}}
         _write(own / "progress.json", json.dumps(state, indent=1).encode())
     return Made(copy, tuple(new), tuple(left))
+
+
+def _read_me(language: str | None) -> bytes:
+    """What a learner reads first; English, where there is none in their language."""
+    theirs = READ_ME.with_suffix(f".{language}.md")
+    return (theirs if theirs.exists() else READ_ME).read_bytes()
 
 
 def _to_read_in(source: Path, target: Path) -> None:

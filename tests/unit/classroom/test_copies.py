@@ -44,6 +44,8 @@ def test_a_copy_has_every_notebook_without_its_outputs(tmp_path, language):
                 assert cell["metadata"].get("tags") == before["metadata"].get("tags")
                 if cell["outputs"]:
                     stayed[path.name[:2], number] = cell["outputs"] == before["outputs"]
+    words = {None: "Your copy of the course", "zh_CN": "你的课程副本"}
+    assert words[language] in (tmp_path / "copy/README.md").read_text()
     # one cell's text says "read the committed figure"
     assert [*stayed.values()] == [True]
     assert [name for name, _ in stayed] == ["06"]
