@@ -95,7 +95,7 @@ launch(hold, 3, echo=False)
 
 
 @pytest.mark.usefixtures("no_process_left")
-def test_a_lesson_is_really_run_and_its_ranks_are_counted(tmp_path):
+def test_a_lesson_is_really_run_and_its_ranks_are_counted(tmp_path, monkeypatch, capsys):
     lesson = tmp_path / "17_heavy.ipynb"
     cells = [
         cell("1 / 0", "raises-exception"),
@@ -117,6 +117,16 @@ def test_a_lesson_is_really_run_and_its_ranks_are_counted(tmp_path):
     assert 1 < cost.held.cpu_seconds < 60
     assert cost.problem == "cell 2 of 17: NameError: name 'missing' is not defined"
     assert classroom.judge(1, [cost], ROOM)["Notebook 17"].status == "fail"
+
+    monkeypatch.setattr(classroom, "measure", {lesson: cost}.get)  # once is enough
+    words = ["--seats", "2", "--notebook", "17", "--from", str(tmp_path)]
+    assert cli.main(["classroom", "check", *words]) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Notebook 17 run here alone: " in printed
+    assert "at most 3 ranks" in printed
+    assert "NameError: name 'missing'" in printed
+    for row in ("Namespaces", "py-spy", "2 at once need", "CPU cores"):
+        assert row in printed
 
 
 def test_of_two_lessons_the_heavier_counts_in_each_regard():
