@@ -20,10 +20,9 @@ from pathlib import Path
 
 from ddp_helpers.classroom import tables
 from ddp_helpers.classroom.copies import KEPT
-from ddp_helpers.classroom.learners import Learner, find
+from ddp_helpers.classroom.learners import MARK, Learner, find
 from ddp_helpers.exercises import names, progress_file, short_title
 
-MARK = ".collected-by-ddp_helpers"
 # the columns of nbgrader's CsvExportPlugin
 GRADES = (
     *("assignment", "duedate", "timestamp", "student_id", "last_name", "first_name", "email"),

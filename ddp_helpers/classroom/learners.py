@@ -10,6 +10,8 @@ from pathlib import Path
 
 from ddp_helpers.exercises import progress_file
 
+MARK = ".collected-by-ddp_helpers"  # in a folder of reports, where no learner is to be found
+
 
 @dataclass(frozen=True)
 class Learner:
@@ -68,7 +70,11 @@ def _progress_files(places: Iterable[str | Path]) -> list[Path]:
         copies += [own.parent for own in sorted(place.rglob(progress_file.CLASS))]
         kept = [copy / progress_file.CLASS / "progress.json" for copy in dict.fromkeys(copies)]
         # a copy whose learner has not begun has none yet
-        found += [file for file in kept if file.exists()] or sorted(place.rglob("*.json"))
+        found += [file for file in kept if file.exists()] or [
+            file
+            for file in sorted(place.rglob("*.json"))
+            if not any((folder / MARK).exists() for folder in file.parents)
+        ]
     return list(dict.fromkeys(found))
 
 

@@ -79,6 +79,14 @@ def test_what_somebody_wrote_into_their_file_does_no_harm(tmp_path, monkeypatch)
     assert "1" in tables.board(learners)
 
 
+def test_what_was_collected_among_them_is_no_learner(handed_in, capsys):
+    (handed_in / "c.json").unlink()
+    for _ in range(2):
+        into = str(handed_in / "collected")
+        assert cli.main(["classroom", "collect", str(handed_in), "--into", into]) == 0
+        assert "2 learners" in capsys.readouterr().out
+
+
 # ------------------------------------------------------------------ the board
 
 
