@@ -12,19 +12,8 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FixedLocator, NullLocator
 from matplotlib.transforms import blended_transform_factory
 
-from ddp_helpers.plots.style import (
-    BLUE,
-    FILLS,
-    GREEN,
-    GREY,
-    MARKERS,
-    STYLE,
-    VERMILLION,
-    Look,
-    new_figure,
-    new_pair,
-    settle,
-)
+from ddp_helpers.plots.colors import BLUE, FILLS, GREEN, GREY, MARKERS, VERMILLION
+from ddp_helpers.plots.style import STYLE, Look, new_figure, new_pair, settle
 from ddp_helpers.timeline.intervals import Interval, difference, intersection
 from ddp_helpers.timeline.records import (
     BACKWARD,
