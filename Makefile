@@ -2,7 +2,11 @@
 # make demo       set up and train on two real ranks, without a browser
 # make test       set up and run every test
 # make site       the course as web pages, in build/site
+# make slides     each notebook as slides with its figures, in build/slides
+# make serve      the same, shown at http://127.0.0.1:8000, where its explorables move
+# make recordings what pages show of a real machine, recorded on this one
 # make notebooks  execute all notebooks, write their outputs and the Chinese copies
+# make steady     run 04 to 06 five times, name committed sentences that a run makes false
 # make bench      timings, beside the alternatives, in one run
 # make soak       random kills, interrupts and hangs; many launches; many kernels at once
 # make gallery    screenshots of the explorables, for the README
@@ -20,7 +24,8 @@ MUTANTS := $(VENV)/.ready-mutants
 ARGS   ?=
 ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: lab demo test site notebooks bench soak gallery lint mutants matrix clean
+.PHONY: lab demo test site serve recordings slides notebooks steady bench soak gallery lint mutants matrix
+.PHONY: clean
 .DELETE_ON_ERROR:
 
 lab: $(READY)
@@ -35,16 +40,31 @@ test: $(DEV) $(SITE)
 site: $(SITE)
 	$(BIN)/python .site/build.py $(ARGS)
 
+slides: $(READY)
+	$(BIN)/python .site/slides.py $(ARGS)
+
+serve: site
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory build/site $(or $(PORT),8000)
+
+recordings: $(READY)
+	$(BIN)/python .site/play/record.py
+
 notebooks: $(DEV)
 	$(BIN)/python tests/notebooks/build.py $(ARGS)
 	$(BIN)/python tests/notebooks/translate.py
 
-bench: $(DEV)
+steady: $(DEV)
+	$(BIN)/python tests/notebooks/steady.py $(ARGS)
+
+bench: $(DEV) $(SITE)
 	$(BIN)/python tests/benchmarks/bench_launch.py $(ARGS)
 	$(BIN)/python tests/benchmarks/bench_sanitizer.py
 	$(BIN)/python tests/benchmarks/bench_training.py
 	$(BIN)/python tests/benchmarks/bench_widgets.py
+	$(BIN)/python .site/build.py
+	$(BIN)/python tests/benchmarks/bench_site.py
 	$(BIN)/python tests/benchmarks/bench_scaling.py
+	$(BIN)/python tests/benchmarks/bench_seats.py
 
 soak: $(DEV)
 	$(BIN)/python tests/benchmarks/soak_launch.py --rounds 300 $(ARGS)
@@ -70,7 +90,7 @@ matrix:
 	$(PYTHON) tests/matrix/run.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) build *.egg-info runs
+	rm -rf $(VENV) build *.egg-info runs .site/node_modules
 
 # What a learner needs; environment.yml runs the same.
 $(READY): pyproject.toml constraints.txt
@@ -88,8 +108,10 @@ $(DEV): $(READY)
 	@touch $@
 
 # What the site and its tests need more.
-$(SITE): $(READY)
+$(SITE): $(READY) .site/package-lock.json
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[site]'
+	@npm ci --prefix .site --no-audit --no-fund || \
+	  echo "no npm, or no network for it: the site's explorables will stand still, as pictures"
 	@touch $@
 
 $(MUTANTS): $(DEV)

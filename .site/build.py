@@ -32,16 +32,27 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 1
     from gather import gather
+    from moving import PYODIDE, moving
 
     for folder in (options.out, options.work):
         empty(folder)
+    if not moving():
+        print(
+            f"no Pyodide in {PYODIDE}: the explorables of this site stand still, as pictures. With "
+            "npm and a network, `npm ci --prefix .site` brings it once"
+        )
     gather(ROOT, options.work)
     flags = ["-W", "--keep-going", "-q", "-E", "-j", "auto", "-b", "html", "-c", str(HERE)]
     flags += ["-d", str(options.work / ".doctrees")]
     done = build_main([*flags, str(options.work), str(options.out)])
     if done == 0:
-        print(f"open {options.out / 'index.html'}")
+        print(f"{size(options.out):.1f} MB: open {options.out / 'index.html'}, or run make serve")
     return done
+
+
+def size(folder: Path) -> float:
+    """Of all its files, in MB."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
 
 
 def empty(folder: Path) -> None:

@@ -8,6 +8,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import docstrings  # noqa: E402
 import mathml  # noqa: E402
+import mend_html  # noqa: E402
 from search_words import CourseSearch  # noqa: E402
 
 project = "Data-parallel PyTorch"
@@ -53,15 +54,25 @@ html_show_sourcelink = False
 html_domain_indices = False
 html_math_renderer = "mathml"
 copybutton_selector = "div.highlight:not(.cell_output *, .changes *) pre"
-pygments_style = "friendly"
+pygments_style = "a11y-high-contrast-light"
 pygments_dark_style = "github-dark"
-html_theme_options = {"source_repository": "", "navigation_with_keys": False}
+html_theme_options = {
+    "source_repository": "",
+    "navigation_with_keys": False,
+    "light_css_variables": {"color-code-background": "#f3f4f6"},  # the style's own is near white
+}
 
 
 def language_of_the_page(app, pagename, templatename, context, doctree) -> None:
     """Screen readers and browsers are told which pages are Chinese."""
     if pagename.startswith(("zh_CN", "notebooks/zh_CN")):
         context["language"] = "zh-CN"
+
+
+def script_of_explorables(app, pagename, templatename, context, doctree) -> None:
+    """Only pages on which something moves load what moves it."""
+    if 'class="ddp-play"' in context.get("body", ""):
+        app.add_js_file("play.js", defer="defer")
 
 
 def setup(app) -> dict[str, bool]:
@@ -73,4 +84,6 @@ def setup(app) -> dict[str, bool]:
     app.add_directive("course-first-line", docstrings.FirstLine)
     app.connect("autodoc-process-docstring", docstrings.process, priority=400)
     app.connect("html-page-context", language_of_the_page)
+    app.connect("html-page-context", script_of_explorables)
+    app.connect("html-page-context", mend_html.for_everybody, priority=900)  # after the theme
     return {"parallel_read_safe": True, "parallel_write_safe": True}

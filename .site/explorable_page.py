@@ -8,14 +8,23 @@ import shutil
 from pathlib import Path
 
 from exercise_page import title_of
+from moving import moving, parts, player, still
 
 from ddp_helpers import widgets
 
-HEAD = """# See it move
-
+TITLE = "# See it move\n"
+HERE = """
+Pictures that answer: move a control, and the picture follows. The first ones move here, in this
+page, by the Python that draws them in JupyterLab. Those that need real ranks have a button, and
+that is in JupyterLab: here you see them as they are at the start.
+"""
+ONLY_THERE = """
 Pictures that answer: move a control in JupyterLab, and the picture follows. Those with a button run
 real ranks. Here you see them as they are at the start.
 """
+OUTPUT = re.compile(
+    r'<div class="ddp-static"><b>.*?</b><br>(<img[^>]*>)<p>(.*?)</p>(.*)</div>$', flags=re.S
+)
 
 
 def write_explorables(root: Path, pages: Path) -> None:
@@ -25,8 +34,9 @@ def write_explorables(root: Path, pages: Path) -> None:
         ValueError: README.md does not show one of them.
     """
     readme = (root / "README.md").read_text(encoding="utf-8")
-    parts = [HEAD]
-    for name in widgets.NAMES:
+    move = moving()
+    text = [TITLE, HERE if move else ONLY_THERE]
+    for name in (*move, *(name for name in widgets.NAMES if name not in move)):
         found = re.search(rf"\*\*{name}\*\*: .*?!\[([^\]]+)\]\(([^)]+)\)", readme)
         if found is None:
             raise ValueError(
@@ -34,16 +44,44 @@ def write_explorables(root: Path, pages: Path) -> None:
                 f"**{name}**: TITLE<br>![TITLE](notebooks/images/{name}.png)"
             )
         title, image = found.groups()
-        (pages / image).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(root / image, pages / image)
+        if name in move:
+            shown = f"```{{raw}} html\n{player(name, {}, still(name, {}), '', 'en')}\n```"
+        else:
+            (pages / image).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(root / image, pages / image)
+            shown = f"![{title}]({image})"
         source = Path(widgets.__file__).with_name(f"{name}.py")
         words = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
-        parts.append(
-            f"## {title}\n\n{words}\n\n![{title}]({image})\n\n"
+        text.append(
+            f"## {title}\n\n{words}\n\n{shown}\n\n"
             f'```python\nfrom ddp_helpers import widgets\n\nwidgets.explore("{name}")\n```\n\n'
             f"{_used_in(root, name)}"
         )
-    (pages / "explorables.md").write_text("\n".join(parts), encoding="utf-8")
+    (pages / "explorables.md").write_text("\n".join(text), encoding="utf-8")
+
+
+def put_players(notebook: dict, page: str) -> None:
+    """Make the outputs of a lesson's explorables move, where they can: they show what ran there."""
+    language = "zh" if page.startswith("notebooks/zh_CN") else "en"
+    up = "../" * page.count("/")
+    for cell in notebook["cells"]:
+        called = _call("".join(cell["source"])) if cell["cell_type"] == "code" else None
+        if called is None or called[0] not in moving():
+            continue
+        for output in cell["outputs"]:
+            shown = "".join(output.get("data", {}).get("text/html", ""))
+            if found := OUTPUT.fullmatch(shown):
+                output["data"]["text/html"] = player(*called, parts(*found.groups()), up, language)
+
+
+def _call(source: str) -> tuple[str, dict[str, object]] | None:
+    """The name and the start of `widgets.explore(NAME, ...)` in the last line of a cell."""
+    found = re.search(r"^widgets\.explore\(.*\)$", source, flags=re.M)
+    if found is None:
+        return None
+    call = ast.parse(found[0], mode="eval").body
+    given = {each.arg: ast.literal_eval(each.value) for each in call.keywords}
+    return ast.literal_eval(call.args[0]), given
 
 
 def _used_in(root: Path, name: str) -> str:

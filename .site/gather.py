@@ -8,8 +8,9 @@ from pathlib import Path
 
 from api_pages import write_api
 from exercise_page import write_exercises
-from explorable_page import write_explorables
+from explorable_page import put_players, write_explorables
 from fault_page import write_faults
+from moving import moving, ship
 from others_page import write_others
 from pictures import Pictures
 from places import Links, page_of
@@ -50,6 +51,8 @@ def gather(root: Path, pages: Path) -> None:
     write_published(root, pages)
     write_others(pages)
     write_api(pages)
+    if moving():
+        ship(root, pages / "_extra" / "play", root / "build" / "play")
     for image in links.images:
         (pages / image).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(root / image, pages / image)
@@ -75,6 +78,7 @@ def _source(root: Path, file: str, links: Links, pictures: Pictures) -> str:
             cell["source"] = links.rewrite("".join(cell["source"]), file)
         for output in cell.get("outputs", ()):
             pictures.take_out(output.get("data", {}), page_of(file))
+    put_players(notebook, page_of(file))
     return json.dumps(notebook, ensure_ascii=False)
 
 

@@ -57,3 +57,16 @@ document.querySelectorAll("fieldset.ddp-ask").forEach((question) => {
   });
   tell(before);
 });
+
+// What scrolls within a page can be reached by the keyboard, and so scrolled by its arrows.
+const SCROLLING = "pre, .table-wrapper, .ddp-picture, .ddp-detail, .output.text_html, .formula";
+const reachable = () => {
+  for (const each of document.querySelectorAll(SCROLLING)) {
+    const wide = each.scrollWidth > each.clientWidth || each.scrollHeight > each.clientHeight;
+    if (wide && !each.querySelector("a, button, [tabindex]")) each.tabIndex = 0;
+  }
+};
+addEventListener("load", reachable);
+addEventListener("resize", reachable);
+document.addEventListener("toggle", reachable, true); // a folded output has no size
+document.addEventListener("ddp-drawn", reachable, true);

@@ -9,7 +9,8 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from ddp_helpers.plots.style import BLUE, GREY, STYLE, new_pair, settle
+from ddp_helpers.plots.colors import BLUE, GREY
+from ddp_helpers.plots.style import STYLE, new_pair, settle
 from ddp_helpers.timeline.plots import LOOKS
 from ddp_helpers.timeline.records import KINDS
 

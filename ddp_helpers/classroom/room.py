@@ -1,30 +1,29 @@
-"""For instructors: can this machine seat a class, and how far has everybody come?
+"""Can this machine seat a class?
 
-    python -m ddp_helpers classroom check --seats 30
-    python -m ddp_helpers classroom report progress/*.json
-
-No server: learners hand in `~/.ddp_helpers/progress.json`.
+python -m ddp_helpers classroom check --seats 30
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ddp_helpers.arguments import check_whole
-from ddp_helpers.classroom.seats import RANKS, SeatCost, measure
+from ddp_helpers.classroom import rights
+from ddp_helpers.classroom.lessons import find_lesson
+from ddp_helpers.classroom.seats import LESSONS, SeatCost, measure
 from ddp_helpers.environment import facts as machine
 from ddp_helpers.environment.check import usable_cpu_count
 from ddp_helpers.environment.report import Check, EnvironmentReport
-from ddp_helpers.exercises import names, progress_file, short_title
 
 GIB = 2**30
 SHM_OF_A_SEAT = 32 * 2**20  # a few batches of loader workers; an estimate
 RESERVE = 0.1  # of the memory, for everything else
 CROWD = 2  # ranks a core: a cell takes twice as long, and nobody waits for it
-FILES_FACTOR = 2  # of what was measured: data, loader workers and figures open files, too
+FILES_FACTOR = 2  # of what was measured: other lessons open more
 
 
 @dataclass(frozen=True)
@@ -33,27 +32,38 @@ class Room:
 
     cores: int
     memory: int
-    """Bytes that are free."""
+    """Bytes that are free; of the tightest control group above, if that is less."""
     shm: int
     ports: int
     """Those that the system hands out."""
     threads: float
-    """Threads that one user may start, or all together, whichever is fewer."""
+    """Threads that may still be started."""
     files: float
     """Files that all processes together may open."""
     files_of_a_process: float
 
 
-def check(seats: int) -> EnvironmentReport:
-    """Measure a seat with real ranks, and say whether this machine has room for so many.
+def check(
+    seats: int, lessons: Sequence[str] = LESSONS, source: str | Path | None = None
+) -> EnvironmentReport:
+    """Run lessons, and say whether this machine has room for so many who run one at once.
+
+    Args:
+        seats: learners.
+        lessons: the numbers of notebooks; by default those that need most.
+        source: the folder of notebooks; by default the one beside the package.
 
     Raises:
         ValueError: seats is no number of at least 1.
-        TimeoutError: a seat did not start.
+        FileNotFoundError: there is no such notebook.
+        TimeoutError: a kernel did not start.
     """
     check_whole("seats", seats, least=1)
-    room = look()  # before the seats that are measured take some of it
-    return judge(seats, measure(), room)
+    notebooks = [find_lesson(each, source) for each in lessons]
+    room = look()  # before the seat that is measured takes some of it
+    cost = functools.reduce(SeatCost.or_more, map(measure, notebooks))
+    judged = judge(seats, cost, room)
+    return EnvironmentReport((*judged.checks, rights.namespaces(), rights.py_spy()))
 
 
 def look() -> Room:
@@ -65,37 +75,26 @@ def look() -> Room:
         memory=machine.memory()[0],
         shm=machine.shm()[0],
         ports=high - low + 1,
-        threads=_thread_limit(),
+        threads=rights.tasks_left(),
         files=most - in_use,
         files_of_a_process=machine.open_files()[0],
     )
 
 
-def _thread_limit() -> float:
-    import resource
-
-    own = resource.getrlimit(resource.RLIMIT_NPROC)[0]
-    limits = [math.inf if own == resource.RLIM_INFINITY else own]
-    for path in (
-        *(machine.PROC / "sys/kernel" / name for name in ("threads-max", "pid_max")),
-        *(machine.CGROUP / name for name in ("pids.max", "pids/pids.max")),
-    ):
-        if path.exists() and path.read_text().strip().isdigit():
-            limits.append(int(path.read_text()))
-    return min(limits)
-
-
 def judge(seats: int, cost: SeatCost, room: Room) -> EnvironmentReport:
     """Compare what `seats` need with what is there."""
+    held = cost.held
+    most, have = FILES_FACTOR * held.most_files, room.files_of_a_process
     return EnvironmentReport(
         (
-            _cores(seats, room),
+            _lesson(cost),
+            _cores(seats, cost, room),
             _memory(seats, cost, room),
             _row("/dev/shm", seats * (cost.shm + SHM_OF_A_SEAT), room.shm, _bytes, SHM_ADVICE),
-            _row("Ports", seats * cost.sockets, room.ports, _plain, PORT_ADVICE),
-            _row("Processes", seats * cost.threads, room.threads, _threads, THREAD_ADVICE),
-            _row("Open files", seats * cost.files, room.files, _plain, FILE_ADVICE),
-            _files_of_one(cost, room),
+            _row("Ports", seats * held.sockets, room.ports, _plain, PORT_ADVICE),
+            _row("Processes", seats * held.threads, room.threads, _threads, THREAD_ADVICE),
+            _row("Open files", seats * held.files, room.files, _plain, FILE_ADVICE),
+            _row("Open files of one", most, have, _plain, ULIMIT),
         )
     )
 
@@ -109,10 +108,23 @@ FILE_ADVICE = "Raise `sysctl fs.file-max`."
 ULIMIT = "Raise `ulimit -n` in the shell or service that starts JupyterLab, to 4096 or so."
 
 
-def _cores(seats: int, room: Room) -> Check:
+def _lesson(cost: SeatCost) -> Check:
+    held = cost.held
+    value = f"notebook {cost.lesson}, run here alone: {cost.seconds:.0f} s, at most {held.ranks} "
+    value += f"ranks and {held.processes} processes at once"
+    if not cost.problem:
+        return Check("Lesson", "pass", value)
+    advice = "Run this notebook yourself first: what fails alone fails in a class."
+    return Check("Lesson", "fail", f"{value}; {cost.problem}", advice)
+
+
+def _cores(seats: int, cost: SeatCost, room: Room) -> Check:
     """Ranks share cores, so few cores never fail: they make everybody wait."""
-    crowd = seats * RANKS / room.cores
-    value = f"{room.cores} for {seats * RANKS} ranks, if all {seats} run a cell at once"
+    ranks = seats * cost.held.ranks
+    minutes = max(cost.seconds, seats * cost.held.cpu_seconds / room.cores) / 60
+    value = f"{room.cores} for {ranks} ranks, if all {seats} run a cell at once; the whole lesson "
+    value += f"takes them about {minutes:.0f} min then" if minutes >= 1 else "stays below 1 min"
+    crowd = ranks / room.cores
     if crowd <= CROWD:
         return Check("CPU cores", "pass", value)
     advice = f"A cell can take up to {crowd:.0f} times as long while all run it at once. "
@@ -121,18 +133,14 @@ def _cores(seats: int, room: Room) -> Check:
     )
 
 
-def _files_of_one(cost: SeatCost, room: Room) -> Check:
-    need, have = FILES_FACTOR * cost.most_files, room.files_of_a_process
-    return _row("Open files of one", need, have, _plain, ULIMIT)
-
-
 def _memory(seats: int, cost: SeatCost, room: Room) -> Check:
-    need = cost.first_memory + (seats - 1) * cost.memory
-    each = f"; a further seat adds {_bytes(cost.memory)}, measured"
-    fits = 1 + int((room.memory * (1 - RESERVE) - cost.first_memory) // max(1, cost.memory))
-    advice = f"About {max(0, fits)} seats fit. Shut down idle kernels, or take a second machine."
-    row = _row("Memory", need, room.memory, _bytes, advice)
-    return Check(row.name, row.status, row.value + each, row.advice)
+    own, shared = cost.held.memory, cost.held.files_mapped
+    value = f"; {_bytes(own)} a seat at its peak, and {_bytes(shared)} that all share"
+    fits = max(0, int((room.memory * (1 - RESERVE) - shared) // max(1, own)))
+    advice = f"About {fits} seats fit. Shut down idle kernels, let half of the room read, or take "
+    advice += "a second machine."
+    row = _row("Memory", cost.memory_of(seats), room.memory, _bytes, advice)
+    return Check(row.name, row.status, row.value + value, row.advice)
 
 
 def _row(name: str, need: float, have: float, text: Callable[[float], str], advice: str) -> Check:
@@ -154,83 +162,3 @@ def _plain(number: float) -> str:
 
 def _threads(number: float) -> str:
     return f"{number:.0f} threads"
-
-
-# ------------------------------------------------------------------ how far everybody has come
-
-
-def report(files: Iterable[str | Path]) -> tuple[str, list[str]]:
-    """Two tables in Markdown, a row for each learner and one for each exercise.
-
-    Args:
-        files: progress files, or folders that hold some.
-
-    Returns:
-        The text, and a line for each file that could not be read.
-    """
-    states, problems = {}, []
-    for path in _spread(files):
-        try:
-            states[path] = progress_file.read(path)
-        except FileNotFoundError:
-            problems.append(f"{path}: there is no such file")
-        except progress_file.Damaged as damaged:
-            problems.append(str(damaged))
-    tables = [_table(LEARNER, _learners(states)), _table(EXERCISE, _exercises(states.values()))]
-    return "\n\n".join(tables), problems
-
-
-LEARNER = ("learner", "done", "tried", "hints", "solutions seen", "last")
-EXERCISE = ("exercise", "tried by", "done by", "tries each", "hints", "solutions seen")
-
-
-def _spread(files: Iterable[str | Path]) -> list[Path]:
-    found: list[Path] = []
-    for file in map(Path, files):
-        found += sorted(file.rglob("*.json")) if file.is_dir() else [file]
-    return list(dict.fromkeys(found))
-
-
-def _learners(states: dict[Path, dict]) -> list[tuple]:
-    called = [state["learner"] for state in states.values()]
-    rows = []
-    for path, state in states.items():
-        name, records = state["learner"], state["exercises"].values()
-        name += f" ({path})" if called.count(name) > 1 else ""
-        rows.append(
-            (
-                name,
-                f"{len(progress_file.passed(state))} of {len(names())}",
-                sum(each["tries"] > 0 for each in records),
-                sum(each.get("hints", 0) for each in records),
-                sum(bool(each.get("saw_solution")) for each in records),
-                max((each.get("last_at", "") for each in records), default="")[:16],
-            )
-        )
-    return sorted(rows)
-
-
-def _exercises(states: Iterable[dict]) -> list[tuple]:
-    rows = []
-    for number in names():
-        records = [s["exercises"][number] for s in states if number in s["exercises"]]
-        tried = [each for each in records if each["tries"]]
-        tries = sum(each["tries"] for each in tried) / len(tried) if tried else 0
-        rows.append(
-            (
-                f"{number} {short_title(number)}",
-                len(tried),
-                sum(bool(each.get("passed_at")) for each in tried),
-                f"{tries:.1f}",
-                sum(each.get("hints", 0) for each in records),
-                sum(bool(each.get("saw_solution")) for each in records),
-            )
-        )
-    return rows
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(
-        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
-    )

@@ -1,145 +1,133 @@
-"""What one seat of a class costs on this machine, measured with real ranks: one seat, then two.
+"""What one seat of a class takes on this machine: a lesson is really run, and watched.
 
-A seat is a process like a notebook's kernel, its fork server, and two ranks that have met. What
-the second seat adds is the cost of each further one; libraries are in memory only once.
+The lesson is the one that needs most. It runs in a kernel as JupyterLab starts it, cell by cell,
+with all ranks, agents and machines that its cells start. Of N seats each needs as much at its peak:
+where all run it at once, they come to its longest cell together. Files are in memory once for all.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import psutil
+from ddp_helpers.classroom.watch import Held, Watch
+from ddp_helpers.exercises import progress_file
 
-RANKS = 2
-PATIENCE = 120.0  # seconds for a seat to start: it loads torch
+LESSONS = ("06",)  # whose peak is the highest
+PATIENCE = 120.0  # seconds for a kernel to start
+CELL = 300.0  # seconds for a cell; on idle cores none takes a minute
 
 
 @dataclass(frozen=True)
 class SeatCost:
-    """What seats need; bytes, or counts."""
+    """What a seat needs at most while it runs a lesson."""
 
-    first_memory: int
-    """Memory of the first seat, with the libraries that all seats share."""
-    memory: int
-    """Memory that each further seat adds."""
-    processes: int
-    threads: int
-    sockets: int
-    """TCP ports that a seat holds while its ranks talk."""
-    files: int
-    """Open files of a seat, all its processes."""
-    most_files: int
-    """Open files of the process that has most."""
-    shm: int
+    lesson: str
+    seconds: float
+    held: Held
+    shm: int = 0
+    """Bytes in /dev/shm."""
+    problem: str = ""
+    """The first cell that failed, if one did that isn't meant to."""
+
+    def or_more(self, other: SeatCost) -> SeatCost:
+        """Of two lessons what needs more, in each regard."""
+        return SeatCost(
+            f"{self.lesson}, {other.lesson}",
+            max(self.seconds, other.seconds),
+            self.held.or_more(other.held),
+            max(self.shm, other.shm),
+            self.problem or other.problem,
+        )
+
+    def memory_of(self, seats: int) -> int:
+        """Bytes that so many seats need at once."""
+        return self.held.files_mapped + seats * self.held.memory
 
 
-def measure() -> SeatCost:
-    """Start one seat, then a second one beside it, and look at what they hold.
+def measure(lesson: Path) -> SeatCost:
+    """Run all cells of a lesson in a kernel, and look at what its processes hold meanwhile.
 
     Raises:
-        TimeoutError: a seat did not start.
+        TimeoutError: the kernel did not start.
     """
-    with tempfile.TemporaryDirectory(prefix="seats-") as folder:
-        before = shutil.disk_usage("/dev/shm").used
-        with _seat(folder, 1) as first:
-            alone = _memory(_family(first.pid))
-            with _seat(folder, 2) as second:
-                both = _memory(_family(first.pid) + _family(second.pid))
-                family = _family(second.pid)
-                files = [_of(pid, psutil.Process.num_fds) for pid in family]
-                return SeatCost(
-                    first_memory=alone,
-                    memory=max(0, both - alone),
-                    processes=len(family),
-                    threads=sum(_of(pid, psutil.Process.num_threads) for pid in family),
-                    sockets=sum(map(_sockets, family)),
-                    files=sum(files),
-                    most_files=max(files),
-                    shm=max(0, (shutil.disk_usage("/dev/shm").used - before) // 2),
-                )
+    before = shutil.disk_usage("/dev/shm").used
+    with (
+        tempfile.TemporaryDirectory(prefix="seat-") as folder,
+        kernel(lesson.parent, folder) as one,
+    ):
+        started = time.monotonic()
+        with Watch(one.pid) as watch:
+            problem = run(lesson, one)
+            shm = max(0, shutil.disk_usage("/dev/shm").used - before)
+        return SeatCost(lesson.stem[:2], time.monotonic() - started, watch.most, shm, problem)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A running kernel: its process, and a client of it."""
+
+    pid: int
+    client: Any
 
 
 @contextlib.contextmanager
-def _seat(folder: str, number: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A seat whose ranks have met and wait; it ends with the block."""
-    own = Path(folder, str(number))
-    own.mkdir()
-    code = "import sys; from ddp_helpers.classroom.seats import sit; sit(sys.argv[1])"
-    seat = subprocess.Popen(
-        [sys.executable, "-c", code, str(own)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=(own / "stderr").open("w"),
-    )
-    assert seat.stdin  # it is a pipe
+def kernel(folder: Path, own: str) -> Iterator[Kernel]:
+    """A kernel as JupyterLab starts it, in that folder; it ends with the block.
+
+    Args:
+        folder: where the notebook lies.
+        own: a folder for what it must not mix with the caller's: progress, what it complains of.
+
+    Raises:
+        TimeoutError: it did not start.
+    """
+    from jupyter_client.manager import KernelManager
+
+    environment = os.environ | {progress_file.VARIABLE: str(Path(own, "progress.json"))}
+    manager = KernelManager(kernel_name="python3")
+    with Path(own, "stderr").open("w") as complaints:
+        manager.start_kernel(cwd=str(folder), env=environment, stderr=complaints)
+    client = manager.client()
     try:
-        limit = time.monotonic() + PATIENCE
-        while len(list(own.glob("rank*"))) < RANKS:
-            if seat.poll() is not None or time.monotonic() > limit:
-                said = (own / "stderr").read_text().strip()[-500:]
-                raise TimeoutError(f"a seat did not start within {PATIENCE:g} s: {said}")
-            time.sleep(0.05)
-        yield seat
+        client.start_channels()
+        try:
+            client.wait_for_ready(timeout=PATIENCE)
+        except RuntimeError as error:
+            said = Path(own, "stderr").read_text().strip()[-500:]
+            raise TimeoutError(f"a kernel did not start: {error}; {said}") from None
+        yield Kernel(int(getattr(manager.provisioner, "pid", 0)), client)
     finally:
-        (own / "end").touch()
-        seat.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            seat.wait(20)
-        seat.kill()
-        seat.wait()
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
 
 
-def sit(folder: str) -> None:
-    """What a seat runs: a kernel's libraries, then two ranks that wait to be looked at."""
-    import ipykernel.kernelapp  # noqa: F401
-    import matplotlib.figure  # noqa: F401
-
-    from ddp_helpers.ranks.launcher import launch
-
-    launch(_hold, RANKS, args=(folder,), echo=False, timeout=2 * PATIENCE)
-
-
-def _hold(folder: str) -> None:
-    import torch
-    import torch.distributed as dist
-
-    from ddp_helpers.group.lifetime import process_group
-
-    with process_group("gloo") as pg:
-        dist.all_reduce(torch.ones(1000))
-        Path(folder, f"rank{pg.rank}").touch()
-        limit = time.monotonic() + PATIENCE
-        while not Path(folder, "end").exists() and time.monotonic() < limit:
-            time.sleep(0.05)
-
-
-def _family(pid: int) -> list[int]:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        seat = psutil.Process(pid)
-        return [pid, *(child.pid for child in seat.children(recursive=True))]
-    return []
-
-
-def _memory(pids: list[int]) -> int:
-    """Bytes; of pages that several processes share, each has its share (PSS)."""
-    return sum(_of(pid, lambda process: process.memory_full_info().pss) for pid in pids)
-
-
-def _sockets(pid: int) -> int:
-    ports = lambda process: {c.laddr.port for c in process.net_connections("tcp") if c.laddr}
-    return _of(pid, lambda process: len(ports(process)))
-
-
-def _of(pid: int, count: Callable[[psutil.Process], int]) -> int:
-    """0 for a process that has gone meanwhile."""
-    with contextlib.suppress(psutil.Error):
-        return count(psutil.Process(pid))
-    return 0
+def run(lesson: Path, one: Kernel) -> str:
+    """All cells, one after the other; the first one that fails and isn't meant to, in words."""
+    problem = ""
+    cells = json.loads(lesson.read_text(encoding="utf-8"))["cells"]
+    for number, cell in enumerate(cells):
+        if cell["cell_type"] != "code":
+            continue
+        try:
+            reply = one.client.execute_interactive(
+                "".join(cell["source"]),
+                allow_stdin=False,
+                timeout=CELL,
+                output_hook=lambda message: None,
+            )["content"]
+        except TimeoutError:
+            return problem or f"cell {number} of {lesson.stem[:2]} did not end within {CELL:g} s"
+        meant = "raises-exception" in cell["metadata"].get("tags", ())
+        if reply["status"] != "ok" and not meant and not problem:
+            said = f"{reply.get('ename')}: {reply.get('evalue', '')}"
+            problem = f"cell {number} of {lesson.stem[:2]}: {said}"[:300]
+    return problem

@@ -1,30 +1,157 @@
-"""`python -m ddp_helpers classroom`: for instructors."""
+"""`python -m ddp_helpers classroom`: for instructors, and the learners of a class."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+from pathlib import Path
 
-from ddp_helpers.classroom import check, report
+PLACES = "learners' copies, progress files, or folders with some"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    jobs = parser.add_subparsers(dest="job", required=True)
+    jobs = parser.add_subparsers(dest="job", required=True, metavar="JOB")
     sub = jobs.add_parser("check", help="can this machine seat a class?")
-    sub.add_argument("--seats", type=int, default=30, help="learners, with two ranks each")
+    sub.add_argument("--seats", type=int, default=30, help="learners")
+    sub.add_argument(
+        "--notebook",
+        action="append",
+        metavar="06",
+        help="what they all run; may be given several times; by default what needs most",
+    )
+    sub.add_argument("--from", dest="source", metavar="NOTEBOOKS", help="the course's notebooks/")
+    sub = jobs.add_parser("hand-out", help="make learners' copies of the notebooks")
+    sub.add_argument("folder", help="becomes a copy; with --learners, it holds one for each")
+    sub.add_argument("--learners", type=int, metavar="N", help="learner-01 to learner-N")
+    sub.add_argument("--from", dest="source", metavar="NOTEBOOKS", help="the course's notebooks/")
+    sub.add_argument("--language", metavar="zh_CN", help="English, if not given")
+    sub = jobs.add_parser("name", help="for learners: what the board calls you")
+    sub.add_argument("name", nargs="+")
+    sub = jobs.add_parser("reset", help="for learners: a notebook as it was handed out")
+    sub.add_argument("notebooks", nargs="*", metavar="03", help="which")
+    sub.add_argument("--all", action="store_true", help="all notebooks")
+    sub.add_argument("--folder", default=".", help="the learner's copy; this folder, if not given")
+    sub = jobs.add_parser("board", help="learners x exercises, drawn anew every few seconds")
+    sub.add_argument("places", nargs="+", help=PLACES)
+    sub.add_argument("--notebook", action="append", default=[], metavar="01", help="only this one")
+    sub.add_argument("--every", type=float, default=5, metavar="SECONDS")
+    sub.add_argument("--once", action="store_true", help="print it and end")
+    sub.add_argument("--serve", action="store_true", help="as a page, for a browser")
+    sub.add_argument("--host", default="127.0.0.1", help="of the page; 0.0.0.0 lets others see it")
+    sub.add_argument("--port", type=int, default=0, help="of the page; a free one, if not given")
+    sub = jobs.add_parser(
+        "collect", help="all answers in one folder, and a report for each learner"
+    )
+    sub.add_argument("places", nargs="+", help=PLACES)
+    sub.add_argument("--into", default="collected", help="the folder; collected/, if not given")
+    sub = jobs.add_parser("key", help="minutes of each section, answers to predictions and extras")
+    sub.add_argument("notebooks", nargs="*", metavar="01", help="which; all, if none is given")
+    sub.add_argument("--from", dest="source", metavar="NOTEBOOKS", help="the course's notebooks/")
     sub = jobs.add_parser("report", help="tables of what learners have done")
-    sub.add_argument("files", nargs="+", help="progress files of learners, or folders with them")
+    sub.add_argument("places", nargs="+", help=PLACES)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; returns its exit code."""
-    if options.job == "check":
-        seating = check(options.seats)
-        print(seating)
-        return int(not seating.ok)
-    text, problems = report(options.files)
-    print(text)
+    jobs = {
+        "check": _check,
+        "hand-out": _hand_out,
+        "name": _name,
+        "reset": _reset,
+        "board": _board,
+        "collect": _collect,
+        "key": _key,
+        "report": _report,
+    }
+    return jobs[options.job](options)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from ddp_helpers.classroom.room import check
+    from ddp_helpers.classroom.seats import LESSONS
+
+    lessons = options.notebook or LESSONS
+    print(f"first notebook {', '.join(lessons)} runs here; that takes a minute or more", flush=True)
+    seating = check(options.seats, lessons, options.source)
+    print(seating)
+    return int(not seating.ok)
+
+
+def _hand_out(options: argparse.Namespace) -> int:
+    from ddp_helpers.classroom.copies import hand_out
+
+    made = hand_out(options.folder, options.learners, options.source, options.language)
+    for each in made:
+        said = f"{each.folder}: {len(each.new)} notebooks"
+        if each.left:
+            said += f"; changed by the learner, and left alone: {', '.join(each.left)}"
+        print(said)
+    ours = "python -m ddp_helpers classroom"
+    print(f"a learner begins with README.md there, and sets a notebook back by `{ours} reset 03`")
+    print(f"to look on: {ours} board {options.folder}")
+    return 0
+
+
+def _name(options: argparse.Namespace) -> int:
+    from ddp_helpers.exercises import progress_file
+
+    progress_file.rename(" ".join(options.name))
+    print(f"hello {progress_file.current()['learner']}; kept in {progress_file.path()}")
+    return 0
+
+
+def _reset(options: argparse.Namespace) -> int:
+    from ddp_helpers.classroom.copies import reset
+
+    if bool(options.notebooks) == options.all:
+        raise ValueError("which notebook? `reset 03` sets one back, `reset --all` all of them")
+    print(*reset(options.notebooks, options.folder), sep="\n")
+    return 0
+
+
+def _board(options: argparse.Namespace) -> int:
+    from ddp_helpers.classroom import board
+
+    if not options.serve:
+        board.show(options.places, options.notebook, 0 if options.once else options.every)
+        return 0
+    there = (options.host, options.port)
+    with board.serve(options.places, options.notebook, options.every, *there) as server:
+        print(f"http://{options.host}:{server.server_port}/ until Ctrl-C", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()
+    return 0
+
+
+def _collect(options: argparse.Namespace) -> int:
+    from ddp_helpers.classroom.collection import collect
+
+    learners, problems = collect(options.places, options.into)
+    print(f"{len(learners)} learners in {Path(options.into)}: begin with report.md there")
+    return _tell(problems)
+
+
+def _key(options: argparse.Namespace) -> int:
+    from ddp_helpers.classroom.lessons import find_lesson, lessons
+    from ddp_helpers.classroom.teachers_key import key
+
+    found = [find_lesson(each, options.source) for each in options.notebooks]
+    print("\n".join(map(key, found or lessons(options.source))))
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from ddp_helpers.classroom import tables
+    from ddp_helpers.classroom.learners import find
+
+    learners, problems = find(options.places)
+    print(tables.report(learners))
+    return _tell(problems)
+
+
+def _tell(problems: list[str]) -> int:
     for problem in problems:
         print(f"not read: {problem}", file=sys.stderr)
     return int(bool(problems))

@@ -24,7 +24,7 @@ COMMANDS = {
     "explain": "Tell what one message means, or which known ones are nearest; 1 if none is.",
     "plan": "Predict step time, efficiency, hours and cost for more ranks; what fits in memory.",
     "bench": "Measure how your own training scales, name what bounds it, and try what helps.",
-    "classroom": "For instructors: `check` if this machine can seat a class, `report` progress.",
+    "classroom": "For a class: seats, copies to hand out, a board, answers in one folder; `reset`.",
     "new": "Copy a template.",
 }
 

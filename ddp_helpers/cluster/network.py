@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from ddp_helpers.environment.cards import UNKNOWN, card_of, cards, own_address, variables_for
 from ddp_helpers.environment.facts import taken_too
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore
 
 CLOCK_DIFFERENCE = 5.0  # seconds; more than this makes logs and time limits hard to compare
-DISCARD_PORT = 9  # nothing is sent there; connect() of UDP wants some port
 ANSWER_S = 10  # for the last word of a machine that has come: it takes milliseconds
 COMPARED = ("python", "torch", "nccl")
 
@@ -95,8 +95,8 @@ def preflight(
     address = checks[0].found.split()[-1]
     checks.append(way_to(address, nnodes, node_rank, master_addr))
     if checks[-1].ok and nnodes > 1:
-        cards = _cards()
-        checks += named_cards(card_of(own_address(address), cards), master_addr, [*cards])
+        here = cards()
+        checks += named_cards(card_of(own_address(address), here), master_addr, [*here])
     if checks[-1].ok and node_rank == 0:
         checks.append(port_is_free(master_port))
     if checks[-1].ok and nnodes > 1:
@@ -131,7 +131,7 @@ def way_to(address: str, nnodes: int, node_rank: int, master_addr: str) -> Check
     if not here and node_rank == 0:
         found = f"--node-rank 0 but {master_addr} ({address}) is not this machine ({own})"
         return Check("network", found, f"give --node-rank 0 on {master_addr}, or {own} as --master")
-    card = card_of(own, _cards())
+    card = card_of(own, cards())
     return Check("network", f"{own} on {card}; if ranks pick another card: {_variables(card)}")
 
 
@@ -167,25 +167,13 @@ def _address_of(host: str) -> str:
     return str(address)  # of the IPv4 that is asked for it is a text
 
 
-def own_address(address: str) -> str:
-    """This machine's address on the way there; nothing is sent to find out."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((address, DISCARD_PORT))
-        return probe.getsockname()[0]
-
-
-def card_of(own: str, cards: Mapping[str, Sequence[str]]) -> str:
-    """The name of the card with this address; `cards` holds the addresses of each."""
-    return next((name for name, addresses in cards.items() if own in addresses), "an unknown card")
-
-
 def interface_to(host: str) -> str | None:
     """The card that leads to this machine from here; None if that can't be told."""
     try:
-        card = card_of(own_address(_address_of(host)), _cards())
+        card = card_of(own_address(_address_of(host)), cards())
     except OSError:
         return None
-    return None if card in ("lo", "an unknown card") else card
+    return None if card in ("lo", UNKNOWN) else card
 
 
 def port_is_free(port: int) -> Check:
@@ -297,16 +285,9 @@ def _check_numbers(nnodes: int, node_rank: int, nproc_per_node: int | str, port:
 
 
 def _variables(card: str) -> str:
-    """For a shell. NCCL takes eth1 for the beginning of names, and eth10 too; =eth1 is the card."""
-    exact = shlex.quote(f"={card}")
-    exact = exact if exact.startswith("'") else f"'{exact}'"  # zsh reads a bare =eth1 as a program
-    return f"GLOO_SOCKET_IFNAME={shlex.quote(card)} NCCL_SOCKET_IFNAME={exact}"
-
-
-def _cards() -> dict[str, list[str]]:
-    import psutil
-
-    return {
-        name: [entry.address for entry in entries if entry.family == socket.AF_INET]
-        for name, entries in psutil.net_if_addrs().items()
-    }
+    """For a shell; zsh reads a bare =eth1 as a program."""
+    quoted = {name: shlex.quote(value) for name, value in variables_for(card).items()}
+    return " ".join(
+        f"{name}='{value}'" if value.startswith("=") else f"{name}={value}"
+        for name, value in quoted.items()
+    )

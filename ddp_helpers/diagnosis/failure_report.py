@@ -95,21 +95,21 @@ def _was_ended(rank: RankResult) -> bool:
 
 def _cause_lines(causes: Sequence[RankResult], ranks: Sequence[RankResult]) -> list[str]:
     first = causes[0]
-    alike = sorted(rank.rank for rank in causes if _how(rank) == _how(first))
-    finished = [rank.rank for rank in ranks if rank.ok]
-    lines = [f"{name_ranks(alike)} {_how(first)}"]
+    alike = [rank for rank in causes if _how(rank) == _how(first)]
+    finished = [rank for rank in ranks if rank.ok]
+    lines = [f"{_named(alike)} {_how(first)}"]
     if finished and _lost_the_connection(first):
-        lines = [f"{name_ranks(finished)} had finished: {name_ranks(alike)} {LOST}"]
+        lines = [f"{_named(finished)} had finished: {_named(alike)} {LOST}"]
     late = [rank for rank in ranks if rank.stack and not (rank.ok or waiting_in(rank.stack))]
     if late and TIMED_OUT.search(str(first.error)) and _lost_the_connection(first):
-        lines = [f"{_stands(late[0])}, and {name_ranks(alike)} gave up waiting for it"]
+        lines = [f"{_stands(late[0])}, and {_named(alike)} gave up waiting for it"]
     if first.error:
         lines += _rest_of(first.error) if not _lost_the_connection(first) else []
         lines += _place(first.error)
     lines += [f"also, {line}" for line in _thread_lines(causes)]
     for rank in causes:
-        if rank.rank not in alike and len(lines) < FIRST_LINES + MOST_RANKS:
-            lines.append(f"also, rank {rank.rank} {_how(rank)}")
+        if _how(rank) != _how(first) and len(lines) < FIRST_LINES + MOST_RANKS:
+            lines.append(f"also, {_named([rank])} {_how(rank)}")
     return lines
 
 
@@ -177,8 +177,8 @@ def _other_lines(ranks: Sequence[RankResult], causes: Sequence[RankResult], told
     """The rest in a line each: consequences are named, not quoted; but for who is told already."""
     named = {rank.rank for rank in causes} | {rank.rank for rank in ranks if rank.ok}
     rest = [rank for rank in ranks if rank.rank not in named]
-    lost = [rank.rank for rank in rest if rank.error]
-    lines = [f"{name_ranks(lost)} then lost the connection"] if lost else []
+    lost = [rank for rank in rest if rank.error]
+    lines = [f"{_named(lost)} then lost the connection"] if lost else []
     ended = [rank for rank in rest if _was_ended(rank) and _stands(rank) not in told]
     lines += [f"{_stands(rank)}, and was ended" for rank in ended[:MOST_RANKS]]
     if len(ended) > MOST_RANKS:
@@ -213,7 +213,7 @@ def _thread_lines(ranks: Sequence[RankResult]) -> list[str]:
         for error in found:
             theirs = [place for place in error.places if not NOT_THEIRS.search(place.file)]
             where = f", at {theirs[-1]}" if theirs else ""
-            lines.append(f"rank {rank.rank} had lost a thread: {error.whole()[0]}{where}")
+            lines.append(f"{_named([rank])} had lost a thread: {error.whole()[0]}{where}")
     return lines[:MOST_RANKS]
 
 
@@ -224,8 +224,8 @@ def _is_of_a_thread(error: LoggedError) -> bool:
 
 
 def _standing_lines(ranks: Sequence[RankResult]) -> list[str]:
-    finished = [rank.rank for rank in ranks if rank.ok]
-    lines = [f"{name_ranks(finished)} had finished"] if finished else []
+    finished = [rank for rank in ranks if rank.ok]
+    lines = [f"{_named(finished)} had finished"] if finished else []
     standing = [rank for rank in ranks if not rank.ok]
     for rank in standing[:MOST_STANDING]:
         frame = innermost_user_frame(rank.stack)
@@ -237,22 +237,34 @@ def _standing_lines(ranks: Sequence[RankResult]) -> list[str]:
 
 
 def _stands(rank: RankResult) -> str:
+    name = _named([rank])
     if rank.stopped:
-        return f"rank {rank.rank} was paused from outside (SIGSTOP: `kill -CONT` wakes it)"
+        return f"{name} was paused from outside (SIGSTOP: `kill -CONT` wakes it)"
     if (rank.error or rank.exit_code is not None) and not (
         rank.stack and _lost_the_connection(rank)
     ):
-        return f"rank {rank.rank} {_how(rank)}"
+        return f"{name} {_how(rank)}"
     if not rank.stack and rank.last_call:
-        return f"rank {rank.rank} did not tell where it was"
+        return f"{name} did not tell where it was"
     if not rank.stack:
-        return f"rank {rank.rank} was still starting"
+        return f"{name} was still starting"
     place = innermost_user_frame(rank.stack) or rank.stack[-1]
     if place.is_launcher:
-        return f"rank {rank.rank} was on its way into its function, or out of it"
+        return f"{name} was on its way into its function, or out of it"
     call, child = waiting_in(rank.stack), child_waited_for(rank.stack)
     waited = f"waited in {call}" if call else f"waited for {child}" if child else "was"
-    return f"rank {rank.rank} {waited} at {place}"
+    return f"{name} {waited} at {place}"
+
+
+def _named(ranks: Sequence[RankResult]) -> str:
+    """`ranks 0 and 1`; of several hosts `rank 1 on host a and ranks 2 and 3 on host b`."""
+    on_hosts: dict[str, list[int]] = {}
+    for rank in sorted(ranks, key=lambda rank: rank.rank):
+        on_hosts.setdefault(rank.host, []).append(rank.rank)
+    return " and ".join(
+        name_ranks(numbers) + (f" on host {host}" if host else "")
+        for host, numbers in on_hosts.items()
+    )
 
 
 def _cut(text: str) -> str:

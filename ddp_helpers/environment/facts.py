@@ -134,7 +134,7 @@ def affinity() -> int:
 def cpu_quota() -> float:
     """Cores' worth of time the control groups allow; inf without a limit. ValueError on rubbish."""
     quota = math.inf
-    for group in _cgroup_dirs("cpu"):
+    for group in cgroup_dirs("cpu"):
         v1 = _words(group / "cpu.cfs_quota_us")[:1] + _words(group / "cpu.cfs_period_us")[:1]
         quota = min(quota, _quota(_words(group / "cpu.max")), _quota(v1))
     return quota
@@ -154,7 +154,7 @@ def memory() -> tuple[int, int]:
     lines = (PROC / "meminfo").read_text().splitlines()
     info = {key: int(rest.split()[0]) * 1024 for key, rest in (line.split(":") for line in lines)}
     free, total = info["MemAvailable"], info["MemTotal"]
-    for group in _cgroup_dirs("memory"):
+    for group in cgroup_dirs("memory"):
         for limit, usage, cache in (
             ("memory.max", "memory.current", "inactive_file"),
             ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -169,7 +169,7 @@ def memory() -> tuple[int, int]:
     return free, total
 
 
-def _cgroup_dirs(controller: str) -> list[Path]:
+def cgroup_dirs(controller: str) -> list[Path]:
     """This process's control group and all its parents, v1 and v2: the tightest limit counts.
 
     In a container the path is often the host's and does not exist; then its top directory does.

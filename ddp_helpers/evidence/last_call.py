@@ -64,7 +64,7 @@ def _kept(original: Callable, file: int, numbers: itertools.count, kept: deque[l
     @functools.wraps(original)
     def call(*args: object, **kwargs: object) -> object:
         told = _what(original.__name__, args)
-        kept.appendleft([next(numbers), *_caller(original.__name__), *told])
+        kept.appendleft([next(numbers), *caller(original.__name__), *told])
         os.pwrite(file, _fitting(list(kept)), 0)
         return original(*args, **kwargs)
 
@@ -98,7 +98,7 @@ def _tensors(value: Any) -> str:
     return f"{str(first.dtype).removeprefix('torch.')} {tuple(first.shape)}"
 
 
-def _caller(method: str) -> tuple[str, str, int, str]:
+def caller(method: str) -> tuple[str, str, int, str]:
     """Name of torch's function that was called, and the reader's line that called it."""
     frame: FrameType | None = sys._getframe(2)
     called = method

@@ -67,6 +67,32 @@ class LastCall:
         return f"{self.name} (its call number {self.number}) at {self.frame}"
 
 
+ALL, SEND, RECV, ALONE = "all", "send", "recv", "alone"
+
+
+@dataclass(frozen=True)
+class TimedCall:
+    """An exchange of one rank, or a backward; times are of the machine's monotonic clock."""
+
+    name: str
+    frame: Frame
+    kind: str
+    """ALL ranks of a group take part, or it is one's SEND or RECV, or a backward, of ALONE."""
+    bytes: int
+    """That it brings to the exchange; of a recv, that it gets."""
+    peer: int | None
+    """The rank that it sends to, receives from, or that has the data (src, dst)."""
+    group: tuple[int, ...]
+    """The ranks that take part; empty where that isn't known."""
+    place: int
+    """How many of its kind were before it, with the same group or peer: so calls meet."""
+    began: float
+    waited: float | None
+    """When it began to wait for the result: None as long as an asynchronous call is under way."""
+    done: float | None
+    """None if it never came to its end."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """Something that the sanitizer found wrong in a run."""
@@ -136,6 +162,10 @@ class RankResult(Generic[R_co]):
     """True if the process was paused (SIGSTOP, Ctrl-Z) when a hang was reported."""
     watched: Watched | None = None
     """How much the sanitizer saw, if it watched."""
+    calls: tuple[TimedCall, ...] = ()
+    """Its last exchanges, of a run that is drawn."""
+    host: str = ""
+    """Where it ran, if `launch()` was given hosts."""
 
     @property
     def ok(self) -> bool:

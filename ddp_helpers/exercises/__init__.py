@@ -15,6 +15,7 @@ and often other right ones (`ALSO_RIGHT`). The other files are the machinery.
 
 from __future__ import annotations
 
+import inspect
 import textwrap
 import time
 from collections.abc import Callable
@@ -85,6 +86,9 @@ def task(number: str) -> None:
 def check(number: str, answer: Callable, seconds: float = LIMIT) -> Checked:
     """Run an answer on real ranks, print what is wrong or that it is right, and note it.
 
+    In a notebook, the exchanges of an answer that isn't right yet are drawn, beside those of one
+    that is.
+
     Never raises for what the answer does: one that hangs is ended after `seconds`, one that
     crashes takes only its own ranks along.
 
@@ -96,6 +100,7 @@ def check(number: str, answer: Callable, seconds: float = LIMIT) -> Checked:
     Raises:
         ValueError: there is no such exercise.
     """
+    from ddp_helpers.exercises.lanes import show_both
     from ddp_helpers.exercises.on_ranks import Ranks
 
     module = load(number)
@@ -117,7 +122,18 @@ def check(number: str, answer: Callable, seconds: float = LIMIT) -> Checked:
         done = Checked(number, True, text)
     print(done.message)
     _note(done)
+    progress_file.keep_answer(number, _text_of(answer), done.passed, done.message)
+    if not done.passed:
+        show_both(ranks, module)
     return done
+
+
+def _text_of(answer: object) -> str:
+    """As the learner wrote it; one who passed no function, or typed it into a prompt, has none."""
+    try:
+        return textwrap.dedent(inspect.getsource(answer))  # type: ignore[arg-type]  # or it raises
+    except (OSError, TypeError):
+        return f"# the text of {answer!r} can't be had"
 
 
 def _note(done: Checked) -> None:

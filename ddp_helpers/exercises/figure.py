@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import matplotlib
 from matplotlib.patches import Patch, Rectangle
 
-from ddp_helpers.plots.style import BLUE, GREY, ORANGE, STYLE, CourseFigure, new_figure, settle
+from ddp_helpers.plots.colors import BLUE, GREY, ORANGE
+from ddp_helpers.plots.style import STYLE, CourseFigure, new_figure, settle
 
 LOOKS = {  # a mark says the same as the colour
     "done": (BLUE, "", "✓"),

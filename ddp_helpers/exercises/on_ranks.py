@@ -20,11 +20,13 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from ddp_helpers.evidence.records import LaunchResult, name_ranks
+from ddp_helpers.evidence.records import LaunchResult, RankResult, name_ranks
 from ddp_helpers.evidence.sent_calls import Call
 from ddp_helpers.exercises.core import NotYet
 from ddp_helpers.group.lifetime import process_group
+from ddp_helpers.ranks.drawing import Draw
 from ddp_helpers.ranks.launcher import LaunchError, LaunchTimeoutError, launch
+from ddp_helpers.ranks.notebook import is_kernel
 from ddp_helpers.torch_private import DEFAULT_STORE
 
 T = TypeVar("T")
@@ -51,6 +53,9 @@ class Ranks:
     def __init__(self, answer: Callable, limit: float, name: str) -> None:
         self.answer, self.limit, self.name = answer, limit, name
         self.tried: list[int] = []
+        self.last_run: tuple[RankResult, ...] = ()
+        """What the ranks of the last run have left; in a notebook with their calls."""
+        self._last: tuple[Callable, tuple, bool, int] | None = None
 
     def run(self, on_rank: Callable, nprocs: int, *args: object, group: bool = True) -> list:
         """`on_rank(answer, *args)` on each rank, within a group; the values in rank order.
@@ -61,15 +66,13 @@ class Ranks:
         Raises:
             NotYet: a rank failed, hung, died, or raised NotYet itself.
         """
-        seed = random.randrange(2**31)
+        self._last = on_rank, args, group, nprocs
+        self.last_run = ()
         try:
-            result = launch(
-                functools.partial(_on_rank, on_rank, self.answer, args, group, seed),
-                nprocs,
-                timeout=self.limit,
-                echo=False,
-            )
+            result = self._launch(self.answer)
+            self.last_run = result.ranks
         except LaunchError as error:
+            self.last_run = error.result.ranks
             raise NotYet(self._in_words(error, nprocs)) from None
         except TypeError as error:  # the answer can't travel to the ranks
             raise NotYet(str(error)) from None
@@ -85,6 +88,24 @@ class Ranks:
             raise NotYet(reasons[0] + _printed(result))
         self.tried.append(nprocs)
         return [got for got, _ in values]
+
+    def repeat(self, answer: Callable) -> tuple[RankResult, ...]:
+        """What the ranks leave that run another answer as they did the last one."""
+        try:
+            return self._launch(answer).ranks
+        except LaunchError as error:
+            return error.result.ranks
+
+    def _launch(self, answer: Callable) -> LaunchResult:
+        assert self._last is not None
+        on_rank, args, group, nprocs = self._last
+        return launch(
+            functools.partial(_on_rank, on_rank, answer, args, group, random.randrange(2**31)),
+            nprocs,
+            timeout=self.limit,
+            echo=False,
+            draw=Draw.LATER if is_kernel() else False,
+        )
 
     def _in_words(self, error: LaunchError, nprocs: int) -> str:
         errors = [rank.error for rank in error.result.ranks if rank.error]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import getpass
+import itertools
 import json
 import os
 import time
@@ -12,7 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 VARIABLE = "DDP_HELPERS_PROGRESS"
+CLASS = ".ddp_class"  # in a learner's copy of the course: what belongs to the class
 FORMAT = 1
+LONGEST_NAME = 40  # letters; a row of a board has room for it
 PATIENCE = 2.0  # seconds for another notebook that writes at the same moment
 
 
@@ -21,17 +24,31 @@ class Damaged(ValueError):
 
 
 def path() -> Path:
-    """Where the file is: `~/.ddp_helpers/progress.json`, or what DDP_HELPERS_PROGRESS says.
+    """Where the file is: where DDP_HELPERS_PROGRESS says, in a learner's copy, or at home.
 
     Raises:
-        OSError: neither is known.
+        OSError: none is known.
     """
     if given := os.environ.get(VARIABLE):
         return Path(given)
+    if folder := class_folder():
+        return folder / "progress.json"
     try:
         return Path.home() / ".ddp_helpers" / "progress.json"
     except RuntimeError:  # a container's user: no HOME, and no line in /etc/passwd
         raise OSError("HOME is not set") from None
+
+
+def class_folder(start: str | Path = ".") -> Path | None:
+    """The folder `.ddp_class` of the learner's copy of the course that `start` lies in, if any."""
+    try:
+        here = Path(start).resolve()
+    except OSError:  # the current folder is deleted
+        return None
+    for folder in (here, *here.parents):
+        if (folder / CLASS).is_dir():
+            return folder / CLASS
+    return None
 
 
 def read(file: Path) -> dict:
@@ -102,6 +119,57 @@ def note_guess(about: str, **what: object) -> None:
         print(f"the guess is not kept: {error}; set {VARIABLE} to a file that you may write")
 
 
+def keep_answer(number: str, source: str, done: bool, said: str) -> None:
+    """In a learner's copy of a class: keep the answer as a file, beside the progress. Else nothing.
+
+    One that was right is not replaced by one that isn't. Where it can't be written, says so.
+    """
+    if (folder := class_folder()) is None:
+        return
+    file = folder / "answers" / f"{number}.py"
+    kind = "right" if done else "not right yet"
+    head = f"# {number}: {kind}, {time.strftime('%FT%T%z')}\n"
+    remarks = "".join(f"# {line}\n" for line in said.splitlines())
+    try:
+        if not done and file.exists() and was_right(file):
+            return
+        _write_whole(file, f"{head}{remarks}\n{source.rstrip()}\n")
+    except OSError as error:
+        print(f"the answer is not kept: {error}")
+
+
+def said_of(answer: Path) -> str:
+    """What the check said of a kept answer; "" where there is none."""
+    try:
+        lines = answer.read_text(encoding="utf-8").splitlines()[1:]
+    except (OSError, ValueError):
+        return ""
+    remarks = itertools.takewhile(lambda line: line.startswith("# "), lines)
+    return "\n".join(line[2:] for line in remarks)
+
+
+def was_right(answer: Path) -> bool:
+    """Did the check of this kept answer pass?"""
+    with answer.open(encoding="utf-8") as file:
+        return ": right, " in file.readline()
+
+
+def rename(name: str) -> None:
+    """Let the learner be called so, on the instructor's board and in reports.
+
+    Raises:
+        ValueError: an empty name, a long one, or one with letters that can't be printed.
+        OSError: it can't be written.
+    """
+    name = " ".join(name.split())
+    if not name or len(name) > LONGEST_NAME or not name.isprintable():
+        raise ValueError(f"name {name!r}: expected 1 to {LONGEST_NAME} letters, such as Ada")
+    with locked():
+        state = current()
+        state["learner"] = name
+        _write(state)
+
+
 def passed(state: dict) -> list[str]:
     """The exercises that are done."""
     return [number for number, each in state["exercises"].items() if each.get("passed_at")]
@@ -127,11 +195,15 @@ def locked() -> Iterator[None]:
 
 
 def _write(state: dict) -> None:
-    target = path()
+    _write_whole(path(), json.dumps(state, indent=1))
+
+
+def _write_whole(target: Path, text: str) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(state, file, indent=1)
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)

@@ -1,6 +1,7 @@
 """Figures of measured runs and of collectives, in one look."""
 
 from ddp_helpers.plots.collectives import plot_collectives, plot_cost
+from ddp_helpers.plots.colors import FILLS, GREY
 from ddp_helpers.plots.runs import (
     Epoch,
     Span,
@@ -10,7 +11,7 @@ from ddp_helpers.plots.runs import (
     plot_timeline,
     plot_training,
 )
-from ddp_helpers.plots.style import FILLS, GREY, save, show
+from ddp_helpers.plots.style import save, show
 
 __all__ = [
     "FILLS",

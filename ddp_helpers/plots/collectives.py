@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import LogLocator
 
-from ddp_helpers.plots.style import BLUE, GREY, SKY, STYLE, Look, look, new_figure, rank_rows
+from ddp_helpers.plots.colors import BLUE, GREY, SKY
+from ddp_helpers.plots.style import STYLE, Look, look, new_figure, rank_rows
 
 MIXED: Look = {"facecolor": "white", "edgecolor": GREY, "hatch": "////"}
 

@@ -18,22 +18,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from ddp_helpers.plots.style import (
-    BLUE,
-    FILLS,
-    GREY,
-    LINES,
-    MARKERS,
-    SKY,
-    STYLE,
-    VERMILLION,
-    Look,
-    look,
-    new_figure,
-    new_pair,
-    rank_rows,
-    settle,
-)
+from ddp_helpers.plots.colors import BLUE, FILLS, GREY, LINES, MARKERS, SKY, VERMILLION
+from ddp_helpers.plots.style import STYLE, Look, look, new_figure, new_pair, rank_rows, settle
 
 MOST_TURNS = 40  # of samples: with more, a square is too narrow for its number
 _REPEATED_LINE = 2.5

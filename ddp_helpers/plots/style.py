@@ -1,9 +1,7 @@
 """The look that all figures share, and how they reach a notebook or a file.
 
 The background is transparent. Text and axes are a grey that stands out from white and from
-near-black alike, so one picture serves both themes. Colours are from Okabe and Ito's palette
-(https://jfly.uni-koeln.de/color/), which people with any kind of colour vision can tell apart;
-markers, line styles and hatches say the same again.
+near-black alike, so one picture serves both themes. The colours are those of `colors.py`.
 """
 
 from __future__ import annotations
@@ -20,15 +18,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from ddp_helpers.plots.colors import FILLS, GREY, HATCHES
+
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
-
-GREY = "#767676"  # contrast 4.5 on white, 4.2 on JupyterLab's dark #111111
-BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-ORANGE, SKY = "#E69F00", "#56B4E9"
-LINES = (BLUE, VERMILLION, GREEN, PURPLE)  # contrast of 3 or more on both backgrounds
-FILLS = (SKY, ORANGE, GREEN, PURPLE, BLUE, VERMILLION)  # for areas, drawn with a grey edge
-MARKERS, HATCHES = "osD^vP*X", ("", "///", "...", "xxx")
 
 DPI = 144
 STYLE: dict[RcKeyType, Any] = {

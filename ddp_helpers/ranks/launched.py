@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from ddp_helpers.evidence.records import Frame, LastCall, RankResult
+from ddp_helpers.evidence.records import Frame, LastCall, RankResult, TimedCall
 from ddp_helpers.ranks import wire
 from ddp_helpers.ranks.forked import ForkedProcess
 from ddp_helpers.ranks.prompts import Prompts
-from ddp_helpers.ranks.travel import load_value
+from ddp_helpers.ranks.travel import Loaded, load_value
 from ddp_helpers.ranks.view import Silenceable
 
 LONGEST_LINE = 1 << 20  # bytes without a newline that are passed on all the same
@@ -79,6 +79,7 @@ class LaunchedRank:
     """When its function had returned or, if that never came, when its process had ended."""
     stack: tuple[Frame, ...] = ()
     last_call: LastCall | None = None
+    calls: tuple[TimedCall, ...] = ()
     stopped: bool = False
     prompts: Prompts = None  # type: ignore[assignment]  # one of its own, unless it shares
 
@@ -230,16 +231,19 @@ class LaunchedRank:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             kill(self.pid, signal.SIGKILL)
 
-    def result(self, memory_kills: bool) -> RankResult[Any]:
+    def result(
+        self, memory_kills: bool, load: Callable[[bytes], Loaded] = load_value
+    ) -> RankResult[Any]:
         """What it left, in full.
 
         Args:
             memory_kills: the system has killed a process since the launch, because memory ran out.
+            load: makes its value of what travelled.
         """
         outcome = self.outcome
         value, error = None, outcome.error if outcome else None
         if outcome and outcome.value is not None:
-            value, error = load_value(outcome.value)
+            value, error = load(outcome.value)
         exit_code = None if self.ended_by_us else self.exit_code
         if outcome:  # what the function did counts, not how the process ended after it
             exit_code = outcome.exit_code if error is None else outcome.exit_code or 1
@@ -257,4 +261,5 @@ class LaunchedRank:
             last_call=self.last_call,
             stopped=self.stopped,
             watched=outcome.watched if outcome else None,
+            calls=self.calls,
         )

@@ -13,17 +13,18 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
 
 from ddp_helpers.arguments import check_positive, check_whole
 from ddp_helpers.environment.check import default_nprocs, usable_cpu_count
 from ddp_helpers.environment.facts import check_before_torch
 from ddp_helpers.evidence.records import LaunchResult, RankResult
 from ddp_helpers.ranks import fork_server, surroundings
+from ddp_helpers.ranks.drawing import Draw, check_draw, show_run
 from ddp_helpers.ranks.notebook import ipython_shell, is_kernel, notebook_cells
 from ddp_helpers.ranks.readiness import (
     check_loopback,
@@ -43,9 +44,13 @@ from ddp_helpers.sanitizer.talk.closing import closing_line
 from ddp_helpers.sanitizer.talk.session import Options as Watching
 from ddp_helpers.torch_private import torch_version
 
+if TYPE_CHECKING:
+    from ddp_helpers.ranks.hosts import HostsRun
+
 R = TypeVar("R")
 START_METHODS = ("forkserver", "spawn")
 INSIDE_A_RANK = "DDP_HELPERS_INSIDE_A_RANK"
+WARM_UP = "DDP_HELPERS_WARM_UP"  # "0": in a notebook, wait for the first launch
 STORE_BACKLOG = 1024  # calls that may wait: all ranks of a big machine call at once
 STORE_PATIENCE = timedelta(seconds=60)  # for an answer of a store in this very process
 
@@ -102,6 +107,9 @@ class Options(TypedDict, total=False):
     live: bool | View
     sanitize: bool | int | Watching
     post_mortem: bool
+    draw: bool | str | Path | Draw
+    hosts: Sequence[str] | None
+    nprocs_per_host: int | None
 
 
 @overload
@@ -128,6 +136,9 @@ def launch(
     live: bool | View = False,
     sanitize: bool | int | Watching = False,
     post_mortem: bool = False,
+    draw: bool | str | Path | Draw = False,
+    hosts: Sequence[str] | None = None,
+    nprocs_per_host: int | None = None,
 ) -> LaunchResult[Any]:
     """Run `fn(*args, **kwargs)` on `nprocs` ranks and return what each one left.
 
@@ -148,6 +159,13 @@ def launch(
             n-th step only, which costs less; `sanitizer.Options(every=n, ignore=[kind])` accepts
             findings, too.
         post_mortem: where a rank raises, open a prompt (pdb) at its line before the run ends.
+        draw: show in the notebook who called what, who waited for whom, and which call is missing;
+            also of a run that fails or hangs. Or the name of an .svg file to write.
+        hosts: machines to run on, in place of this one: names that `ssh` reaches without a
+            password or, in an allocation of Slurm, names of its nodes ("slurm" for all), which srun
+            reaches. Each needs this Python at the same path, with the same torch and ddp_helpers.
+            Rank 0 is on the first. Prompts (`breakpoint()`) are for one machine only.
+        nprocs_per_host: number of ranks on each host, in place of `nprocs`.
 
     `breakpoint()`, `torch.distributed.breakpoint(rank)` and `input()` in a rank ask here, under the
     cell or in the terminal, one rank after the other. The other ranks and `timeout` wait meanwhile;
@@ -169,27 +187,56 @@ def launch(
     """
     open_standard_files()
     check_before_torch()
-    nprocs = default_nprocs() if nprocs is None else nprocs
+    on_hosts = hosts is not None or nprocs_per_host is not None
+    names = _hosts(hosts, nprocs_per_host, nprocs, post_mortem) if on_hosts else []
+    nprocs = nprocs_per_host if names else default_nprocs() if nprocs is None else nprocs
     check_options(nprocs, timeout, threads_per_rank, start_method)
+    assert nprocs is not None
     check_call(fn, args)
+    check_draw(draw, one_machine=not names)
+    check_env(env)
     every, ignore = watching(sanitize)
-    check_open_files(nprocs)
-    check_tasks(nprocs)
     packed = pack(fn, tuple(args), dict(kwargs or {}))
-    with rendezvous_store() as port:
-        job = make_job(packed, nprocs, port, threads_per_rank, env, start_method)
-        job = replace(job, post_mortem=post_mortem, sanitize=every, ignore=ignore)
-        prepare(start_method)
-        supervisor = Supervisor(job, start_method, timeout, make_view(nprocs, echo, live))
-        ranks = tuple(supervisor.run())
+    run: Supervisor | HostsRun
+    if names:
+        from ddp_helpers.ranks.host_task import make_task
+        from ddp_helpers.ranks.hosts import HostsRun
+
+        task = make_task(fn, packed, nprocs, timeout, threads_per_rank, start_method, env)
+        task = replace(task, sanitize=every, ignore=ignore)
+        run = HostsRun(names, task, make_view(len(names) * nprocs, echo, live))
+        ranks = tuple(run.run())
+    else:
+        check_open_files(nprocs)
+        check_tasks(nprocs)
+        with rendezvous_store() as port:
+            job = make_job(packed, nprocs, port, threads_per_rank, env, start_method)
+            job = replace(job, post_mortem=post_mortem, sanitize=every, ignore=ignore)
+            job = replace(job, draw=bool(draw))
+            prepare(start_method)
+            run = Supervisor(job, start_method, timeout, make_view(nprocs, echo, live))
+            ranks = tuple(run.run())
+    show_run(ranks, draw)
     try:
-        return conclude(supervisor, ranks, echo=echo)
+        return conclude(run, ranks, echo=echo)
     except BaseException as error:  # a traceback shows one line of ours, and then the reader's
         raise error.with_traceback(None) from None
 
 
+def _hosts(hosts: object, nprocs_per_host: object, nprocs: object, post_mortem: bool) -> list[str]:
+    from ddp_helpers.ranks.reach import checked_hosts
+
+    if post_mortem:
+        raise ValueError("post_mortem=True with hosts=: a prompt opens on one machine only")
+    return checked_hosts(hosts, nprocs_per_host, nprocs)
+
+
 def conclude(
-    supervisor: Supervisor, ranks: tuple[RankResult[Any], ...], *, echo: bool, last_line: str = ""
+    run: Supervisor | HostsRun,
+    ranks: tuple[RankResult[Any], ...],
+    *,
+    echo: bool,
+    last_line: str = "",
 ) -> LaunchResult[Any]:
     """What ranks have left as a result; or as the error that tells how they failed.
 
@@ -199,12 +246,11 @@ def conclude(
     Raises:
         LaunchError, LaunchTimeoutError, LaunchStopped, KeyboardInterrupt: as of `launch()`.
     """
-    quit_by = supervisor.prompts.quit_by if supervisor.ending is Ending.QUIT else None
-    result = LaunchResult(ranks, supervisor.seconds, supervisor.start_method, quit_by)
-    if quit_by is not None:
-        show(f"ended at the prompt of rank {quit_by}, and so have all ranks\n")
+    result = LaunchResult(ranks, run.seconds, run.start_method, run.quit_by)
+    if run.quit_by is not None:
+        show(f"ended at the prompt of rank {run.quit_by}, and so have all ranks\n")
         return result
-    stopped = supervisor.ending in (Ending.STOPPED, Ending.INTERRUPTED)
+    stopped = run.ending in (Ending.STOPPED, Ending.INTERRUPTED)
     if all(rank.ok for rank in ranks) and not stopped:
         _print_notes(result, echo)
         return result
@@ -212,13 +258,13 @@ def conclude(
 
     if stopped:
         report = stopped_report(ranks, result.seconds)
-        kind = LaunchStopped if supervisor.ending is Ending.STOPPED else _interrupted
+        kind = LaunchStopped if run.ending is Ending.STOPPED else _interrupted
         raise kind(_with_last(report, last_line), result) from None
-    late = supervisor.ending is Ending.TIMED_OUT
-    stranded = supervisor.ending is Ending.STRANDED
+    late = run.ending is Ending.TIMED_OUT
+    stranded = run.ending is Ending.STRANDED
     report = failure_report(
         ranks,
-        timeout=supervisor.timeout if late else None,
+        timeout=run.timeout if late else None,
         stranded=stranded,
         kept_in=keep_tracebacks(ranks) if echo else None,
     )
@@ -316,8 +362,12 @@ def _temporary_folder(start_method: str, nprocs: int) -> str:
 
 
 def warm_up_in_a_kernel() -> None:
-    """In a notebook, start the fork server while the reader still reads; elsewhere do nothing."""
-    if is_kernel() and INSIDE_A_RANK not in os.environ:
+    """In a notebook, start the fork server while the reader still reads; elsewhere do nothing.
+
+    DDP_HELPERS_WARM_UP=0, set before the import, leaves it to the first launch: for notebooks that
+    start their ranks in another way, or on a machine with little memory.
+    """
+    if is_kernel() and INSIDE_A_RANK not in os.environ and os.environ.get(WARM_UP) != "0":
         fork_server.warm_up()
 
 
@@ -353,6 +403,13 @@ def check_call(fn: object, args: object) -> None:
         raise TypeError(
             f"args={args!r}: expected a tuple; one of a single value has a comma: args=({args!r},)"
         )
+
+
+def check_env(env: Mapping[str, str] | None) -> None:
+    """Refuse variables that are no texts."""
+    for name, value in (env or {}).items():
+        if not isinstance(value, str):
+            raise TypeError(f"env[{name!r}]={value!r}: expected a text")
 
 
 def watching(sanitize: object) -> tuple[int, tuple[str, ...]]:
@@ -413,14 +470,18 @@ def make_view(nprocs: int, echo: bool, live: bool | View) -> View | None:
 
 
 @contextlib.contextmanager
-def rendezvous_store() -> Iterator[int]:
-    """The store where ranks meet, on a port that the system picks: no two launches can clash."""
+def rendezvous_store(address: str = "127.0.0.1") -> Iterator[int]:
+    """The store where ranks meet, on a port that the system picks: no two launches can clash.
+
+    Args:
+        address: of this machine, where ranks may call; nothing for all of them.
+    """
     check_loopback()
     from torch.distributed import TCPStore
 
     # torch's own socket would take IPv6 too: open to the network, and each rank that calls has
     # an address (::ffff:127.0.0.1) whose name torch asks the name server for, 5 s if it is slow
-    listener = socket.create_server(("127.0.0.1", 0), backlog=STORE_BACKLOG)
+    listener = socket.create_server((address, 0), backlog=STORE_BACKLOG)
     store = TCPStore(
         "127.0.0.1",
         listener.getsockname()[1],
@@ -451,7 +512,5 @@ def _environment(port: int, threads: int, extra: Mapping[str, str] | None) -> di
     }
     # on one machine the loopback always works; a VPN's or a firewall's address may not
     loopback = {"GLOO_SOCKET_IFNAME": "lo"} if os.path.exists("/sys/class/net/lo") else {}
-    for name, value in (extra or {}).items():
-        if not isinstance(value, str):
-            raise TypeError(f"env[{name!r}]={value!r}: expected a text")
+    check_env(extra)
     return {**loopback, **os.environ, **ours, **(extra or {})}

@@ -14,8 +14,9 @@ from enum import Enum
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from ddp_helpers.evidence.last_call import read_last_call
+from ddp_helpers.evidence.last_call import SIZE, read_last_call
 from ddp_helpers.evidence.records import RankResult
+from ddp_helpers.evidence.timed_calls import read_timed_calls
 from ddp_helpers.ranks import wire
 from ddp_helpers.ranks.forked import ForkedProcess
 from ddp_helpers.ranks.interrupts import HeldInterrupts, interrupts_blocked
@@ -25,6 +26,7 @@ from ddp_helpers.ranks.prompts import Prompts
 from ddp_helpers.ranks.stacks import LONG_STACK_WAIT, STACK_WAIT, StrandedLook, take_stacks
 from ddp_helpers.ranks.stall import StallWatch
 from ddp_helpers.ranks.standby import standby
+from ddp_helpers.ranks.travel import load_value
 from ddp_helpers.ranks.view import PER_SECOND, PanelView, Silenceable, TextView, View
 
 GRACE_AFTER_FAILURE = 0.15  # seconds in which other ranks may still tell what became of them
@@ -56,6 +58,8 @@ class Supervisor:
         view: what the reader sees while the ranks run; None keeps quiet.
     """
 
+    load = staticmethod(load_value)
+
     def __init__(self, job: wire.Job, start_method: str, timeout: float, view: View | None) -> None:
         self.job = job
         self.start_method = start_method
@@ -72,6 +76,11 @@ class Supervisor:
         self._events = Events()
         self._files.callback(self._events.close)
         self.prompts = Prompts(self._events, self._view)
+
+    @property
+    def quit_by(self) -> int | None:
+        """The rank at whose prompt the reader has ended the run."""
+        return self.prompts.quit_by if self.ending is Ending.QUIT else None
 
     def run(self) -> list[RankResult[Any]]:
         """Start, watch and end the ranks; results in rank order."""
@@ -94,7 +103,7 @@ class Supervisor:
             if self.start_method == "forkserver":
                 standby.fill_up(self.job.env)
         more = count_memory_kills() > memory_kills
-        return [rank.result(more) for rank in self._ranks]
+        return [rank.result(more, self.load) for rank in self._ranks]
 
     # ---- start
 
@@ -283,7 +292,8 @@ class Supervisor:
         for rank in self._ranks:
             if rank.files:
                 data = wire.read_whole(rank.files.last_call)
-                rank.last_call = read_last_call(data, self.job.names)
+                rank.last_call = read_last_call(data[:SIZE], self.job.names)
+                rank.calls = read_timed_calls(data, self.job.names)
 
     def _busy(self) -> list[LaunchedRank]:
         """The ranks that the watch waits for."""

@@ -156,7 +156,10 @@ def _is_small_view(tensor: Any) -> bool:
     return tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
 
 
-def load_value(data: bytes) -> tuple[Any, RankError | None]:
+Loaded = tuple[Any, RankError | None]
+
+
+def load_value(data: bytes) -> Loaded:
     """The value, or why it can't be had here."""
     try:
         return pickle.loads(data), None

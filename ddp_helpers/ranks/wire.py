@@ -71,8 +71,14 @@ class Job:
     """Watch the run, and look at weights and data on each n-th step; 0 is off."""
     ignore: tuple[str, ...] = ()
     """Kinds of the sanitizer's findings that are accepted."""
+    draw: bool = False
+    """Keep the last exchanges of each rank with their times, for a picture."""
     surroundings: Surroundings | None = None
     """What else the launcher's own child would inherit; None leaves a rank as it is."""
+    first_rank: int = 0
+    """Of those that run here, where others run on other hosts."""
+    world_size: int = 0
+    """Of all hosts; 0 where they all run here."""
 
     def temporary_folder(self, rank: int) -> str:
         """Where multiprocessing keeps this rank's sockets."""

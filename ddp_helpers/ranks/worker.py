@@ -24,7 +24,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ddp_helpers.evidence.last_call import keep_last_call
+from ddp_helpers.evidence.patches import Patches
 from ddp_helpers.evidence.records import Finding, Watched
+from ddp_helpers.evidence.timed_calls import TimedCalls
 from ddp_helpers.group.torch_mends import mend_destroy_process_group, mend_rendezvous
 from ddp_helpers.ranks import breakpoints, progress, stay, wire
 from ddp_helpers.ranks.rehearsal import rehearse
@@ -169,6 +171,8 @@ def _run(rank: int, job: Job, last_call: int) -> Outcome:
     try:
         _settle_in(rank, job)
         _record_calls_in(last_call)
+        if job.draw:
+            TimedCalls(last_call).install(Patches())  # for good: the rank ends with the run
         with _watched(job, said):
             fn, args, kwargs = unpack(job.function)
             value = fn(*args, **kwargs)
@@ -193,7 +197,7 @@ def _run(rank: int, job: Job, last_call: int) -> Outcome:
 def _settle_in(rank: int, job: Job) -> None:
     os.environ.clear()
     os.environ.update(job.env)
-    os.environ.update(rank_environment(rank, job.nprocs))
+    os.environ.update(rank_environment(rank, job))
     os.chdir(job.cwd)
     if job.surroundings is not None:
         take_over(job.surroundings)
@@ -261,11 +265,13 @@ def _watched(job: Job, said: Said) -> Iterator[None]:
         said.findings, said.watched = tuple(session.findings), session.watched()
 
 
-def rank_environment(rank: int, nprocs: int) -> dict[str, str]:
-    """The variables that differ between ranks, as torchrun sets them on one machine."""
-    return {name: str(rank) for name in ("RANK", "LOCAL_RANK", "ROLE_RANK")} | {
-        name: str(nprocs) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "ROLE_WORLD_SIZE")
-    }
+def rank_environment(local_rank: int, job: Job) -> dict[str, str]:
+    """The variables that differ between ranks, as torchrun sets them."""
+    rank, world_size = job.first_rank + local_rank, job.world_size or job.nprocs
+    values = {"RANK": rank, "LOCAL_RANK": local_rank, "ROLE_RANK": rank}
+    values |= {"WORLD_SIZE": world_size, "ROLE_WORLD_SIZE": world_size}
+    values |= {"LOCAL_WORLD_SIZE": job.nprocs}
+    return {name: str(value) for name, value in values.items()}
 
 
 def _exit_code(stop: SystemExit) -> int:

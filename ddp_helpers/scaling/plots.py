@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from ddp_helpers.plots.style import GREY, LINES, MARKERS, STYLE, new_pair, settle
+from ddp_helpers.plots.colors import GREY, LINES, MARKERS
+from ddp_helpers.plots.style import STYLE, new_pair, settle
 from ddp_helpers.scaling.records import Prediction, Range
 
 LOG_FROM = 16  # times as many ranks: a linear axis would show the small numbers as one

@@ -12,6 +12,8 @@ from ddp_helpers.timeline.records import (
     StepTimeline,
     mean_shares,
     overlap,
+    step_overlaps,
+    typical_step,
     waiting_for_the_last,
 )
 
@@ -26,6 +28,8 @@ __all__ = [
     "mean_shares",
     "overlap",
     "record_timeline",
+    "step_overlaps",
+    "typical_step",
     "waiting_for_the_last",
 ]
 

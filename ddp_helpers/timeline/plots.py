@@ -12,19 +12,8 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FixedLocator, NullLocator
 from matplotlib.transforms import blended_transform_factory
 
-from ddp_helpers.plots.style import (
-    BLUE,
-    FILLS,
-    GREEN,
-    GREY,
-    MARKERS,
-    STYLE,
-    VERMILLION,
-    Look,
-    new_figure,
-    new_pair,
-    settle,
-)
+from ddp_helpers.plots.colors import BLUE, FILLS, GREEN, GREY, MARKERS, VERMILLION
+from ddp_helpers.plots.style import STYLE, Look, new_figure, new_pair, settle
 from ddp_helpers.timeline.intervals import Interval, difference, intersection
 from ddp_helpers.timeline.records import (
     BACKWARD,
@@ -39,6 +28,7 @@ from ddp_helpers.timeline.records import (
     StepTimeline,
     mean_shares,
     overlap,
+    typical_step,
 )
 
 _SKY, _ORANGE, _, _PURPLE = FILLS[:4]
@@ -57,7 +47,7 @@ _NEAR = 0.002  # of the step: gaps below are too narrow to be seen
 @matplotlib.rc_context(STYLE)
 def plot_overlap(
     timelines: Sequence[RankTimeline],
-    step: int = -1,
+    step: int | None = None,
     *,
     title: str | None = None,
     note: str | None = None,
@@ -68,13 +58,15 @@ def plot_overlap(
 
     Args:
         timelines: one a rank, of one machine (their clocks are compared).
-        step: which of the recorded steps.
+        step: which of the recorded steps; by default the one whose overlap is most like that of
+            all of them, so that the figure and the number below it tell the same.
 
     Raises:
         ValueError: no timelines.
         IndexError: no such step.
     """
     _check(timelines)
+    step = typical_step(timelines) if step is None else step
     steps = [timeline.steps[step] for timeline in timelines]
     origin = min(one.start_ns for one in steps)
     length = max(one.stop_ns for one in steps) - origin
@@ -95,10 +87,10 @@ def plot_overlap(
     return settle(fig)
 
 
-def describe_overlap(timelines: Sequence[RankTimeline], step: int = -1) -> str:
+def describe_overlap(timelines: Sequence[RankTimeline], step: int | None = None) -> str:
     """The same in words, for those who can't see the figure."""
     _check(timelines)
-    first = timelines[0].steps[step]
+    first = timelines[0].steps[typical_step(timelines) if step is None else step]
     share = overlap(timelines)
     hidden = "no all-reduce" if share is None else f"{share:.0%} of it hidden behind backward"
     return (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ddp_helpers.timeline.intervals import Interval, difference, intersection, length, union
@@ -65,6 +65,10 @@ class StepTimeline:
         parts[OTHER] = difference(whole, taken)
         return {kind: parts[kind] for kind in KINDS}
 
+    def part_seconds(self) -> dict[str, float]:
+        """For each of KINDS its seconds; together they are the step."""
+        return {kind: length(intervals) / 1e9 for kind, intervals in self.parts().items()}
+
 
 @dataclass(frozen=True)
 class RankTimeline:
@@ -84,8 +88,8 @@ class RankTimeline:
         """For each of KINDS the mean seconds a step; together they are the mean step."""
         totals = dict.fromkeys(KINDS, 0.0)
         for step in self.steps:
-            for kind, intervals in step.parts().items():
-                totals[kind] += length(intervals) / 1e9 / len(self.steps)
+            for kind, seconds in step.part_seconds().items():
+                totals[kind] += seconds / len(self.steps)
         return totals
 
     def shares(self) -> dict[str, float]:
@@ -116,8 +120,34 @@ def overlap(timelines: Sequence[RankTimeline]) -> float | None:
     Returns:
         None if there was no all-reduce: a single rank, or a step within `no_sync()`.
     """
+    return _hidden_share(step for timeline in timelines for step in timeline.steps)
+
+
+def step_overlaps(timelines: Sequence[RankTimeline]) -> list[float | None]:
+    """As `overlap`, for each recorded step of all ranks: how far it scatters.
+
+    Raises:
+        ValueError: the ranks recorded different numbers of steps.
+    """
+    return [_hidden_share(steps) for steps in zip(*(t.steps for t in timelines), strict=True)]
+
+
+def typical_step(timelines: Sequence[RankTimeline]) -> int:
+    """The number of the step whose overlap is nearest to that of all steps: the one to draw.
+
+    Raises:
+        ValueError: the ranks recorded different numbers of steps.
+    """
+    whole = overlap(timelines)
+    if whole is None:
+        return -1
+    each = enumerate(step_overlaps(timelines))
+    return min(each, key=lambda at: abs((-1.0 if at[1] is None else at[1]) - whole))[0]
+
+
+def _hidden_share(steps: Iterable[StepTimeline]) -> float | None:
     hidden = whole = 0
-    for step in (step for timeline in timelines for step in timeline.steps):
+    for step in steps:
         calls = [(call.start_ns, call.stop_ns) for call in step.all_reduces]
         hidden += length(intersection(calls, step.work.get(BACKWARD, ())))
         whole += length(calls)

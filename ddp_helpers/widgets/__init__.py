@@ -4,7 +4,8 @@
     widgets.explore("sampler")               # the last line of a cell
     widgets.explore("sampler", ranks=3)      # where its controls stand at the start
 
-Each is one file with `explorable()`, and the arithmetic behind it as plain functions.
+Each is one file with `explorable()`, and the arithmetic behind it as plain functions. The pages of
+the course run the same files in the browser.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import inspect
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ddp_helpers.widgets.base import Explorable
+    from ddp_helpers.widgets.base import Live
 
 NAMES = (
     *("machine_room", "collectives", "ring", "one_step", "sampler", "accumulation", "ladder"),
@@ -22,7 +23,7 @@ NAMES = (
 )
 
 
-def explore(name: str, **start: object) -> Explorable:
+def explore(name: str, **start: object) -> Live:
     """An explorable, ready to be shown as the last line of a notebook cell.
 
     Args:
@@ -40,4 +41,7 @@ def explore(name: str, **start: object) -> Explorable:
     for given in start:
         if given not in known:
             raise TypeError(f"{name} has no control {given!r}; it has: {', '.join(known)}")
-    return make(**start)
+    from ddp_helpers.widgets.base import Live
+
+    explorable = make(**start)
+    return (explorable.shown_by or Live)(explorable)

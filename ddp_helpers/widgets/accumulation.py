@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from ddp_helpers.plots.style import BLUE, GREY, ORANGE, SKY, VERMILLION
-from ddp_helpers.ranks.launcher import launch
-from ddp_helpers.widgets.scene import Scene
+from ddp_helpers.plots.colors import BLUE, GREY, ORANGE, SKY, VERMILLION
+from ddp_helpers.plots.scene import Scene
+from ddp_helpers.widgets.controls import Choice, Slider
 
 if TYPE_CHECKING:
     from ddp_helpers.widgets.base import Explorable, Picture
@@ -70,6 +70,8 @@ def count_on_a_rank(steps: int, accumulate: int, way: str) -> list[bool]:
 
 def run(steps: int, accumulate: int, ranks: int, way: str, mib: int) -> list[list[bool]]:
     """Count on real ranks."""
+    from ddp_helpers.ranks.launcher import launch
+
     given = (steps, accumulate, way)
     return launch(count_on_a_rank, ranks, args=given, echo=False, timeout=60).values
 
@@ -148,16 +150,14 @@ def explorable(
     steps: int = 2, accumulate: int = 4, ranks: int = 2, way: str = WAYS[1], mib: int = 10
 ) -> Explorable:
     """Choose how to accumulate, and see when the ranks talk; then count it."""
-    from ipywidgets import Dropdown, IntSlider
-
     from ddp_helpers.widgets.base import Explorable
 
     controls = {
-        "steps": IntSlider(steps, 1, 4, description="optimizer steps"),
-        "accumulate": IntSlider(accumulate, 1, 8, description="micro-batches of a step"),
-        "ranks": IntSlider(ranks, 2, 4, description="ranks"),
-        "mib": IntSlider(mib, 1, 100, description="gradients (MiB)"),
-        "way": Dropdown(value=way, options=WAYS, description="way"),
+        "steps": Slider("optimizer steps", steps, 1, 4),
+        "accumulate": Slider("micro-batches of a step", accumulate, 1, 8),
+        "ranks": Slider("ranks", ranks, 2, 4),
+        "mib": Slider("gradients (MiB)", mib, 1, 100),
+        "way": Choice("way", way, WAYS),
     }
     return Explorable(
         "Accumulation: when do the ranks talk?", controls, draw, run=run, keeps=["mib"]

@@ -1,5 +1,8 @@
 """What all explorables share: controls, a picture that follows them, and what stays behind.
 
+An `Explorable` says what can be moved and draws; it needs nothing but Python, so the pages of the
+course run it, too. A `Live` one shows it in a notebook.
+
 A picture is replaced in one go inside an HTML widget, so nothing flickers, and its SVG is part of
 the page, so it follows the theme. In a notebook that is read without a kernel, on GitHub or after
 nbconvert, the same output holds the picture as PNG, and its words.
@@ -13,13 +16,10 @@ import html
 import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ddp_helpers.plots.style import png_bytes
-from ddp_helpers.widgets.scene import Scene
-
-if TYPE_CHECKING:
-    from ipywidgets import DOMWidget
+from ddp_helpers.plots.scene import Scene
+from ddp_helpers.widgets.controls import Control, put
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
@@ -35,38 +35,54 @@ class Picture:
     """More HTML below the words, such as a table."""
 
 
+@dataclass(frozen=True)
 class Explorable:
-    """Controls above a picture that follows them.
+    """What can be moved, and how it is drawn."""
 
-    Args:
-        title: what can be explored.
-        controls: an ipywidget for each argument of `draw`, by its name.
-        draw: the picture for the controls' values; an explorable that runs ranks also gets
-            `result`, which is None until they have run.
-        run: with it there is a button, and the values of the controls go to real ranks.
-        run_label: what the button says.
-        result: what is known before the first run.
-        keeps: names of controls that the result does not depend on: it stays when they move.
-        complete: the picture says enough before the first run, so readers without a kernel get it
-            as it is.
-    """
+    title: str
+    """What can be explored."""
+    controls: Mapping[str, Control]
+    """One for each argument of `draw`, by its name, as they stand at the start."""
+    draw: Callable[..., Picture]
+    """The picture for the controls' values; an explorable that runs ranks also gets `result`,
+    which is None until they have run."""
+    run: Callable[..., object] | None = None
+    """With it there is a button, and the values of the controls go to real ranks."""
+    run_label: str = "Run on real ranks"
+    """What the button says."""
+    known: Callable[[], object] | None = None
+    """Asked once, in a notebook: the result that is there before the first run."""
+    keeps: Collection[str] = ()
+    """Names of controls that the result does not depend on: it stays when they move."""
+    complete: bool = False
+    """The picture says enough before the first run, so readers without a kernel get it as it is."""
+    adjust: Callable[..., Mapping[str, Control]] | None = None
+    """Called with the name of the control that moved, and all values: others that change with it,
+    such as a slider that now ends elsewhere."""
+    shown_by: Callable[[Explorable], Live] | None = None
+    """What shows it in a notebook, if that is more than `Live`."""
 
-    def __init__(
-        self,
-        title: str,
-        controls: Mapping[str, DOMWidget],
-        draw: Callable[..., Picture],
-        *,
-        run: Callable[..., object] | None = None,
-        run_label: str = "Run on real ranks",
-        result: object = None,
-        keeps: Collection[str] = (),
-        complete: bool = False,
-    ) -> None:
+    def picture(self, values: Mapping[str, Any], result: object = None) -> Picture:
+        """The picture for the controls' values.
+
+        Raises:
+            ValueError: they do not go together.
+        """
+        more = {"result": result} if self.run else {}
+        return self.draw(**values, **more)
+
+
+class Live:
+    """An explorable in a notebook: its controls above a picture that follows them."""
+
+    def __init__(self, explorable: Explorable) -> None:
         import ipywidgets
 
-        self.title, self.controls, self._draw, self.on_ranks = title, dict(controls), draw, run
-        self.result, self.keeps, self.complete = result, frozenset(keeps), complete
+        self.explorable, self.title = explorable, explorable.title
+        self.on_ranks = explorable.run
+        self.result = explorable.known() if explorable.known else None
+        self.keeps, self.complete = frozenset(explorable.keeps), explorable.complete
+        self.controls = {name: each.widget() for name, each in explorable.controls.items()}
         self._busy = threading.Lock()
         self.view = ipywidgets.HTML(layout={"margin": "0"})
         self.status = ipywidgets.HTML(layout={"margin": "0"})
@@ -76,20 +92,20 @@ class Explorable:
                 control.layout.width = f"{210 + 8 * len(control.description)}px"
             else:
                 control.layout.width = "auto"
-            control.observe(functools.partial(self._changed, name not in keeps), "value")
+            control.observe(functools.partial(self._changed, name), "value")
         row = list(self.controls.values())
-        if run:
+        if explorable.run:
             self.button = ipywidgets.Button(
-                description=run_label,
+                description=explorable.run_label,
                 icon="play",
-                tooltip=f"{run_label}, with the values to the left",
+                tooltip=f"{explorable.run_label}, with the values to the left",
                 button_style="primary",
                 layout={"width": "auto"},
             )
             self.button.on_click(lambda _: self.run())
             row.append(self.button)
         flow = {"flex_flow": "row wrap", "align_items": "center", "grid_gap": "2px 18px"}
-        heading = ipywidgets.HTML(f"<b>{html.escape(title)}</b>")
+        heading = ipywidgets.HTML(f"<b>{html.escape(self.title)}</b>")
         self.widget = ipywidgets.VBox(
             [heading, ipywidgets.Box(row, layout=flow), self.view, self.status]
         )
@@ -103,8 +119,7 @@ class Explorable:
 
     def picture(self) -> Picture:
         """The picture for the controls as they are."""
-        more = {"result": self.result} if self.on_ranks else {}
-        return self._draw(**self.values, **more)
+        return self.explorable.picture(self.values, self.result)
 
     def redraw(self) -> None:
         """Show the picture for the controls as they are; values that don't go together are told."""
@@ -132,8 +147,11 @@ class Explorable:
             self.button.disabled = False
             self._busy.release()
 
-    def _changed(self, forget: bool, _: object) -> None:
-        if forget:
+    def _changed(self, name: str, _: object) -> None:
+        if self.explorable.adjust:
+            for other, control in self.explorable.adjust(name, **self.values).items():
+                put(self.controls[other], control)
+        if name not in self.keeps:
             self.result = None  # it belongs to other values
         self.redraw()
 
@@ -148,7 +166,7 @@ class Explorable:
         live = self.widget._repr_mimebundle_() or {}
         picture = self.picture()
         if self.on_ranks and self.result is None and not self.complete:
-            picture = self._draw(**self.values, result=self.on_ranks(**self.values))
+            picture = self.explorable.picture(self.values, self.on_ranks(**self.values))
         return static_bundle(self.title, picture) | {
             kind: data for kind, data in live.items() if kind == WIDGET_VIEW
         }
@@ -156,6 +174,8 @@ class Explorable:
 
 def static_bundle(title: str, picture: Picture) -> dict[str, object]:
     """What a reader without a kernel gets: an image with alternative text, and the words."""
+    from ddp_helpers.plots.style import png_bytes
+
     fig = picture.scene.figure()
     png = base64.b64encode(png_bytes(fig, picture.words)).decode("ascii")
     alt, width = html.escape(picture.words), round(picture.scene.width)

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ddp_helpers.plots.style import FILLS, GREY
+from ddp_helpers.plots.colors import FILLS, GREY
+from ddp_helpers.plots.scene import Scene
 from ddp_helpers.ranks.launcher import launch
-from ddp_helpers.widgets.scene import Scene
+from ddp_helpers.widgets.controls import Choice, Slider
 
 if TYPE_CHECKING:
     from ddp_helpers.widgets.base import Explorable, Picture
@@ -210,14 +211,12 @@ def _legend(scene: Scene, left: float, top: float, ranks: int, kib: int) -> None
 
 def explorable(op: str = "all_reduce", ranks: int = 3, count: int = 2, kib: int = 64) -> Explorable:
     """Choose a call, predict what each rank will hold, and run it."""
-    from ipywidgets import Dropdown, IntSlider
-
     from ddp_helpers.widgets.base import Explorable
 
     controls = {
-        "op": Dropdown(value=op, options=OPS, description="call"),
-        "ranks": IntSlider(ranks, 2, 4, description="ranks"),
-        "count": IntSlider(count, 1, 2, description="blocks per rank or part"),
-        "kib": Dropdown(value=kib, options=[1, 64, 1024], description="KiB of a block"),
+        "op": Choice("call", op, OPS),
+        "ranks": Slider("ranks", ranks, 2, 4),
+        "count": Slider("blocks per rank or part", count, 1, 2),
+        "kib": Choice("KiB of a block", kib, [1, 64, 1024]),
     }
     return Explorable("Collectives: before and after, on real ranks", controls, draw, run=run)

@@ -10,8 +10,9 @@ import re
 from typing import TYPE_CHECKING
 
 from ddp_helpers import faults
-from ddp_helpers.plots.style import BLUE, GREEN, GREY, ORANGE, VERMILLION
-from ddp_helpers.widgets.scene import Scene
+from ddp_helpers.plots.colors import BLUE, GREEN, GREY, ORANGE, VERMILLION
+from ddp_helpers.plots.scene import Scene
+from ddp_helpers.widgets.controls import Choice
 
 if TYPE_CHECKING:
     from ddp_helpers.evidence.records import RankResult
@@ -149,31 +150,27 @@ def explorable(
     fault: str = "uneven_batches", version: str = VERSIONS[0], guess: str = NOT_YET
 ) -> Explorable:
     """Pick a fault, run it, and find out what it is."""
-    from ipywidgets import Dropdown
-
     from ddp_helpers.widgets.base import Explorable
 
     group = faults.load(fault).FAULT.group
     controls = {
-        "group": Dropdown(value=group, options=faults.GROUPS, description="it shows as"),
-        "fault": Dropdown(value=fault, options=_cases(group), description="case"),
-        "version": Dropdown(value=version, options=VERSIONS, description="version"),
-        "guess": Dropdown(
-            value=guess, options=[NOT_YET, *suspects(fault)], description="your diagnosis"
-        ),
+        "group": Choice("it shows as", group, faults.GROUPS),
+        "fault": Choice("case", fault, _cases(group)),
+        "version": Choice("version", version, VERSIONS),
+        "guess": Choice("your diagnosis", guess, [NOT_YET, *suspects(fault)]),
     }
-
-    def another_group(change: dict[str, str]) -> None:
-        controls["fault"].options = _cases(change["new"])
-
-    def another_fault(change: dict[str, str]) -> None:
-        controls["guess"].options = [NOT_YET, *suspects(change["new"])]
-        controls["guess"].value = NOT_YET
-
-    controls["group"].observe(another_group, "value")
-    controls["fault"].observe(another_fault, "value")
     title = "Failure lab: what is wrong here?"
-    return Explorable(title, controls, draw, run=run, keeps=["group", "guess"])
+    return Explorable(title, controls, draw, run=run, keeps=["group", "guess"], adjust=_adjust)
+
+
+def _adjust(moved: str, group: str, fault: str, version: str, guess: str) -> dict[str, Choice]:
+    """Another group has other cases, and another case other suspects."""
+    if moved == "group":
+        cases = _cases(group)
+        return {"fault": Choice("case", cases[0][1], cases)}
+    if moved == "fault":
+        return {"guess": Choice("your diagnosis", NOT_YET, [NOT_YET, *suspects(fault)])}
+    return {}
 
 
 def _cases(group: str) -> list[tuple[str, str]]:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddp_helpers import templates
-from ddp_helpers.plots.style import GREEN, GREY, SKY, VERMILLION
-from ddp_helpers.widgets.scene import Scene
+from ddp_helpers.plots.colors import GREEN, GREY, SKY, VERMILLION
+from ddp_helpers.plots.scene import Scene
+from ddp_helpers.widgets.controls import Choice, Slider
 
 if TYPE_CHECKING:
     from ddp_helpers.widgets.base import Explorable, Picture
@@ -171,12 +172,10 @@ def _row_html(row: Row) -> str:
 
 def explorable(rung: int = 2, shown: str = SHOWN[0]) -> Explorable:
     """Climb from one process to ranks that go on after a kill, one small step at a time."""
-    from ipywidgets import Dropdown, IntSlider
-
     from ddp_helpers.widgets.base import Explorable
 
     controls = {
-        "rung": IntSlider(min(rung, len(RUNGS)), 1, len(RUNGS), description="rung"),
-        "shown": Dropdown(value=shown, options=SHOWN, description="show"),
+        "rung": Slider("rung", min(rung, len(RUNGS)), 1, len(RUNGS)),
+        "shown": Choice("show", shown, SHOWN),
     }
     return Explorable("The templates, step by step", controls, draw)

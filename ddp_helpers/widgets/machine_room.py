@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ddp_helpers.environment import facts as machine
-from ddp_helpers.environment.check import check_environment, usable_cpu_count
 from ddp_helpers.environment.report import EnvironmentReport
-from ddp_helpers.plots.style import BLUE, GREY, VERMILLION
-from ddp_helpers.widgets.scene import Scene
+from ddp_helpers.plots.colors import BLUE, GREY, VERMILLION
+from ddp_helpers.plots.scene import Scene
+from ddp_helpers.widgets.controls import Choice, Slider
 
 if TYPE_CHECKING:
     from ddp_helpers.widgets.base import Explorable, Picture
@@ -52,6 +51,9 @@ class Need:
 
 def look() -> tuple[EnvironmentReport, Room]:
     """Ask the machine."""
+    from ddp_helpers.environment import facts as machine
+    from ddp_helpers.environment.check import check_environment, usable_cpu_count
+
     free, _ = machine.memory()
     _, shm = machine.shm()
     return check_environment(), Room(usable_cpu_count(), free / GIB, shm / GIB)
@@ -131,16 +133,14 @@ def explorable(
     ranks: int = 2, threads: int = 0, workers: int = 0, batch_mib: int = 16, rows: str = ROWS[0]
 ) -> Explorable:
     """Plan ranks, threads and loader workers, and see what runs out first."""
-    from ipywidgets import Dropdown, IntSlider
-
     from ddp_helpers.widgets.base import Explorable
 
     controls = {
-        "ranks": IntSlider(ranks, 1, 16, description="ranks"),
-        "threads": IntSlider(threads, 0, 16, description="threads per rank (0: its share)"),
-        "workers": IntSlider(workers, 0, 8, description="loader workers per rank"),
-        "batch_mib": IntSlider(batch_mib, 1, 512, description="one batch (MiB)"),
-        "rows": Dropdown(value=rows, options=ROWS, description="rows"),
+        "ranks": Slider("ranks", ranks, 1, 16),
+        "threads": Slider("threads per rank (0: its share)", threads, 0, 16),
+        "workers": Slider("loader workers per rank", workers, 0, 8),
+        "batch_mib": Slider("one batch (MiB)", batch_mib, 1, 512),
+        "rows": Choice("rows", rows, ROWS),
     }
     return Explorable(
         "This machine, and what you plan",
@@ -148,6 +148,6 @@ def explorable(
         draw,
         run=lambda **_: look(),
         run_label="Check again",
-        result=look(),
+        known=look,
         keeps=tuple(controls),
     )

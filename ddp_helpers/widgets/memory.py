@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ddp_helpers.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
+from ddp_helpers.plots.colors import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
+from ddp_helpers.plots.scene import Scene, ticks
 from ddp_helpers.scaling.memory import (
     AVERAGES,
     PRECISIONS,
@@ -23,7 +24,7 @@ from ddp_helpers.scaling.memory import (
 from ddp_helpers.scaling.memory_ways import FITS, MAY_FIT, judge, step_cost
 from ddp_helpers.scaling.rated import LINKS, described, with_cards
 from ddp_helpers.scaling.records import Numbers, Work
-from ddp_helpers.widgets.scene import Scene, ticks
+from ddp_helpers.widgets.controls import Choice, Steps, Tick
 
 if TYPE_CHECKING:
     from ddp_helpers.widgets.base import Explorable, Picture
@@ -257,25 +258,19 @@ def explorable(
     stages: int = 1,
 ) -> Explorable:
     """Choose how a model is held, and see what each rank holds, and what that costs."""
-    from ipywidgets import Checkbox, Dropdown, SelectionSlider
-
     from ddp_helpers.widgets.base import Explorable
 
     few, many = [1, 2, 4, 8], [1, 2, 4, 8, 16, 32]
     controls = {
-        "model": Dropdown(value=model, options=list(MODELS), description="parameters"),
-        "way": Dropdown(value=way, options=list(WAYS), description="held by"),
-        "ranks": SelectionSlider(
-            value=ranks, options=[*many, 64, 128, 256, 512], description="data-parallel ranks"
-        ),
-        "precision": Dropdown(value=precision, options=PRECISIONS, description="precision"),
-        "optimizer": Dropdown(value=optimizer, options=list(AVERAGES), description="optimizer"),
-        "batch": SelectionSlider(value=batch, options=many, description="samples at once"),
-        "micro": SelectionSlider(value=micro, options=many, description="micro-batches"),
-        "checkpointing": Checkbox(
-            value=checkpointing, description="activation checkpointing", indent=False
-        ),
-        "tensor": Dropdown(value=tensor, options=few, description="tensor parallel"),
-        "stages": Dropdown(value=stages, options=few, description="pipeline stages"),
+        "model": Choice("parameters", model, list(MODELS)),
+        "way": Choice("held by", way, list(WAYS)),
+        "ranks": Steps("data-parallel ranks", ranks, [*many, 64, 128, 256, 512]),
+        "precision": Choice("precision", precision, PRECISIONS),
+        "optimizer": Choice("optimizer", optimizer, list(AVERAGES)),
+        "batch": Steps("samples at once", batch, many),
+        "micro": Steps("micro-batches", micro, many),
+        "checkpointing": Tick("activation checkpointing", checkpointing),
+        "tensor": Choice("tensor parallel", tensor, few),
+        "stages": Choice("pipeline stages", stages, few),
     }
     return Explorable("Memory: what does a rank hold, and does it fit?", controls, draw)

@@ -5,18 +5,17 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ddp_helpers.plots.style import FILLS, GREY, LINES
+from ddp_helpers.plots.colors import FILLS, GREY, LINES
+from ddp_helpers.plots.scene import Scene
 from ddp_helpers.ranks.launcher import LaunchStopped, launch
-from ddp_helpers.widgets.base import Explorable
-from ddp_helpers.widgets.scene import Scene
+from ddp_helpers.widgets.base import Explorable, Live
+from ddp_helpers.widgets.controls import Choice, Slider
 
 if TYPE_CHECKING:
-    from ipywidgets import DOMWidget
-
     from ddp_helpers.widgets.base import Picture
 
 GUESSING = 2.4  # nats, just above ln 10: the loss of a model that guesses among ten digits
@@ -187,16 +186,15 @@ def _losses(scene: Scene, told: list[OfRank]) -> None:
             scene.line(x, y, to_x, to_y, color=color, width=1.5, dashed=dashed)
 
 
-class Monitor(Explorable):
+class Monitor(Live):
     """Starts a training in the background, so that its controls and its stop button stay alive."""
 
     result: Watch | None
 
-    def __init__(self, controls: Mapping[str, DOMWidget]) -> None:
+    def __init__(self, explorable: Explorable) -> None:
         from ipywidgets import Button
 
-        title, label = "A training, watched live", "Train on real ranks"
-        super().__init__(title, controls, draw, run=watched, run_label=label)
+        super().__init__(explorable)
         self.stop_button = Button(
             description="Stop", icon="stop", tooltip="End these ranks", disabled=True
         )
@@ -229,10 +227,10 @@ class Monitor(Explorable):
         self.button.disabled, self.stop_button.disabled = False, True
         self.redraw()
 
-    def _changed(self, forget: bool, change: object) -> None:
+    def _changed(self, name: str, change: object) -> None:
         """A run that goes on stays in sight; the controls are for the next one."""
         if self._thread is None or not self._thread.is_alive():
-            super()._changed(forget, change)
+            super()._changed(name, change)
 
     def picture(self) -> Picture:
         """What the ranks have told; of a run that goes on, with the values it began with."""
@@ -259,15 +257,11 @@ def explorable(
     ranks: int = 2, epochs: int = 2, batch_size: int = 64, slow_ms: int = 0
 ) -> Explorable:
     """Start a training, watch it, slow one rank down, and stop it."""
-    from ipywidgets import Dropdown, IntSlider
-
-    return Monitor(
-        {
-            "ranks": IntSlider(ranks, 1, 4, description="ranks"),
-            "epochs": IntSlider(epochs, 1, 10, description="epochs"),
-            "batch_size": Dropdown(
-                value=batch_size, options=[16, 32, 64, 128], description="batch size per rank"
-            ),
-            "slow_ms": IntSlider(slow_ms, 0, 100, step=10, description="rank 1 sleeps (ms a step)"),
-        }
-    )
+    controls = {
+        "ranks": Slider("ranks", ranks, 1, 4),
+        "epochs": Slider("epochs", epochs, 1, 10),
+        "batch_size": Choice("batch size per rank", batch_size, [16, 32, 64, 128]),
+        "slow_ms": Slider("rank 1 sleeps (ms a step)", slow_ms, 0, 100, step=10),
+    }
+    title, label = "A training, watched live", "Train on real ranks"
+    return Explorable(title, controls, draw, run=watched, run_label=label, shown_by=Monitor)

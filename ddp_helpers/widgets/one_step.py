@@ -10,9 +10,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ddp_helpers.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
+from ddp_helpers.plots.colors import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
+from ddp_helpers.plots.scene import Scene
 from ddp_helpers.ranks.launcher import launch
-from ddp_helpers.widgets.scene import Scene
+from ddp_helpers.widgets.controls import Choice, Slider
 
 if TYPE_CHECKING:
     from ddp_helpers.widgets.base import Explorable, Picture
@@ -266,15 +267,13 @@ def explorable(
     model: str = MODELS[0], workers: int = 2, batch: int = 256, moment: int = 50
 ) -> Explorable:
     """Measure one step of each way, then move through it."""
-    from ipywidgets import Dropdown, IntSlider
-
     from ddp_helpers.widgets.base import Explorable
 
     controls = {
-        "model": Dropdown(value=model, options=MODELS, description="model"),
-        "workers": IntSlider(workers, 2, 4, description="workers"),
-        "batch": Dropdown(value=batch, options=[64, 256, 1024], description="digits in a batch"),
-        "moment": IntSlider(moment, 0, 100, description="moment (% of the longer step)"),
+        "model": Choice("model", model, MODELS),
+        "workers": Slider("workers", workers, 2, 4),
+        "batch": Choice("digits in a batch", batch, [64, 256, 1024]),
+        "moment": Slider("moment (% of the longer step)", moment, 0, 100),
     }
     title = "One step: DataParallel (threads) and DDP (processes)"
     return Explorable(title, controls, draw, run=run, run_label="Measure", keeps=["moment"])

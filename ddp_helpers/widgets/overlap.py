@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ddp_helpers.plots.style import BLUE, GREEN, GREY, PURPLE, SKY, VERMILLION
+from ddp_helpers.plots.colors import BLUE, GREEN, GREY, PURPLE, SKY, VERMILLION
+from ddp_helpers.plots.scene import Scene
 from ddp_helpers.ranks.launcher import launch
 from ddp_helpers.timeline.intervals import difference, intersection
 from ddp_helpers.timeline.records import BACKWARD, FORWARD, OPTIMIZER, RankTimeline, overlap
-from ddp_helpers.widgets.scene import Scene
+from ddp_helpers.widgets.controls import Choice, Slider, Steps
 
 if TYPE_CHECKING:
     from ddp_helpers.timeline.records import StepTimeline
@@ -139,18 +140,14 @@ def explorable(
     layers: int = 6, width: int = 512, batch: int = 64, bucket_mib: float = 1.0, ranks: int = 2
 ) -> Explorable:
     """Choose a model and a bucket size, and record where the time goes."""
-    from ipywidgets import Dropdown, IntSlider, SelectionSlider
-
     from ddp_helpers.widgets.base import Explorable
 
     controls = {
-        "layers": IntSlider(layers, 1, 12, description="layers"),
-        "width": Dropdown(value=width, options=[128, 256, 512, 1024], description="width"),
-        "batch": Dropdown(value=batch, options=[16, 64, 256], description="batch per rank"),
-        "bucket_mib": SelectionSlider(
-            value=bucket_mib, options=BUCKETS, description="bucket_cap_mb"
-        ),
-        "ranks": IntSlider(ranks, 2, 4, description="ranks"),
+        "layers": Slider("layers", layers, 1, 12),
+        "width": Choice("width", width, [128, 256, 512, 1024]),
+        "batch": Choice("batch per rank", batch, [16, 64, 256]),
+        "bucket_mib": Steps("bucket_cap_mb", bucket_mib, BUCKETS),
+        "ranks": Slider("ranks", ranks, 2, 4),
     }
     title = "Overlap: does the all-reduce hide behind backward?"
     return Explorable(title, controls, draw, run=run, run_label="Measure on real ranks")

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ddp_helpers.plots.style import BLUE, GREY, VERMILLION
+from ddp_helpers.plots.colors import BLUE, GREY, VERMILLION
+from ddp_helpers.plots.scene import Scene, ticks
 from ddp_helpers.scaling.rated import LINKS, described, with_cards
 from ddp_helpers.scaling.records import GRADIENT_BYTES, Machine, Numbers, Setup, Work
 from ddp_helpers.scaling.step_time import predict
-from ddp_helpers.widgets.scene import Scene, ticks
+from ddp_helpers.widgets.controls import Choice, Slider, Steps
 
 if TYPE_CHECKING:
     from ddp_helpers.scaling.records import Prediction
@@ -72,8 +73,8 @@ def run(batch: int, **_: object) -> Measured:
 def plan(
     machine: str, millions: float, ms: float, batch: int, accumulate: int, dtype: str, most: int
 ) -> tuple[np.ndarray, Prediction]:
-    """Ranks from 1 to `most`, and what the model says of them."""
-    ranks = np.arange(1, most + 1)
+    """Some ranks from 1 to `most`, no more than are drawn, and what the model says of them."""
+    ranks = np.unique(np.linspace(1, most, min(most, MOST_POINTS)).astype(int))
     work = Work("your model", int(millions * 1e6), seconds_per_sample=ms / 1e3)
     setup = Setup(
         ranks,
@@ -139,10 +140,9 @@ def _curve(scene: Scene, ranks: np.ndarray, told: Prediction) -> None:
         scene.text(LEFT - 6, y(tick), f"{tick:,.10g}", anchor="end", size=11)
     scene.axis(LEFT, TOP + HIGH, WIDE, most, "ranks")
     scene.line(x(0), y(0), x(most), y(top), color=GREY, width=1.5, dashed=True)
-    few = np.unique(np.linspace(0, most - 1, min(most, MOST_POINTS)).astype(int))
-    for at in few:
+    for at in range(len(ranks)):
         scene.line(x(ranks[at]), y(low[at]), x(ranks[at]), y(high[at]), width=1.0)
-    for at, to in itertools.pairwise(few):
+    for at, to in itertools.pairwise(range(len(ranks))):
         ends = x(ranks[at]), y(speed[at]), x(ranks[to]), y(speed[to])
         scene.line(*ends, color=BLUE, width=2.5)
     scene.text(
@@ -205,22 +205,18 @@ def explorable(
     most: int = 64,
 ) -> Explorable:
     """Plan a run on a machine that you don't have; then compare the model with yours."""
-    from ipywidgets import Dropdown, IntSlider, SelectionSlider
-
     from ddp_helpers.widgets.base import Explorable
 
     sizes = sorted({0.1, 1.0, 10.0, 25.6, 124.0, 350.0, 1000.0, millions})
     times = sorted({0.05, 0.2, 0.5, 1.5, 5.0, 20.0, ms})
     controls = {
-        "machine": Dropdown(value=machine, options=list(MACHINES), description="machine"),
-        "millions": SelectionSlider(value=millions, options=sizes, description="parameters (M)"),
-        "ms": SelectionSlider(value=ms, options=times, description="compute of a sample (ms)"),
-        "batch": Dropdown(value=batch, options=[8, 16, 32, 64, 128], description="batch per rank"),
-        "accumulate": IntSlider(accumulate, 1, 8, description="accumulation steps"),
-        "dtype": Dropdown(value=dtype, options=DTYPES, description="gradients travel as"),
-        "most": SelectionSlider(
-            value=most, options=[2, 4, 8, 16, 32, 64, 128, 256, 512], description="ranks up to"
-        ),
+        "machine": Choice("machine", machine, list(MACHINES)),
+        "millions": Steps("parameters (M)", millions, sizes),
+        "ms": Steps("compute of a sample (ms)", ms, times),
+        "batch": Choice("batch per rank", batch, [8, 16, 32, 64, 128]),
+        "accumulate": Slider("accumulation steps", accumulate, 1, 8),
+        "dtype": Choice("gradients travel as", dtype, DTYPES),
+        "most": Steps("ranks up to", most, [2, 4, 8, 16, 32, 64, 128, 256, 512]),
     }
     title = "Scaling planner: what do more ranks bring?"
     keeps = [name for name in controls if name != "batch"]

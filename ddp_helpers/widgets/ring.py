@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ddp_helpers.plots.style import BLUE, FILLS, GREY, VERMILLION
-from ddp_helpers.widgets.scene import Scene
+from ddp_helpers.plots.colors import BLUE, FILLS, GREY, VERMILLION
+from ddp_helpers.plots.scene import Scene
+from ddp_helpers.widgets.controls import Slider
 
 if TYPE_CHECKING:
     from ddp_helpers.widgets.base import Explorable, Picture
@@ -171,18 +172,22 @@ def _costs(
 
 def explorable(ranks: int = 4, mib: int = 8, step: int = 2) -> Explorable:
     """Walk through the steps; a slot with a rank's number says whose gradients are in a sum."""
-    from ipywidgets import IntSlider
-
     from ddp_helpers.widgets.base import Explorable
 
     controls = {
-        "ranks": IntSlider(ranks, 2, 6, description="ranks"),
-        "mib": IntSlider(mib, 1, 100, description="gradients (MiB)"),
-        "step": IntSlider(step, 0, 2 * (ranks - 1), description="step"),
+        "ranks": Slider("ranks", ranks, 2, 6),
+        "mib": Slider("gradients (MiB)", mib, 1, 100),
+        "step": _step_slider(ranks, step),
     }
+    title = "All-reduce: round the ring, or through one rank"
+    return Explorable(title, controls, draw, adjust=_adjust)
 
-    def last_step(change: dict[str, int]) -> None:
-        controls["step"].max = 2 * (change["new"] - 1)
 
-    controls["ranks"].observe(last_step, "value")
-    return Explorable("All-reduce: round the ring, or through one rank", controls, draw)
+def _step_slider(ranks: int, step: int) -> Slider:
+    last = 2 * (ranks - 1)
+    return Slider("step", min(step, last), 0, last)
+
+
+def _adjust(moved: str, ranks: int, mib: int, step: int) -> dict[str, Slider]:
+    """With other ranks the last step is another one."""
+    return {"step": _step_slider(ranks, step)} if moved == "ranks" else {}

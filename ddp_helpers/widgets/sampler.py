@@ -1,19 +1,22 @@
 """Which index goes to which rank, as `DistributedSampler` deals them.
 
 The rules are those of torch 2.13, torch/utils/data/distributed.py: shuffle with seed + epoch, make
-the length a multiple of the ranks (repeat from the front, or cut the end), then deal in turn.
+the length a multiple of the ranks (repeat from the front, or cut the end), then deal in turn. The
+shuffle is torch's own, number by number.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+import random
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ddp_helpers.plots.style import FILLS, GREY, VERMILLION
-from ddp_helpers.widgets.scene import Scene, WordsLook
+from ddp_helpers.plots.colors import FILLS, GREY, VERMILLION
+from ddp_helpers.plots.scene import Scene, WordsLook
+from ddp_helpers.widgets.controls import Slider, Tick
 
 if TYPE_CHECKING:
     from ddp_helpers.widgets.base import Explorable, Picture
@@ -45,12 +48,28 @@ def order(samples: int, *, shuffle: bool, epoch: int, seed: int = 0) -> list[int
 
     `epoch` is what the sampler was told: it stays 0 if nobody calls set_epoch.
     """
-    import torch
+    indices = list(range(samples))
+    if shuffle:
+        generator = torch_generator(seed + epoch)
+        for at in range(samples - 1):
+            other = at + generator.getrandbits(32) % (samples - at)
+            indices[at], indices[other] = indices[other], indices[at]
+    return indices
 
-    if not shuffle:
-        return list(range(samples))
-    generator = torch.Generator().manual_seed(seed + epoch)
-    return torch.randperm(samples, generator=generator).tolist()
+
+def torch_generator(seed: int) -> random.Random:
+    """Its `getrandbits(32)` gives the numbers of `torch.Generator().manual_seed(seed)`, on the CPU.
+
+    Both are the Mersenne Twister; torch starts it as M. Matsumoto and T. Nishimura do with one
+    number (mt19937ar.c, init_genrand), Python with a list of them. So no torch is needed here, and
+    the picture moves in a browser, too.
+    """
+    state = [seed % 2**32]
+    for at in range(1, 624):
+        state.append((1812433253 * (state[-1] ^ (state[-1] >> 30)) + at) % 2**32)
+    generator = random.Random()
+    generator.setstate((3, (*state, 624), None))
+    return generator
 
 
 def deal(indices: list[int], ranks: int, *, drop_last: bool) -> Deal:
@@ -193,17 +212,15 @@ def explorable(
     epoch: int = 0,
 ) -> Explorable:
     """Move the dataset, the ranks and the epoch, and see who gets which index."""
-    from ipywidgets import Checkbox, IntSlider
-
     from ddp_helpers.widgets.base import Explorable
 
     controls = {
-        "samples": IntSlider(samples, 1, MOST_SAMPLES, description="samples"),
-        "ranks": IntSlider(ranks, 1, 6, description="ranks"),
-        "batch_size": IntSlider(batch_size, 1, 10, description="batch size per rank"),
-        "epoch": IntSlider(epoch, 0, 5, description="epoch"),
-        "shuffle": Checkbox(shuffle, description="shuffle", indent=False),
-        "drop_last": Checkbox(drop_last, description="drop_last", indent=False),
-        "set_epoch": Checkbox(set_epoch, description="call set_epoch", indent=False),
+        "samples": Slider("samples", samples, 1, MOST_SAMPLES),
+        "ranks": Slider("ranks", ranks, 1, 6),
+        "batch_size": Slider("batch size per rank", batch_size, 1, 10),
+        "epoch": Slider("epoch", epoch, 0, 5),
+        "shuffle": Tick("shuffle", shuffle),
+        "drop_last": Tick("drop_last", drop_last),
+        "set_epoch": Tick("call set_epoch", set_epoch),
     }
     return Explorable("DistributedSampler: which index goes where?", controls, draw)

@@ -16,7 +16,7 @@ import time
 
 from ddp_helpers import widgets
 from ddp_helpers.environment import usable_cpu_count
-from ddp_helpers.widgets.base import Explorable
+from ddp_helpers.widgets.base import Live
 
 LIMIT = 50.0  # ms, median
 
@@ -30,7 +30,7 @@ def values_of(control: object) -> list[object]:
     return [True, False]
 
 
-def redraws(shown: Explorable, names: list[str], rounds: int) -> list[float]:
+def redraws(shown: Live, names: list[str], rounds: int) -> list[float]:
     """Milliseconds until the picture follows, for each move of one of the named controls."""
     times: list[float] = []
     while len(times) < rounds:

@@ -202,7 +202,7 @@ def test_the_gallery_has_every_explorable(page, address):
     page.goto(f"{address}explorables.html")
     shown = page.locator("article").inner_text()
     assert [name for name in EXPLORABLES if f'widgets.explore("{name}")' not in shown] == []
-    assert page.locator("article img").count() == len(EXPLORABLES)
+    assert page.locator("article img, .ddp-picture > svg").count() == len(EXPLORABLES)
 
 
 def test_predictions_are_shown_with_their_misses(page, address):

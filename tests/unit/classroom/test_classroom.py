@@ -1,17 +1,23 @@
-"""The classroom's figures: what is enough, what is not, and the instructor's tables."""
+"""Seats: what is enough, and what is not."""
 
+import json
 import math
+import sys
 from dataclasses import replace
 
 import pytest
 
 from ddp_helpers import cli
+from ddp_helpers.classroom import rights
 from ddp_helpers.classroom import room as classroom
 from ddp_helpers.classroom.seats import SeatCost, measure
-from ddp_helpers.exercises import names, progress_file
+from ddp_helpers.classroom.watch import Held
+from ddp_helpers.cluster import namespaces
+from ddp_helpers.environment import facts
 
 MIB, GIB = 2**20, 2**30
-COST = SeatCost(500 * MIB, 400 * MIB, 5, 13, 7, 90, 40, 0)
+HELD = Held(400 * MIB, 100 * MIB, 5, 13, 2, 7, 90, 40, 60.0)
+COST = SeatCost("06", 45.0, HELD)
 ROOM = classroom.Room(16, 64 * GIB, 8 * GIB, 28_000, 30_000, 1e6, 4096)
 
 
@@ -22,7 +28,7 @@ def row(name, seats=30, **changes):
 def test_a_large_machine_seats_thirty():
     report = classroom.judge(30, COST, replace(ROOM, cores=32, threads=math.inf))
     assert report.ok
-    assert report.summary == "7 pass, 0 warn, 0 fail"
+    assert report.summary == "8 pass, 0 warn, 0 fail"
     assert "no limit there" in report["Processes"].value
 
 
@@ -45,11 +51,11 @@ def test_what_is_missing_is_named_with_a_way_out(name, changes):
 
 
 def test_memory_says_how_many_seats_fit():
-    # 8 GiB less a tenth: the first seat takes 500 MiB, each further one 400
-    seats = 1 + int((0.9 * 8192 - 500) // 400)
+    # 8 GiB less a tenth: 100 MiB for all, and each seat takes 400
+    seats = int((0.9 * 8192 - 100) // 400)
     found = row("Memory", memory=8 * GIB)
     assert f"About {seats} seats fit" in found.advice
-    assert "a further seat adds 400 MiB, measured" in found.value
+    assert "400 MiB a seat at its peak, and 100 MiB that all share" in found.value
     assert row("Memory", seats=seats, memory=8 * GIB).status == "pass"
     assert row("Memory", seats=seats + 4, memory=8 * GIB).status == "fail"
 
@@ -58,7 +64,11 @@ def test_few_cores_make_everybody_wait_but_fail_nobody():
     found = row("CPU cores", cores=2)
     assert found.status == "warn"
     assert "up to 30 times as long" in found.advice
+    # 30 seats x 60 s of work on 2 cores
+    assert "the whole lesson takes them about 15 min" in found.value
     assert row("CPU cores", cores=30).status == "pass"
+    four = replace(COST, held=replace(HELD, ranks=4))
+    assert classroom.judge(25, four, replace(ROOM, cores=32))["CPU cores"].status == "warn"
 
 
 @pytest.mark.parametrize("seats", [0, -1, True, 2.5])
@@ -67,14 +77,106 @@ def test_seats_must_be_a_number(seats):
         classroom.check(seats)
 
 
+def cell(source, *tags):
+    return {"cell_type": "code", "metadata": {"tags": [*tags]}, "source": [source], "outputs": []}
+
+
+HOLDS = """
+import time, torch
+from ddp_helpers import launch, process_group
+
+def hold():
+    with process_group("gloo"):
+        kept = torch.ones({megabytes} * 2**18)
+        time.sleep(1.5)
+
+launch(hold, 3, echo=False)
+"""
+
+
 @pytest.mark.usefixtures("no_process_left")
-def test_a_seat_is_measured_with_real_ranks():
-    cost = measure()
-    assert cost.processes >= 4  # a kernel, its fork server, two ranks
-    assert 50 * MIB < cost.memory <= cost.first_memory * 1.5
-    assert cost.threads >= cost.processes
-    assert cost.sockets >= 2
-    assert cost.files > cost.most_files > 10
+def test_a_lesson_is_really_run_and_its_ranks_are_counted(tmp_path):
+    lesson = tmp_path / "17_heavy.ipynb"
+    cells = [
+        cell("1 / 0", "raises-exception"),
+        cell(HOLDS.format(megabytes=80)),
+        cell("missing"),
+        {"cell_type": "markdown", "metadata": {}, "source": ["the end"]},
+    ]
+    lesson.write_text(json.dumps({"cells": cells}))
+    cost = measure(lesson)
+    assert cost.lesson == "17"
+    assert cost.held.ranks == 3
+    # a kernel and its fork server with torch, too; what three ranks share with it is counted once
+    assert 3 * 80 * MIB < cost.held.memory < 3 * 80 * MIB + 700 * MIB
+    assert 30 * MIB < cost.held.files_mapped < 800 * MIB
+    assert cost.held.processes >= 5
+    assert cost.held.threads >= cost.held.processes
+    assert cost.held.sockets >= 3
+    assert cost.held.files > cost.held.most_files > 10
+    assert 1 < cost.held.cpu_seconds < 60
+    assert cost.problem == "cell 2 of 17: NameError: name 'missing' is not defined"
+    assert classroom.judge(1, cost, ROOM)["Lesson"].status == "fail"
+
+
+def test_of_two_lessons_the_heavier_counts_in_each_regard():
+    other = SeatCost("03", 20.0, replace(HELD, memory=GIB, ranks=1), problem="cell 3")
+    both = COST.or_more(other)
+    assert (both.lesson, both.seconds, both.problem) == ("06, 03", 45.0, "cell 3")
+    assert (both.held.memory, both.held.ranks) == (GIB, 2)
+    assert both.memory_of(8) == 8 * GIB + 100 * MIB
+
+
+def test_a_lesson_that_is_not_there(tmp_path, capsys):
+    assert cli.main(["classroom", "check", "--notebook", "17"]) == 2
+    assert "no notebook 17 in" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------ rights and limits
+
+
+def test_a_control_group_far_above_limits_the_tasks(tmp_path, monkeypatch):
+    for name in ("PROC", "CGROUP"):
+        monkeypatch.setattr(facts, name, tmp_path / name)
+    monkeypatch.setattr(facts, "tasks", lambda: (math.inf, 0))
+    pods = tmp_path / "CGROUP/pods"
+    (pods / "hub/seat").mkdir(parents=True)
+    (tmp_path / "PROC/self").mkdir(parents=True)
+    (tmp_path / "PROC/self/cgroup").write_text("0::/pods/hub/seat\n")
+    assert rights.tasks_left() == math.inf
+    for folder, most, now in (("hub/seat", "max", 3), ("hub", "500", 100), ("", "350", 120)):
+        (pods / folder / "pids.max").write_text(most)
+        (pods / folder / "pids.current").write_text(f"{now}\n")
+    assert rights.tasks_left() == 230
+    (tmp_path / "PROC/sys/kernel").mkdir(parents=True)
+    (tmp_path / "PROC/sys/kernel/threads-max").write_text("70")
+    for thread in (1, 2):
+        (tmp_path / f"PROC/10/task/{thread}").mkdir(parents=True)
+    assert rights.tasks_left() == 68
+
+
+def test_no_namespaces_is_a_warning_with_its_reason(monkeypatch):
+    monkeypatch.setattr(namespaces, "PATH", "/nowhere")
+    found = rights.namespaces()
+    assert found.status == "warn"
+    assert "not allowed" in found.value
+    assert "on loopback" in found.advice
+
+
+@pytest.mark.usefixtures("no_process_left")
+def test_py_spy_is_tried(monkeypatch, tmp_path):
+    found = rights.py_spy()
+    assert found.value in ("may look into a process", "not installed") or found.advice
+    # one that may not look
+    (tmp_path / "python").symlink_to(sys.executable)
+    (tmp_path / "py-spy").write_text("#!/bin/sh\necho 'Error: Permission Denied' >&2; exit 1\n")
+    (tmp_path / "py-spy").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    found = rights.py_spy()
+    assert (found.status, found.value) == ("warn", "Error: Permission Denied")
+    assert "ptrace_scope" in found.advice
+    (tmp_path / "py-spy").unlink()
+    assert rights.py_spy().value == "not installed"
 
 
 def test_the_room_is_looked_at():
@@ -82,59 +184,3 @@ def test_the_room_is_looked_at():
     assert room.cores >= 1
     assert room.memory > 0
     assert room.ports > 1000
-
-
-# ------------------------------------------------------------------ the report
-
-
-def write(path, learner, monkeypatch, **exercises):
-    monkeypatch.setenv("DDP_HELPERS_PROGRESS", str(path))
-    monkeypatch.setattr(progress_file, "_user", lambda: learner)
-    for number, changes in exercises.items():
-        progress_file.note(number.replace("_", "."), **changes)
-    return path
-
-
-@pytest.fixture
-def handed_in(tmp_path, monkeypatch):
-    folder = tmp_path / "in"
-    done = {"tries": 2, "passed_at": "2026-03-01T10:00:00"}
-    write(folder / "a.json", "ada", monkeypatch, **{"01.1": done, "01.2": {"tries": 4, "hints": 1}})
-    write(folder / "b.json", "bob", monkeypatch, **{"01.1": {"tries": 4, "saw_solution": True}})
-    (folder / "c.json").write_text("{")
-    return folder
-
-
-def cells(text, start):
-    line = next(line for line in text.splitlines() if line.startswith(f"| {start} "))
-    return [cell.strip() for cell in line.strip("|").split("|")]
-
-
-def test_a_row_for_each_learner_and_exercise(handed_in):
-    text, problems = classroom.report([handed_in])
-    assert cells(text, "ada")[:5] == ["ada", f"1 of {len(names())}", "2", "1", "0"]
-    assert cells(text, "bob")[:5] == ["bob", f"0 of {len(names())}", "1", "0", "1"]
-    assert cells(text, "01.1 who am i")[1:] == ["2", "1", "3.0", "0", "1"]
-    assert cells(text, "01.3 ring all reduce")[1:3] == ["0", "0"]
-    assert len(problems) == 1
-    assert "c.json is no progress file, or damaged" in problems[0]
-
-
-def test_on_the_command_line(handed_in, capsys):
-    good = [str(handed_in / name) for name in ("a.json", "b.json")]
-    assert cli.main(["classroom", "report", *good]) == 0
-    assert "| ada |" in capsys.readouterr().out
-    assert cli.main(["classroom", "report", str(handed_in)]) == 1
-    printed = capsys.readouterr()
-    assert "| bob |" in printed.out
-    assert "not read: " in printed.err
-    assert cli.main(["classroom", "report", str(handed_in / "none.json")]) == 1
-    assert "there is no such file" in capsys.readouterr().err
-
-
-def test_two_learners_of_one_name_are_told_apart(tmp_path, monkeypatch):
-    for name in ("x.json", "y.json"):
-        write(tmp_path / name, "jovyan", monkeypatch, **{"01.1": {"tries": 1}})
-    text, _ = classroom.report([tmp_path])
-    assert f"jovyan ({tmp_path / 'x.json'})" in text
-    assert f"jovyan ({tmp_path / 'y.json'})" in text

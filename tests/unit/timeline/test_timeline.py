@@ -5,7 +5,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddp_helpers.timeline import mean_shares, overlap, record_timeline, waiting_for_the_last
+from ddp_helpers.timeline import (
+    mean_shares,
+    overlap,
+    record_timeline,
+    step_overlaps,
+    typical_step,
+    waiting_for_the_last,
+)
 from ddp_helpers.timeline import plots as timeline_plots
 from ddp_helpers.timeline.intervals import difference, intersection, length, union
 from ddp_helpers.timeline.profiler_events import Event, steps_of
@@ -239,6 +246,25 @@ def test_figures_show_hidden_and_exposed_parts():
     fig = timeline_plots.plot_shares({"2 ranks": ranks})
     assert sum(patch.get_width() for patch in fig.axes[0].patches) == pytest.approx(100)
     assert "backward 27%" in timeline_plots.describe_shares({"2 ranks": ranks})
+
+
+def test_the_step_that_is_drawn_is_one_like_the_others():
+    full, half, none = (step({BACKWARD: [(0, end)]}, [(0, 40)]) for end in (40, 20, 0))
+    ranks = [RankTimeline(rank, 2, (none, half, full, half, none)) for rank in (0, 1)]
+    assert step_overlaps(ranks) == [0, 0.5, 1, 0.5, 0]
+    assert overlap(ranks) == pytest.approx(0.4)
+    assert typical_step(ranks) == 1  # not the last, which shows no overlap
+    assert "makes 1 all-reduces" in timeline_plots.describe_overlap(ranks)
+    alone = [RankTimeline(0, 1, (step({}, []),))]
+    assert step_overlaps(alone) == [None]
+    assert typical_step(alone) == -1
+
+
+def test_the_seconds_of_a_step_are_those_of_its_parts():
+    one = step({BACKWARD: [(0, 30)]}, [(20, 50)])
+    seconds = one.part_seconds()
+    assert sum(seconds.values()) == pytest.approx(one.seconds)
+    assert seconds[EXPOSED] == pytest.approx(20e-9)
 
 
 def test_a_sweep_joins_the_medians():

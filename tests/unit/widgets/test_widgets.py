@@ -17,6 +17,7 @@ from torch.utils.data import DistributedSampler
 from ddp_helpers import faults, widgets
 from ddp_helpers.environment.report import Check, EnvironmentReport
 from ddp_helpers.evidence.records import LaunchResult, RankResult
+from ddp_helpers.plots.scene import Box, Line, Scene, ticks
 from ddp_helpers.scaling.records import Link, Machine, Work
 from ddp_helpers.widgets import (
     accumulation,
@@ -31,8 +32,7 @@ from ddp_helpers.widgets import (
     ring,
     sampler,
 )
-from ddp_helpers.widgets.base import WIDGET_VIEW, Explorable, Picture
-from ddp_helpers.widgets.scene import Box, Line, Scene, ticks
+from ddp_helpers.widgets.base import WIDGET_VIEW, Explorable, Live, Picture
 
 settings.register_profile("slow machines", deadline=None)
 settings.load_profile("slow machines")
@@ -110,7 +110,7 @@ def test_what_a_run_raises_is_shown_and_the_button_works_again():
         raise RuntimeError("no ranks <today>")
 
     scene = lambda result: Picture(Scene(10, 10), "some words")
-    shown = Explorable("a title", {}, scene, run=fails)
+    shown = Live(Explorable("a title", {}, scene, run=fails))
     shown.button.click()
     assert "RuntimeError: no ranks &lt;today&gt;" in shown.status.value
     assert not shown.button.disabled

@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
-from ddp_helpers.plots.style import GREY
+from ddp_helpers.plots.colors import GREY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,0 +1,128 @@
+// Explorables on a page. The course's own Python draws them, in a worker that starts when a reader
+// comes near a control; here is only what carries values there and pictures back.
+{
+  const chinese = document.documentElement.lang.startsWith("zh");
+  const say = chinese
+    ? {
+        file: "本页是作为文件打开的，所以图是静止的。运行 `make serve`，它就会动。",
+        move: "移动控件：图由课程自己的 Python 在本页中绘制。",
+        starts: "Python 正在启动 …",
+        failed: "Python 没能在此浏览器中启动：",
+      }
+    : {
+        file: "Opened as a file, the picture stands still. Run `make serve` in the course, and it moves.",
+        move: "Move a control: the course's own Python draws the picture, in this page.",
+        starts: "Python starts ...",
+        failed: "Python could not start in this browser: ",
+      };
+  const roots = [...document.querySelectorAll(".ddp-play")];
+  let worker = null;
+  let turn = 0;
+  const waiting = new Map();
+
+  const tell = (text, busy = false) => {
+    for (const root of roots) {
+      root.querySelector(".ddp-how").textContent = text;
+      root.setAttribute("aria-busy", busy);
+    }
+  };
+
+  const wake = () => {
+    if (worker) return;
+    tell(say.starts, true);
+    worker = new Worker(new URL("worker.mjs", new URL(roots[0].dataset.play, location)), {
+      type: "module",
+    });
+    worker.onmessage = ({ data }) => {
+      if (data.ready) tell(say.move);
+      else if (data.failed) tell(say.failed + data.failed);
+      else waiting.get(data.turn)(data.told);
+      waiting.delete(data.turn);
+    };
+    worker.onerror = (event) => tell(say.failed + (event.message ?? ""));
+  };
+
+  const ask = (question) => {
+    wake();
+    turn += 1;
+    worker.postMessage({ turn, ...question });
+    return new Promise((answer) => waiting.set(turn, answer));
+  };
+
+  const at = (input) => (input.type === "checkbox" ? input.checked : Number(input.value));
+
+  const label = (input) => {
+    if (input.type !== "range") return;
+    const options = input.dataset.options && JSON.parse(input.dataset.options);
+    const shown = options ? options[input.value] : input.value;
+    input.nextElementSibling.textContent = shown;
+    if (options) input.setAttribute("aria-valuetext", shown);
+  };
+
+  // another control has changed this one: a slider that ends elsewhere, a list with other entries
+  const put = (input, { most, options, at: value }) => {
+    if (most !== undefined) input.max = most;
+    if (options && input.type === "range") {
+      input.dataset.options = JSON.stringify(options);
+      input.max = options.length - 1;
+    } else if (options) {
+      input.replaceChildren(...options.map((text, place) => new Option(text, place)));
+    }
+    if (input.type === "checkbox") input.checked = value;
+    else input.value = value;
+    label(input);
+  };
+
+  const lines = (words) =>
+    words.split("\n").flatMap((line, number) => (number ? [document.createElement("br"), line] : [line]));
+
+  const show = (root, told) => {
+    for (const [name, control] of Object.entries(told.controls ?? {})) {
+      put(root.querySelector(`[name="${name}"]`), control);
+    }
+    root.querySelector(".ddp-words").replaceChildren(...lines(told.error ?? told.words));
+    if (told.error) return; // the last picture that was possible stays
+    root.querySelector(".ddp-picture").innerHTML = told.svg;
+    root.querySelector(".ddp-detail").innerHTML = told.detail;
+  };
+
+  const live = (root) => {
+    const inputs = [...root.querySelectorAll(".ddp-controls [name]")];
+    let busy = false;
+    const moves = new Set(); // while Python draws, more may come: then only the last values count
+    const draw = async (moved) => {
+      moves.add(moved);
+      if (busy) return;
+      busy = true;
+      while (moves.size) {
+        const question = {
+          name: root.dataset.explorable,
+          stands: Object.fromEntries(inputs.map((input) => [input.name, at(input)])),
+          moved: [...moves].join(","),
+        };
+        moves.clear();
+        show(root, await ask(question));
+      }
+      busy = false;
+      root.dispatchEvent(new CustomEvent("ddp-drawn"));
+    };
+    for (const input of inputs) {
+      label(input); // a browser may remember where a control stood
+      input.addEventListener("input", () => {
+        label(input);
+        draw(input.name);
+      });
+    }
+    for (const near of ["pointerenter", "focusin", "touchstart"]) {
+      root.addEventListener(near, wake, { once: true, passive: true });
+    }
+    root.querySelector(".ddp-controls").addEventListener("submit", (event) => event.preventDefault());
+    root.classList.add("ddp-live");
+  };
+
+  if (location.protocol === "file:") tell(say.file);
+  else if (window.Worker && window.WebAssembly && window.DecompressionStream) {
+    tell(say.move);
+    roots.forEach(live);
+  }
+}

@@ -1,0 +1,77 @@
+"""Who is in the class: progress files, and the learners' copies that some of them lie in."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddp_helpers.exercises import progress_file
+
+
+@dataclass(frozen=True)
+class Learner:
+    """One learner, and what they have done."""
+
+    name: str
+    """As they have chosen; with the place behind it where another has the same."""
+    key: str
+    """Such a name that files can have; no other learner has it."""
+    state: dict
+    """A progress file, as `progress_file.read` gives it."""
+    copy: Path | None
+    """Their copy of the course, if the progress lies in one."""
+
+
+def find(places: Iterable[str | Path]) -> tuple[list[Learner], list[str]]:
+    """The learners of these places, by name, and a line for each file that could not be read.
+
+    Args:
+        places: progress files; learners' copies; folders that hold some of either.
+    """
+    states: dict[Path, dict] = {}
+    problems = []
+    for path in _progress_files(places):
+        try:
+            states[path] = progress_file.read(path)
+        except FileNotFoundError:
+            problems.append(f"{path}: there is no such file")
+        except progress_file.Damaged as damaged:
+            problems.append(str(damaged))
+    called = Counter(state["learner"] for state in states.values())
+    taken: set[str] = set()
+    learners = []
+    for path, state in sorted(states.items(), key=lambda item: (item[1]["learner"], item[0])):
+        name = state["learner"]
+        own = path.parent if path.parent.name == progress_file.CLASS else None
+        key = _free_key(name, taken)
+        name += f" ({own.parent if own else path})" if called[name] > 1 else ""
+        learners.append(Learner(name, key, state, own.parent if own else None))
+    return learners, problems
+
+
+def _progress_files(places: Iterable[str | Path]) -> list[Path]:
+    """Of a folder: those of the copies in it; in one without copies each file may be one."""
+    found: list[Path] = []
+    for place in map(Path, places):
+        if not place.is_dir():
+            found.append(place)
+            continue
+        copies = [place] if (place / progress_file.CLASS).is_dir() else []
+        copies += [own.parent for own in sorted(place.rglob(progress_file.CLASS))]
+        kept = [copy / progress_file.CLASS / "progress.json" for copy in dict.fromkeys(copies)]
+        # a copy whose learner has not begun has none yet
+        found += [file for file in kept if file.exists()] or sorted(place.rglob("*.json"))
+    return list(dict.fromkeys(found))
+
+
+def _free_key(name: str, taken: set[str]) -> str:
+    wanted = re.sub(r"[^\w.-]+", "_", name).strip("._") or "learner"
+    key, number = wanted, 1
+    while key.lower() in taken:  # some file systems know no capitals
+        number += 1
+        key = f"{wanted}-{number}"
+    taken.add(key.lower())
+    return key

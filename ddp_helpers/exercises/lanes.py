@@ -1,0 +1,53 @@
+"""What an answer that is not right yet did on the ranks, drawn beside what a right one does."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from types import ModuleType
+
+from ddp_helpers.evidence.records import RankResult
+from ddp_helpers.exercises import on_ranks
+from ddp_helpers.exercises.core import NotYet
+from ddp_helpers.exercises.on_ranks import Ranks
+from ddp_helpers.ranks.drawing import show_beside
+from ddp_helpers.ranks.notebook import is_kernel
+
+Ran = tuple[RankResult, ...]
+
+
+def show_both(ranks: Ranks, module: ModuleType) -> None:
+    """In a notebook draw the last run of an answer, and the same run of the solution.
+
+    Nothing is drawn where neither exchanges anything.
+    """
+    if not is_kernel() or not ranks.last_run:
+        return
+    mine = _exchanges_of(ranks.answer, ranks.last_run, module)
+    right = _exchanges_of(module.solution, ranks.repeat(module.solution), module)
+    if any(rank.calls for rank in (*mine, *right)):
+        show_beside({"yours": mine, "a right answer": right})
+
+
+def _exchanges_of(answer: Callable, run: Ran, module: ModuleType) -> Ran:
+    """The run, with the calls that the answer itself has made, and not its check."""
+    lab, (text, first) = module.__file__, inspect.getsourcelines(module.solution)
+    is_solution = answer is module.solution
+
+    def is_its(filename: str, line: int) -> bool:
+        if is_solution:
+            return filename == lab and first <= line < first + len(text)
+        return filename not in (lab, on_ranks.__file__)
+
+    return tuple(_seen(rank, is_its, not is_solution) for rank in run)
+
+
+def _seen(rank: RankResult, is_its: Callable[[str, int], bool], has_lines: bool) -> RankResult:
+    calls = tuple(call for call in rank.calls if is_its(call.frame.filename, call.frame.line))
+    if not has_lines:  # those of the solution say nothing to who has not asked for it
+        calls = tuple(replace(call, frame=replace(call.frame, filename="")) for call in calls)
+    judged = rank.error is not None and rank.error.type_name == NotYet.__name__
+    if judged:  # by the check, after the answer had returned
+        return replace(rank, calls=calls, error=None, exit_code=0)
+    return replace(rank, calls=calls)

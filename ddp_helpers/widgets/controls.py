@@ -1,0 +1,83 @@
+"""What a reader can move: said once, for JupyterLab's widgets and for a page's plain HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ipywidgets import DOMWidget
+
+
+@dataclass(frozen=True)
+class Control:
+    """What every kind has: its label, and where it stands."""
+
+    label: str
+    value: Any
+
+    def widget(self) -> DOMWidget:
+        """The same as an ipywidget."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Slider(Control):
+    """Whole numbers from `least` to `most`."""
+
+    least: int
+    most: int
+    step: int = 1
+
+    def widget(self) -> DOMWidget:
+        from ipywidgets import IntSlider
+
+        given = {"value": self.value, "min": self.least, "max": self.most, "step": self.step}
+        return IntSlider(**given, description=self.label)
+
+
+@dataclass(frozen=True)
+class Choice(Control):
+    """One of some values, picked from a list; a pair is what the list says, and the value."""
+
+    options: Sequence[Any]
+
+    @property
+    def pairs(self) -> list[tuple[str, Any]]:
+        """For each option what the list says, and the value."""
+        return [each if isinstance(each, tuple) else (str(each), each) for each in self.options]
+
+    def widget(self) -> DOMWidget:
+        from ipywidgets import Dropdown
+
+        return Dropdown(value=self.value, options=list(self.options), description=self.label)
+
+
+@dataclass(frozen=True)
+class Steps(Choice):
+    """One of some values in their order, moved to along a slider."""
+
+    def widget(self) -> DOMWidget:
+        from ipywidgets import SelectionSlider
+
+        return SelectionSlider(value=self.value, options=list(self.options), description=self.label)
+
+
+@dataclass(frozen=True)
+class Tick(Control):
+    """Yes or no."""
+
+    def widget(self) -> DOMWidget:
+        from ipywidgets import Checkbox
+
+        return Checkbox(value=self.value, description=self.label, indent=False)
+
+
+def put(widget: DOMWidget, control: Control) -> None:
+    """Make an ipywidget that is shown what `control` says: its bounds or options, and its value."""
+    if isinstance(control, Slider):
+        widget.min, widget.max = control.least, control.most
+    elif isinstance(control, Choice) and list(widget.options) != list(control.options):
+        widget.options = list(control.options)
+    widget.value = control.value
