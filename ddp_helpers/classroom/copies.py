@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddp_helpers.arguments import check_whole
+from ddp_helpers.classroom.lessons import lessons
 from ddp_helpers.data.folder import PACKAGE, data_root
 from ddp_helpers.exercises import progress_file
 
@@ -78,7 +79,7 @@ def hand_out(
         check_whole("learners", learners, least=1)
         digits = max(2, len(str(learners)))
         names = [f"learner-{number:0{digits}}" for number in range(1, learners + 1)]
-    notebooks = _cleared(Path(source) if source else PACKAGE.parent / "notebooks", language)
+    notebooks = _cleared(source, language)
     if not (data_root() / "mnist_5k").is_dir():
         raise FileNotFoundError(
             f"no {data_root() / 'mnist_5k'}: expected the course's data; DDP_HELPERS_DATA names it"
@@ -195,14 +196,10 @@ def _to_read_in(copy: Path) -> None:
         )
 
 
-def _cleared(source: Path, language: str | None) -> dict[str, bytes]:
+def _cleared(source: str | Path | None, language: str | None) -> dict[str, bytes]:
     """The notebooks by name, as learners get them."""
-    english = sorted(source.glob("[0-9][0-9]_*.ipynb"))
-    if not english:
-        raise FileNotFoundError(
-            f"no notebooks in {source}: --from names the folder notebooks/ of the course's "
-            "repository; an installed package does not hold them"
-        )
+    english = lessons(source)
+    source = english[0].parent
     if language and not (source / language).is_dir():
         raise ValueError(f"language {language!r}: expected zh_CN, or none for English")
     found = {}
@@ -234,6 +231,8 @@ def _stays(notebook: dict) -> set[int]:
 def _clear(cell: dict, stays: bool) -> None:
     if cell["cell_type"] == "markdown":
         text = "".join(cell["source"])
+        # the rest of the repository is not handed out: what is in it stays as words
+        text = re.sub(r"\[([^\]]*)\]\((?:\.\./)+tests/[^)]*\)", r"\1", text)
         text = re.sub(r"\]\((?:\.\./)+ddp_helpers/", "](../course/", text)
         text = re.sub(r"\]\((?:\.\./)+README[\w.-]*\.md", "](../README.md", text)
         cell["source"] = text.splitlines(keepends=True)

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from ddp_helpers.arguments import check_whole
 from ddp_helpers.classroom import rights
-from ddp_helpers.classroom.seats import LESSONS, SeatCost, find_lesson, measure
+from ddp_helpers.classroom.lessons import find_lesson
+from ddp_helpers.classroom.seats import LESSONS, SeatCost, measure
 from ddp_helpers.environment import facts as machine
 from ddp_helpers.environment.check import usable_cpu_count
 from ddp_helpers.environment.report import Check, EnvironmentReport

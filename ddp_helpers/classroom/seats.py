@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from ddp_helpers.classroom.watch import Held, Watch
-from ddp_helpers.data.folder import PACKAGE
 from ddp_helpers.exercises import progress_file
 
 LESSONS = ("06",)  # whose peak is the highest
@@ -52,22 +51,6 @@ class SeatCost:
     def memory_of(self, seats: int) -> int:
         """Bytes that so many seats need at once."""
         return self.held.files_mapped + seats * self.held.memory
-
-
-def find_lesson(which: str, source: str | Path | None = None) -> Path:
-    """The notebook of that number.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    folder = Path(source) if source else PACKAGE.parent / "notebooks"
-    found = sorted(folder.glob(f"{which}_*.ipynb"))
-    if not found:
-        raise FileNotFoundError(
-            f"no notebook {which} in {folder}: --from names the folder notebooks/ of the course's "
-            "repository; an installed package does not hold them"
-        )
-    return found[0]
 
 
 def measure(lesson: Path) -> SeatCost:

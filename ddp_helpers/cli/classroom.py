@@ -46,6 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("places", nargs="+", help=PLACES)
     sub.add_argument("--into", default="collected", help="the folder; collected/, if not given")
+    sub = jobs.add_parser("key", help="minutes of each section, answers to predictions and extras")
+    sub.add_argument("notebooks", nargs="*", metavar="01", help="which; all, if none is given")
+    sub.add_argument("--from", dest="source", metavar="NOTEBOOKS", help="the course's notebooks/")
     sub = jobs.add_parser("report", help="tables of what learners have done")
     sub.add_argument("places", nargs="+", help=PLACES)
 
@@ -59,6 +62,7 @@ def run(options: argparse.Namespace) -> int:
         "reset": _reset,
         "board": _board,
         "collect": _collect,
+        "key": _key,
         "report": _report,
     }
     return jobs[options.job](options)
@@ -127,6 +131,15 @@ def _collect(options: argparse.Namespace) -> int:
     learners, problems = collect(options.places, options.into)
     print(f"{len(learners)} learners in {Path(options.into)}: begin with report.md there")
     return _tell(problems)
+
+
+def _key(options: argparse.Namespace) -> int:
+    from ddp_helpers.classroom.lessons import find_lesson, lessons
+    from ddp_helpers.classroom.teachers_key import key
+
+    found = [find_lesson(each, options.source) for each in options.notebooks]
+    print("\n".join(map(key, found or lessons(options.source))))
+    return 0
 
 
 def _report(options: argparse.Namespace) -> int:

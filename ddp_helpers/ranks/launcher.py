@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 START_METHODS = ("forkserver", "spawn")
 INSIDE_A_RANK = "DDP_HELPERS_INSIDE_A_RANK"
+WARM_UP = "DDP_HELPERS_WARM_UP"  # "0": in a notebook, wait for the first launch
 STORE_BACKLOG = 1024  # calls that may wait: all ranks of a big machine call at once
 STORE_PATIENCE = timedelta(seconds=60)  # for an answer of a store in this very process
 
@@ -361,8 +362,12 @@ def _temporary_folder(start_method: str, nprocs: int) -> str:
 
 
 def warm_up_in_a_kernel() -> None:
-    """In a notebook, start the fork server while the reader still reads; elsewhere do nothing."""
-    if is_kernel() and INSIDE_A_RANK not in os.environ:
+    """In a notebook, start the fork server while the reader still reads; elsewhere do nothing.
+
+    DDP_HELPERS_WARM_UP=0, set before the import, leaves it to the first launch: for notebooks that
+    start their ranks in another way, or on a machine with little memory.
+    """
+    if is_kernel() and INSIDE_A_RANK not in os.environ and os.environ.get(WARM_UP) != "0":
         fork_server.warm_up()
 
 

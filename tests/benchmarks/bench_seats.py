@@ -20,7 +20,8 @@ from pathlib import Path
 
 import psutil
 
-from ddp_helpers.classroom.seats import Kernel, find_lesson, kernel, measure, run
+from ddp_helpers.classroom.lessons import find_lesson
+from ddp_helpers.classroom.seats import Kernel, kernel, measure, run
 from ddp_helpers.classroom.watch import Watch
 
 CLOSE = 0.15

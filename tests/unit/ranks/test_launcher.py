@@ -375,6 +375,12 @@ def test_a_kernel_warms_up(supervised, kernel, monkeypatch):
     assert supervised.steps == ["warm_up"]
 
 
+def test_a_kernel_does_not_warm_up_if_asked_not_to(supervised, kernel, monkeypatch):
+    monkeypatch.setenv(launcher.WARM_UP, "0")
+    launcher.warm_up_in_a_kernel()
+    assert supervised.steps == []
+
+
 def test_a_script_does_not_warm_up(supervised, monkeypatch):
     monkeypatch.delitem(sys.modules, "IPython", raising=False)
     launcher.warm_up_in_a_kernel()
