@@ -9,7 +9,7 @@
 # make steady     run 04 to 06 five times, name committed sentences that a run makes false
 # make bench      timings, beside the alternatives, in one run
 # make soak       random kills, interrupts and hangs; many launches; many kernels at once
-# make gallery    screenshots of the explorables, for the README
+# make gallery    the README's pictures: the demo, and the explorables as JupyterLab shows them
 # make lint       format, lint, arrows between wings, types and spelling
 # make matrix     the tests that matter, with other versions of Python, torch and the rest; hours
 # make mutants    how many small mistakes in the code its tests notice (ARGS=data: one wing)
@@ -48,6 +48,7 @@ serve: site
 
 recordings: $(READY)
 	$(BIN)/python .site/play/record.py
+	$(BIN)/python .site/demo/record.py
 
 notebooks: $(DEV)
 	$(BIN)/python tests/notebooks/build.py $(ARGS)
@@ -74,6 +75,7 @@ soak: $(DEV)
 	$(BIN)/python tests/benchmarks/soak_templates.py
 
 gallery: $(DEV)
+	$(BIN)/python .site/demo/picture.py
 	$(BIN)/python tests/browser/gallery.py $(ARGS)
 
 lint: $(DEV)
