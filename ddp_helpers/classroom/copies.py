@@ -23,6 +23,7 @@ from ddp_helpers.exercises import progress_file
 KEEP = "keep-output"  # the tag of a cell whose output stays
 # what a text says after a cell that not every machine can run: its output is there to be read
 TO_READ = re.compile(r"read the committed (figure|output)")
+OTHER_LANGUAGE = re.compile(r"\n\n\[(?:中文|English)\]\([^)]+\).*$")  # which is not handed out
 KEPT = "kept"  # the folder, in notebooks/, where a reset puts what the learner had
 READ_ME = """\
 # Your copy of the course
@@ -208,21 +209,24 @@ def _cleared(source: str | Path | None, language: str | None) -> dict[str, bytes
         chosen = source / language / file.name if language else file
         notebook = json.loads(chosen.read_text(encoding="utf-8"))
         for number, cell in enumerate(notebook["cells"]):
-            _clear(cell, number in stays)
+            _clear(cell, cell.get("id", number) in stays)
         text = json.dumps(notebook, indent=1, ensure_ascii=False)
         found[file.name] = (text + "\n").encode()
     return found
 
 
-def _stays(notebook: dict) -> set[int]:
-    """The cells whose outputs stay: those with the tag, and those that the text tells to read."""
-    stays: set[int] = set()
-    code = 0  # the last code cell so far
+def _stays(notebook: dict) -> set[object]:
+    """The cells whose outputs stay: those with the tag, and those that the text tells to read.
+
+    By id: a translated notebook has one cell more.
+    """
+    stays: set[object] = set()
+    code: object = 0  # the last code cell so far
     for number, cell in enumerate(notebook["cells"]):
         if cell["cell_type"] == "code":
-            code = number
+            code = cell.get("id", number)
             if KEEP in cell["metadata"].get("tags", ()):
-                stays.add(number)
+                stays.add(code)
         elif TO_READ.search("".join(cell["source"])):
             stays.add(code)
     return stays
@@ -235,6 +239,7 @@ def _clear(cell: dict, stays: bool) -> None:
         text = re.sub(r"\[([^\]]*)\]\((?:\.\./)+tests/[^)]*\)", r"\1", text)
         text = re.sub(r"\]\((?:\.\./)+ddp_helpers/", "](../course/", text)
         text = re.sub(r"\]\((?:\.\./)+README[\w.-]*\.md", "](../README.md", text)
+        text = OTHER_LANGUAGE.sub("", text)
         cell["source"] = text.splitlines(keepends=True)
         return
     cell["execution_count"] = None
