@@ -1,4 +1,5 @@
 # make lab        set up and open the course in JupyterLab (ARGS=--no-browser on a server)
+# make lab-zh     the same in Chinese: 中文课程
 # make demo       set up and train on two real ranks, without a browser
 # make test       set up and run every test
 # make site       the course as web pages, in build/site
@@ -24,12 +25,17 @@ MUTANTS := $(VENV)/.ready-mutants
 ARGS   ?=
 ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: lab demo test site serve recordings slides notebooks steady bench soak gallery lint mutants matrix
+.PHONY: lab lab-zh demo test site serve recordings slides notebooks steady bench soak gallery lint mutants matrix
 .PHONY: clean
 .DELETE_ON_ERROR:
 
 lab: $(READY)
 	$(BIN)/jupyter lab $(ROOT_FLAG) --ServerApp.root_dir=. $(ARGS) notebooks/00_check_your_machine.ipynb
+
+# what ddp_helpers prints is Chinese, too; JupyterLab's own words, if its language pack is there
+lab-zh: $(READY)
+	DDP_HELPERS_LANG=zh_CN $(BIN)/jupyter lab $(ROOT_FLAG) --ServerApp.root_dir=. $(ARGS) \
+	  notebooks/zh_CN/00_check_your_machine.ipynb
 
 demo: $(READY)
 	$(BIN)/python -m ddp_helpers train $(ARGS)
