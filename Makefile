@@ -9,7 +9,7 @@
 # make notebooks  execute all notebooks, write their outputs and the Chinese copies
 # make steady     run 04 to 06 five times, name committed sentences that a run makes false
 # make bench      timings, beside the alternatives, in one run
-# make soak       random kills, interrupts and hangs; many launches; many kernels at once
+# make soak       random kills, interrupts, prompts and hangs; many launches; many kernels at once
 # make gallery    the README's pictures: the demo, and the explorables as JupyterLab shows them
 # make lint       format, lint, arrows between wings, types and spelling
 # make matrix     the tests that matter, with other versions of Python, torch and the rest; hours
