@@ -24,6 +24,7 @@ KEEP = "keep-output"  # the tag of a cell whose output stays
 TO_READ = re.compile(r"read the committed (figure|output)")
 OUTSIDE = re.compile(r"\]\((?:\.\./)+([^)#\s]+)")  # a link out of the folder of notebooks
 READ_ME = Path(__file__).with_name("copy_readme.md")  # in other languages copy_readme.zh_CN.md
+OTHER_LANGUAGE = re.compile(r"\n\n\[(?:中文|English)\]\([^)]+\).*$")  # which is not handed out
 KEPT = "kept"  # the folder, in notebooks/, where a reset puts what the learner had
 
 
@@ -207,7 +208,7 @@ def _cleared(
         chosen = source / language / file.name if language else file
         notebook = json.loads(chosen.read_text(encoding="utf-8"))
         for number, cell in enumerate(notebook["cells"]):
-            for path in _clear(cell, number in stays):
+            for path in _clear(cell, cell.get("id", number) in stays):
                 places = (source.parent / path, PACKAGE.parent / path)
                 linked |= {_place(path): place for place in places if place.exists()}
         text = json.dumps(notebook, indent=1, ensure_ascii=False)
@@ -215,15 +216,18 @@ def _cleared(
     return found, linked
 
 
-def _stays(notebook: dict) -> set[int]:
-    """The cells whose outputs stay: those with the tag, and those that the text tells to read."""
-    stays: set[int] = set()
-    code = 0  # the last code cell so far
+def _stays(notebook: dict) -> set[object]:
+    """The cells whose outputs stay: those with the tag, and those that the text tells to read.
+
+    By id: a translated notebook has one cell more.
+    """
+    stays: set[object] = set()
+    code: object = 0  # the last code cell so far
     for number, cell in enumerate(notebook["cells"]):
         if cell["cell_type"] == "code":
-            code = number
+            code = cell.get("id", number)
             if KEEP in cell["metadata"].get("tags", ()):
-                stays.add(number)
+                stays.add(code)
         elif TO_READ.search("".join(cell["source"])):
             stays.add(code)
     return stays
@@ -233,6 +237,7 @@ def _clear(cell: dict, stays: bool) -> set[str]:
     """Take the output away, unless it stays; make the links those of a copy, and return them."""
     if cell["cell_type"] == "markdown":
         text = "".join(cell["source"])
+        text = OTHER_LANGUAGE.sub("", text)
         text = re.sub(r"\]\((?:\.\./)+README[\w.-]*\.md", "](README", text)
         linked = {path.rstrip("/") for path in OUTSIDE.findall(text)}
         text = OUTSIDE.sub(lambda link: f"](../course/{_place(link[1])}", text)
