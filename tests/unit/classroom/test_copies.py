@@ -52,7 +52,6 @@ def test_a_copy_has_every_notebook_without_its_outputs(tmp_path, language):
 
 
 def test_a_tagged_cell_keeps_its_output(tmp_path):
-    tagged = {"tags": [contents.KEEP]}
     cells = [
         {
             "cell_type": "code",
