@@ -6,7 +6,7 @@ import re
 import pytest
 
 from ddp_helpers import cli
-from ddp_helpers.classroom import copies
+from ddp_helpers.classroom import contents
 from ddp_helpers.classroom.copies import hand_out, reset
 from ddp_helpers.data.folder import PACKAGE
 from ddp_helpers.exercises import progress_file
@@ -53,7 +53,12 @@ def test_a_copy_has_every_notebook_without_its_outputs(tmp_path, language):
 
 def test_a_tagged_cell_keeps_its_output(tmp_path):
     cells = [
-        {"cell_type": "code", "metadata": {"tags": [copies.KEEP]}, "source": ["1"], "outputs": [7]},
+        {
+            "cell_type": "code",
+            "metadata": {"tags": [contents.KEEP]},
+            "source": ["1"],
+            "outputs": [7],
+        },
         {"cell_type": "code", "metadata": {}, "source": ["2"], "outputs": [8]},
     ]
     (tmp_path / "from").mkdir()
@@ -67,8 +72,10 @@ def test_a_tagged_cell_keeps_its_output(tmp_path):
 def test_every_link_of_a_copy_leads_somewhere(tmp_path, language):
     hand_out(tmp_path, language=language)
     found = 0
+    pages = {path: path.read_text() for path in (tmp_path / "notebooks").glob("*.md")}
     for path in (tmp_path / "notebooks").glob("*.ipynb"):
-        text = "\n".join("".join(cell["source"]) for cell in read(path)["cells"])
+        pages[path] = "\n".join("".join(cell["source"]) for cell in read(path)["cells"])
+    for path, text in pages.items():
         for link in re.findall(r"\]\((?!http)([^)#\s]+\.\w+|\.\./[^)#\s]*)", text):
             assert (path.parent / link).exists(), f"{path.name}: {link}"
             found += 1
