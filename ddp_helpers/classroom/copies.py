@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,25 +22,10 @@ from ddp_helpers.exercises import progress_file
 KEEP = "keep-output"  # the tag of a cell whose output stays
 # what a text says after a cell that not every machine can run: its output is there to be read
 TO_READ = re.compile(r"read the committed (figure|output)")
+OUTSIDE = re.compile(r"\]\((?:\.\./)+([^)#\s]+)")  # a link out of the folder of notebooks
+READ_ME = Path(__file__).with_name("copy_readme.md")  # in other languages copy_readme.zh_CN.md
+OTHER_LANGUAGE = re.compile(r"\n\n\[(?:中文|English)\]\([^)]+\).*$")  # which is not handed out
 KEPT = "kept"  # the folder, in notebooks/, where a reset puts what the learner had
-READ_ME = """\
-# Your copy of the course
-
-Open `notebooks/00_check_your_machine.ipynb` and go on from there. All of this folder is yours.
-
-In a cell of any notebook (or in a terminal, with `python` in place of `%run`):
-
-    %run -m ddp_helpers classroom name Ada      what you want to be called; others may see it
-    %run -m ddp_helpers classroom reset 03      notebook 03 as it was handed out
-    %run -m ddp_helpers classroom reset --all
-
-A reset loses nothing: what you had lies in `notebooks/kept/`. In JupyterLab choose *File, Reload
-Notebook from Disk* after it.
-
-`task("01.3")` shows an exercise, `check("01.3", my_function)` tries your answer on real ranks.
-Your last answer to each, and how far you are, is kept in `.ddp_class/`; whoever teaches can read it
-there.
-"""
 
 
 @dataclass(frozen=True)
@@ -79,7 +63,7 @@ def hand_out(
         check_whole("learners", learners, least=1)
         digits = max(2, len(str(learners)))
         names = [f"learner-{number:0{digits}}" for number in range(1, learners + 1)]
-    notebooks = _cleared(source, language)
+    notebooks, linked = _cleared(source, language)
     if not (data_root() / "mnist_5k").is_dir():
         raise FileNotFoundError(
             f"no {data_root() / 'mnist_5k'}: expected the course's data; DDP_HELPERS_DATA names it"
@@ -88,7 +72,7 @@ def hand_out(
     for name in names:
         copy = top / name if name else top
         _check_ours(copy)
-        made.append(_fill(copy, notebooks, name))
+        made.append(_fill(copy, notebooks, linked, _read_me(language), name))
     return made
 
 
@@ -163,7 +147,13 @@ def _check_ours(copy: Path) -> None:
         )
 
 
-def _fill(copy: Path, notebooks: dict[str, bytes], name: str | None) -> Made:
+def _fill(
+    copy: Path,
+    notebooks: dict[str, bytes],
+    linked: dict[str, Path],
+    read_me: bytes,
+    name: str | None,
+) -> Made:
     own = copy / progress_file.CLASS
     for folder in (own / "originals", own / "answers", copy / "notebooks"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -177,70 +167,92 @@ def _fill(copy: Path, notebooks: dict[str, bytes], name: str | None) -> Made:
             _write(target, content)
             new.append(file)
         _write(original, content)
-    _write(copy / "README.md", READ_ME.encode())
-    _to_read_in(copy)
+    if not (copy / "README.md").exists():
+        _write(copy / "README.md", read_me)
+    for place, source in linked.items():
+        _to_read_in(source, copy / "course" / place)
     if name and not (own / "progress.json").exists():
         state = {"format": progress_file.FORMAT, "learner": name, "exercises": {}}
         _write(own / "progress.json", json.dumps(state, indent=1).encode())
     return Made(copy, tuple(new), tuple(left))
 
 
-def _to_read_in(copy: Path) -> None:
-    """Templates and faults, where the links of the notebooks lead; what they run is installed."""
-    for wing in ("templates", "faults"):
-        shutil.copytree(
-            PACKAGE / wing,
-            copy / "course" / wing,
-            dirs_exist_ok=True,
-            ignore=shutil.ignore_patterns("__pycache__", "__init__.py"),
-        )
+def _read_me(language: str | None) -> bytes:
+    """What a learner reads first; English, where there is none in their language."""
+    theirs = READ_ME.with_suffix(f".{language}.md")
+    return (theirs if theirs.exists() else READ_ME).read_bytes()
 
 
-def _cleared(source: str | Path | None, language: str | None) -> dict[str, bytes]:
-    """The notebooks by name, as learners get them."""
+def _to_read_in(source: Path, target: Path) -> None:
+    """A file or folder that a notebook links to; one that is there may be the learner's work."""
+    if source.is_dir():
+        for file in source.iterdir():
+            if file.is_file() and file.name != "__init__.py":
+                _to_read_in(file, target / file.name)
+    elif not target.exists():
+        _write(target, source.read_bytes())
+
+
+def _cleared(
+    source: str | Path | None, language: str | None
+) -> tuple[dict[str, bytes], dict[str, Path]]:
+    """The notebooks by name, as learners get them; and what they link to, by place."""
     english = lessons(source)
     source = english[0].parent
     if language and not (source / language).is_dir():
         raise ValueError(f"language {language!r}: expected zh_CN, or none for English")
-    found = {}
+    found: dict[str, bytes] = {}
+    linked: dict[str, Path] = {}
     for file in english:
         stays = _stays(json.loads(file.read_text(encoding="utf-8")))
         chosen = source / language / file.name if language else file
         notebook = json.loads(chosen.read_text(encoding="utf-8"))
         for number, cell in enumerate(notebook["cells"]):
-            _clear(cell, number in stays)
+            for path in _clear(cell, cell.get("id", number) in stays):
+                places = (source.parent / path, PACKAGE.parent / path)
+                linked |= {_place(path): place for place in places if place.exists()}
         text = json.dumps(notebook, indent=1, ensure_ascii=False)
         found[file.name] = (text + "\n").encode()
-    return found
+    return found, linked
 
 
-def _stays(notebook: dict) -> set[int]:
-    """The cells whose outputs stay: those with the tag, and those that the text tells to read."""
-    stays: set[int] = set()
-    code = 0  # the last code cell so far
+def _stays(notebook: dict) -> set[object]:
+    """The cells whose outputs stay: those with the tag, and those that the text tells to read.
+
+    By id: a translated notebook has one cell more.
+    """
+    stays: set[object] = set()
+    code: object = 0  # the last code cell so far
     for number, cell in enumerate(notebook["cells"]):
         if cell["cell_type"] == "code":
-            code = number
+            code = cell.get("id", number)
             if KEEP in cell["metadata"].get("tags", ()):
-                stays.add(number)
+                stays.add(code)
         elif TO_READ.search("".join(cell["source"])):
             stays.add(code)
     return stays
 
 
-def _clear(cell: dict, stays: bool) -> None:
+def _clear(cell: dict, stays: bool) -> set[str]:
+    """Take the output away, unless it stays; make the links those of a copy, and return them."""
     if cell["cell_type"] == "markdown":
         text = "".join(cell["source"])
-        # the rest of the repository is not handed out: what is in it stays as words
-        text = re.sub(r"\[([^\]]*)\]\((?:\.\./)+tests/[^)]*\)", r"\1", text)
-        text = re.sub(r"\]\((?:\.\./)+ddp_helpers/", "](../course/", text)
-        text = re.sub(r"\]\((?:\.\./)+README[\w.-]*\.md", "](../README.md", text)
-        cell["source"] = text.splitlines(keepends=True)
-        return
+        text = OTHER_LANGUAGE.sub("", text)
+        text = re.sub(r"\]\((?:\.\./)+README[\w.-]*\.md", "](README", text)
+        linked = {path.rstrip("/") for path in OUTSIDE.findall(text)}
+        text = OUTSIDE.sub(lambda link: f"](../course/{_place(link[1])}", text)
+        cell["source"] = text.replace("](README", "](../README.md").splitlines(keepends=True)
+        return linked
     cell["execution_count"] = None
     if not stays:
         cell["outputs"] = []
         cell["metadata"].pop("jupyter", None)  # nothing is there to be folded
+    return set()
+
+
+def _place(path: str) -> str:
+    """Where it stands in `course/`; a folder called ddp_helpers would be found by `import`."""
+    return path.rstrip("/").removeprefix("ddp_helpers/")
 
 
 def _copy(source: Path, target: Path) -> None:

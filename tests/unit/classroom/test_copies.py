@@ -44,6 +44,8 @@ def test_a_copy_has_every_notebook_without_its_outputs(tmp_path, language):
                 assert cell["metadata"].get("tags") == before["metadata"].get("tags")
                 if cell["outputs"]:
                     stayed[path.name[:2], number] = cell["outputs"] == before["outputs"]
+    words = {None: "Your copy of the course", "zh_CN": "你的课程副本"}
+    assert words[language] in (tmp_path / "copy/README.md").read_text()
     # one cell's text says "read the committed figure"
     assert [*stayed.values()] == [True]
     assert [name for name, _ in stayed] == ["06"]
@@ -71,6 +73,10 @@ def test_every_link_of_a_copy_leads_somewhere(tmp_path, language):
             assert (path.parent / link).exists(), f"{path.name}: {link}"
             found += 1
     assert found > 10
+    fault = next((tmp_path / "course/faults").glob("*.py"))
+    fault.write_text("mine")  # as notebook 05 says: yours to change
+    hand_out(tmp_path, language=language)
+    assert fault.read_text() == "mine"
 
 
 def test_a_reset_keeps_what_the_learner_had(copy):
@@ -113,11 +119,13 @@ def test_a_newer_edition_reaches_those_who_have_changed_nothing(tmp_path):
     hand_out(room, learners=2, source=source)
     mine = room / "learner-01/notebooks/01_one.ipynb"
     mine.write_text("mine")
+    (room / "learner-01/README.md").write_text("my notes")
     (source / "01_one.ipynb").write_text(json.dumps({"cells": [], "edition": 2}))
     first, second = hand_out(room, learners=2, source=source)
     assert (first.new, first.left) == ((), ("01_one.ipynb",))
     assert (second.new, second.left) == (("01_one.ipynb",), ())
     assert mine.read_text() == "mine"
+    assert (room / "learner-01/README.md").read_text() == "my notes"
     reset(["01"], room / "learner-01")
     assert read(mine)["edition"] == 2
 
@@ -147,17 +155,28 @@ def test_a_learner_chooses_a_name(copy, monkeypatch, capsys):
     assert "expected 1 to 40 letters" in capsys.readouterr().err
 
 
+def right():
+    return 1
+
+
+def wrong():
+    return 2
+
+
 def test_answers_are_kept_in_a_class_only(copy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(progress_file.VARIABLE, str(tmp_path / "home/progress.json"))
-    progress_file.keep_answer("01.1", "def f(): ...", False, "01.1 not yet: no\nat all")
+    progress_file.keep_answer("01.1", wrong, False, "01.1 not yet: no\nat all")
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
     monkeypatch.chdir(copy)
     answer = copy / ".ddp_class/answers/01.1.py"
-    progress_file.keep_answer("01.1", "def f(): ...", False, "01.1 not yet: no\nat all")
+    progress_file.keep_answer("01.1", wrong, False, "01.1 not yet: no\nat all")
     assert progress_file.said_of(answer) == "01.1 not yet: no\nat all"
     assert not progress_file.was_right(answer)
-    progress_file.keep_answer("01.1", "def f(): return 1", True, "01.1 passed")
+    assert answer.read_text().endswith("def wrong():\n    return 2\n")
+    progress_file.keep_answer("01.1", right, True, "01.1 passed")
     assert progress_file.was_right(answer)
-    progress_file.keep_answer("01.1", "def f(): return 2", False, "01.1 not yet")
+    progress_file.keep_answer("01.1", wrong, False, "01.1 not yet")
     assert "return 1" in answer.read_text()  # what was right stays
+    progress_file.keep_answer("01.2", max, False, "01.2 not yet")  # a builtin has no text
+    assert "can't be had" in (copy / ".ddp_class/answers/01.2.py").read_text()
