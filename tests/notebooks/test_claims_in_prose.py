@@ -21,7 +21,7 @@ NUMBER = re.compile(
 )
 SENTENCE = re.compile(r"(?<=[.!?])\s+|\n\n|\n- |\n\|")
 NOT_MEASURED = {
-    "is called faster": "how the verdict is defined",
+    "wins 12 of 16 rounds": "how the verdict is defined",
     "Torch's default is 25 MiB": "a setting",
     "10 minutes in the templates": "a setting",
     "a cable of 200 Mbit/s": "a setting",
