@@ -55,6 +55,6 @@ def test_on_the_command_line(capsys):
     assert "It was 4." in printed
     assert "## Some to try out" in printed
     assert cli.main(["classroom", "key", "17"]) == 2
-    assert "no notebook 17 in" in capsys.readouterr().err
+    assert "expected one of 00, 01, 02" in capsys.readouterr().err
     assert cli.main(["classroom", "key", "x*"]) == 2
     assert "expected its number" in capsys.readouterr().err
