@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import sys
 from pathlib import Path
@@ -75,10 +76,8 @@ def _check(options: argparse.Namespace) -> int:
     from ddp_helpers.classroom.room import check
     from ddp_helpers.classroom.seats import LESSONS
 
-    lessons = options.notebook or LESSONS
-    print(f"running {', '.join(lessons)} here first: a minute or two each", flush=True)
-    seating = check(options.seats, lessons, options.source)
-    print(seating)
+    tell = functools.partial(print, flush=True)
+    print(seating := check(options.seats, options.notebook or LESSONS, options.source, tell))
     return int(not seating.ok)
 
 
