@@ -1,4 +1,5 @@
 # make lab        set up and open the course in JupyterLab (ARGS=--no-browser on a server)
+# make lab-zh     the same in Chinese: 中文课程
 # make demo       set up and train on two real ranks, without a browser
 # make test       set up and run every test
 # make site       the course as web pages, in build/site
@@ -9,8 +10,8 @@
 # make replay     run each cell of the notebooks twice, and each section backwards
 # make steady     run 04 to 06 five times, name committed sentences that a run makes false
 # make bench      timings, beside the alternatives, in one run
-# make soak       random kills, interrupts and hangs; many launches; many kernels at once
-# make gallery    screenshots of the explorables, for the README
+# make soak       random kills, interrupts, prompts and hangs; many launches; many kernels at once
+# make gallery    the README's pictures: the demo, and the explorables as JupyterLab shows them
 # make lint       format, lint, arrows between wings, types and spelling
 # make matrix     the tests that matter, with other versions of Python, torch and the rest; hours
 # make mutants    how many small mistakes in the code its tests notice (ARGS=data: one wing)
@@ -25,12 +26,17 @@ MUTANTS := $(VENV)/.ready-mutants
 ARGS   ?=
 ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: lab demo test site serve recordings slides notebooks replay steady bench soak gallery lint mutants matrix
+.PHONY: lab lab-zh demo test site serve recordings slides notebooks replay steady bench soak gallery lint mutants matrix
 .PHONY: clean
 .DELETE_ON_ERROR:
 
 lab: $(READY)
 	$(BIN)/jupyter lab $(ROOT_FLAG) --ServerApp.root_dir=. $(ARGS) notebooks/00_check_your_machine.ipynb
+
+# what ddp_helpers prints is Chinese, too; JupyterLab's own words, if its language pack is there
+lab-zh: $(READY)
+	DDP_HELPERS_LANG=zh_CN $(BIN)/jupyter lab $(ROOT_FLAG) --ServerApp.root_dir=. $(ARGS) \
+	  notebooks/zh_CN/00_check_your_machine.ipynb
 
 demo: $(READY)
 	$(BIN)/python -m ddp_helpers train $(ARGS)
@@ -49,6 +55,7 @@ serve: site
 
 recordings: $(READY)
 	$(BIN)/python .site/play/record.py
+	$(BIN)/python .site/demo/record.py
 
 notebooks: $(DEV)
 	$(BIN)/python tests/notebooks/build.py $(ARGS)
@@ -78,6 +85,7 @@ soak: $(DEV)
 	$(BIN)/python tests/benchmarks/soak_templates.py
 
 gallery: $(DEV)
+	$(BIN)/python .site/demo/picture.py
 	$(BIN)/python tests/browser/gallery.py $(ARGS)
 
 lint: $(DEV)

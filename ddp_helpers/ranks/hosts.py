@@ -67,6 +67,7 @@ class HostsRun:
             Host(name, number, command_for(name, (word, task.start_method), by_srun=by_srun))
             for number, (name, word) in enumerate(zip(names, words, strict=True))
         ]
+        self._called: list[Host] = []
         self._view = view
         self._events = Events()
         self._interrupts = HeldInterrupts()
@@ -91,6 +92,8 @@ class HostsRun:
             except KeyboardInterrupt:
                 self.ending = Ending.INTERRUPTED
             finally:
+                for host in self._called:
+                    host.hang_up()
                 files.close()
                 self.seconds = time.monotonic() - started_at
             if self.ending is Ending.INTERRUPTED:
@@ -107,6 +110,7 @@ class HostsRun:
         """
         for host in self._hosts:
             host.start()
+            self._called.append(host)
             files.callback(host.close)
             self._events.on(host.output, self._hears(host))
         self._wait(lambda host: host.hello is not None, LONGEST_CALL)
@@ -235,7 +239,8 @@ class HostsRun:
         if self._view:
             self._view.tick()
         for host in self._hosts:
-            if time.monotonic() > host.heard_at + host_wire.LONGEST_SILENCE:
+            silent_since = host.heard_at if host.hello else math.inf  # its Python may start slowly
+            if time.monotonic() > silent_since + host_wire.LONGEST_SILENCE:
                 host.lose(f"nothing was heard of it for {host_wire.LONGEST_SILENCE:g} s")
 
     def _hears(self, host: Host) -> Callable[[], None]:

@@ -165,9 +165,13 @@ class Host:
         if not self.is_over:
             self.lost, self.over_at = why, time.monotonic()
 
-    def close(self) -> None:
-        """Hang up, so that what runs there ends."""
+    def hang_up(self) -> None:
+        """Have what runs there end; `close` waits for it."""
         self._words.put(None)
+
+    def close(self) -> None:
+        """Hang up, and see that no process stays here."""
+        self.hang_up()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(LONGEST_END)
         if self._process.poll() is None:

@@ -39,6 +39,7 @@ def cells(path: Path):
 
 def lost(english: str, chinese: str) -> dict[str, list[str]]:
     """What an English text has and its translation has not, by kind."""
+    chinese = chinese.replace(translate.CHINESE_START, "make lab")
     missing = {}
     for kind, pattern in (
         ("fenced code", FENCE),
@@ -108,6 +109,9 @@ def test_the_files_are_what_the_command_writes():
 @ALL_BOOKS
 def test_the_code_and_its_outputs_are_the_english_ones(book):
     english, chinese = cells(book.english), cells(book.chinese)
+    first = next(cell for cell in chinese if cell.cell_type == "code")
+    assert first.source == translate.SPEAKS
+    chinese.remove(first)
     assert [c.id for c in english] == [c.id for c in chinese]
     for old, new in zip(english, chinese, strict=True):
         if old.cell_type == "code":
@@ -147,6 +151,23 @@ def test_relative_links_lead_somewhere(document):
     for target in targets:
         if "://" not in target:
             assert (path.parent / target).exists(), target
+
+
+@ALL_BOOKS
+def test_each_lesson_leads_to_its_twin_and_to_the_glossary(book):
+    english, chinese = cells(book.english)[0].source, cells(book.chinese)[0].source
+    assert english.endswith(f"\n\n[中文](zh_CN/{book.english.name})")
+    assert chinese.endswith(f"\n\n[English](../{book.english.name}) · [术语表](GLOSSARY.md)")
+
+
+def test_the_commands_of_the_chinese_readme_open_the_chinese_lessons():
+    text = (translate.ROOT / translate.README).read_text()
+    assert "make lab-zh" in text
+    assert "notebooks/zh_CN/00_check_your_machine.ipynb\n" in text
+    assert "notebooks/00" not in text
+    assert translate.in_chinese_lessons("make lab     # a\nmake lab", []) == (
+        "make lab-zh  # a\nmake lab-zh"
+    )
 
 
 def test_links_go_to_the_chinese_document_and_back():
@@ -220,7 +241,7 @@ def test_changed_code_is_out_of_date_until_written(tmp_path, capsys):
     assert f"{BOOKS[0].chinese}: out of date" in capsys.readouterr().out
     assert translate.main([], root) == 0
     assert translate.main(["--check"], root) == 0
-    assert cells(root / BOOKS[0].chinese)[3].source.endswith("# one more line")
+    assert cells(root / BOOKS[0].chinese)[4].source.endswith("# one more line")
 
 
 def test_the_readme_is_cut_without_a_loss():

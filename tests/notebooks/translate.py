@@ -8,8 +8,10 @@ of the README. msgid is the English text and msgstr the Chinese one. A new text 
 msgstr. A text that was changed keeps its old translation and the flag `fuzzy`: mend msgstr, then
 delete the line `#, fuzzy`. Until then the reader gets the English text.
 
-Code cells and their outputs are copied, so they have one source. Links are written as in the
-English text; here they are led to the right place, and to the Chinese document if there is one.
+Code cells and their outputs are copied, so they have one source. Before the first stands a cell
+that lets the package speak Chinese. Links are written as in the English text; here they are led to
+the right place, and to the Chinese document if there is one. The line that leads from an English
+lesson to its Chinese twin is no text: in the twin a line leads back, and to the glossary.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from babel.messages.pofile import read_po, write_po
 ROOT = Path(__file__).resolve().parents[2]
 LANGUAGE = "zh_CN"
 README = "README.zh-CN.md"
+PAGE = Path("notebooks", "WHAT_NEXT.md")
 FOLDER = Path("notebooks", LANGUAGE)  # from the repository's root, as all paths of a Document
 HEADER = f"""\
 # The Chinese texts of {{name}}; tests/notebooks/translate.py says how to change them.
@@ -42,6 +45,13 @@ msgstr ""
 "Content-Transfer-Encoding: 8bit\\n"
 
 """
+TWIN = re.compile(r"\n\n\[中文\]\(zh_CN/[^)]+\)$")
+BACK = "\n\n[English](../{name}) · [术语表](GLOSSARY.md)"
+SPEAKS = """\
+import os
+
+os.environ["DDP_HELPERS_LANG"] = "zh_CN"  # 让 ddp_helpers 打印中文"""
+START, CHINESE_START = re.compile(r"^make lab\b( {3})?", re.M), "make lab-zh"
 ALIKE = 0.5  # two texts with this share of words in common are one text, changed
 CODE_OR_LINK = re.compile(
     r"(?P<code>```.*?```|(?P<ticks>`+).+?(?P=ticks))"
@@ -85,6 +95,8 @@ def documents(root: Path) -> list[Document]:
     books = [path.relative_to(root) for path in sorted((root / "notebooks").glob("*.ipynb"))]
     pairs = [(book, FOLDER / book.name) for book in books]
     pairs.append((Path("README.md"), Path(README)))
+    if (root / PAGE).exists():
+        pairs.append((PAGE, FOLDER / PAGE.name))
     return [Document(old, new, FOLDER / f"{old.stem}.po") for old, new in pairs]
 
 
@@ -93,7 +105,8 @@ def texts(root: Path, document: Document) -> list[tuple[int, str]]:
     whole = (root / document.english).read_text()
     if document.english.suffix == ".ipynb":
         cells = enumerate(nbformat.reads(whole, as_version=4).cells, start=1)
-        return [(number, cell.source) for number, cell in cells if cell.cell_type == "markdown"]
+        prose = ((number, cell.source) for number, cell in cells if cell.cell_type == "markdown")
+        return [(number, TWIN.sub("", source)) for number, source in prose]
     return [(line, text) for line, text, is_prose in blocks(whole) if is_prose]
 
 
@@ -180,16 +193,31 @@ def translated(root: Path, document: Document, catalog: Catalog, every: list[Doc
 
     whole = (root / document.english).read_text()
     if document.english.suffix == ".ipynb":
-        return _translated_notebook(whole, in_chinese)
-    parts = (in_chinese(text) if is_prose else text for _, text, is_prose in blocks(whole))
+        return _translated_notebook(whole, in_chinese, document.english.name)
+    parts = (
+        in_chinese(text) if is_prose else in_chinese_lessons(text, every)
+        for _, text, is_prose in blocks(whole)
+    )
     return "\n".join(parts)
 
 
-def _translated_notebook(whole: str, in_chinese: Callable[[str], str]) -> str:
+def in_chinese_lessons(code: str, every: list[Document]) -> str:
+    """Commands of the README, which open the Chinese lessons instead."""
+    for document in every:
+        if document.english.suffix == ".ipynb":
+            code = code.replace(document.english.as_posix(), document.chinese.as_posix())
+    return START.sub(CHINESE_START, code)
+
+
+def _translated_notebook(whole: str, in_chinese: Callable[[str], str], name: str) -> str:
     notebook = nbformat.reads(whole, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = in_chinese(cell.source)
+            has_twin = TWIN.search(cell.source)
+            cell.source = in_chinese(TWIN.sub("", cell.source))
+            cell.source += BACK.format(name=name) if has_twin else ""
+    first = next(at for at, cell in enumerate(notebook.cells) if cell.cell_type == "code")
+    notebook.cells.insert(first, nbformat.v4.new_code_cell(SPEAKS, id="language"))
     return nbformat.writes(notebook) + "\n"
 
 
