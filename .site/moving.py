@@ -141,7 +141,7 @@ def player(name: str, start: Mapping[str, object], still: str, up: str, language
     controls = "".join(control_html(key, each) for key, each in explorable.controls.items())
     notes = ""
     if name in RECORDED:
-        button = html.escape(explorable.run_label)
+        button = html.escape(words["recorded"].format(explorable.run_label))
         controls += f'<button type="button" class="ddp-run">{button}</button>'
         notes = words["ranks"].format(recording(name).about)
     elif name == "machine_room":
