@@ -17,6 +17,13 @@ FOLDER = Path(__file__).parent
 class NotYet(Exception):
     """An answer is not right yet; the text says what is wrong, and not how to do it."""
 
+    def __init__(self, text: str = "", printed: str = "") -> None:
+        super().__init__(text, printed)
+        self.text, self.printed = text, printed
+
+    def __str__(self) -> str:
+        return f"{self.text}{self.printed}"
+
 
 @dataclass(frozen=True)
 class Exercise:
