@@ -15,8 +15,8 @@ from ddp_helpers import widgets
 TITLE = "# See it move\n"
 HERE = """
 Pictures that answer: move a control, and the picture follows. The first ones move here, in this
-page, by the Python that draws them in JupyterLab. Those that need real ranks have a button, and
-that is in JupyterLab: here you see them as they are at the start.
+page, by the Python that draws them in JupyterLab. A button runs real ranks there; where a page has
+it, it shows what real ranks did when they were recorded. The last ones need a machine of your own.
 """
 ONLY_THERE = """
 Pictures that answer: move a control in JupyterLab, and the picture follows. Those with a button run

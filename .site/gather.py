@@ -21,7 +21,7 @@ from template_pages import write_templates
 TEXTS = (
     *("README.md", "README.zh-CN.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"),
     *("data/README.md", "notebooks/INSTRUCTOR.md", "notebooks/TROUBLESHOOTING.md"),
-    "notebooks/zh_CN/GLOSSARY.md",
+    *("notebooks/WHAT_NEXT.md", "notebooks/zh_CN/WHAT_NEXT.md", "notebooks/zh_CN/GLOSSARY.md"),
 )
 NOTEBOOKS = ("notebooks", "notebooks/zh_CN")
 
@@ -87,6 +87,7 @@ def _contents(pages: Path, copied: set[str]) -> str:
     there = sorted(page_of(file) for file in copied)
     chinese = [page for page in there if page.startswith(("zh_CN", "notebooks/zh_CN"))]
     lessons = [page for page in there if page.endswith(".ipynb") and page not in chinese]
+    next_page = [page for page in there if page == "notebooks/WHAT_NEXT.md"]
     look_up = ["templates/index.md", "recipes/index.md", "api/index.rst"]
     look_up += [
         "notebooks/TROUBLESHOOTING.md",
@@ -94,9 +95,11 @@ def _contents(pages: Path, copied: set[str]) -> str:
         "published_errors.md",
         "predictions.md",
     ]
-    others = [page for page in there if page not in {"index.md", *chinese, *lessons, *look_up}]
+    others = [
+        page for page in there if page not in {"index.md", *chinese, *lessons, *next_page, *look_up}
+    ]
     parts = {
-        "The course": [*lessons, "exercises.md", "explorables.md"],
+        "The course": [*lessons, *next_page, "exercises.md", "explorables.md"],
         "Look it up": [page for page in look_up if (pages / page).exists()],
         "About": sorted(others, key=lambda page: page != "notebooks/INSTRUCTOR.md"),
         "中文": sorted(chinese, key=lambda page: page != "zh_CN.md"),

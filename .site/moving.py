@@ -10,7 +10,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import html
-import importlib
 import json
 import shutil
 import subprocess
@@ -20,19 +19,19 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
-from ddp_helpers.widgets.base import Explorable
 from ddp_helpers.widgets.controls import Choice, Control, Slider, Steps, Tick
 
 HERE = Path(__file__).resolve().parent
 PLAY = HERE / "play"
 sys.path.insert(0, str(PLAY))
 
-from mover import MOVING, result_of  # noqa: E402
+from mover import MOVING, RECORDED, load, recorded_about, recording, result_of  # noqa: E402
 
 PYODIDE = HERE / "node_modules" / "pyodide"
 FROM_PYODIDE = ("pyodide.mjs", "pyodide.asm.mjs", "pyodide.asm.wasm", "python_stdlib.zip")
 FROM_PYODIDE += ("pyodide-lock.json",)
-SHIPPED = {"small_numpy.py": "numpy.py", "mover.py": "mover.py"}
+SHIPPED = {"small_numpy.py": "numpy.py"}
+SHIPPED |= {name: name for name in ("mover.py", "recordings.py")}
 WHOLE = ("templates", "widgets")  # wings whose __init__ does more than hand names on
 WORDS = tomllib.loads((PLAY / "words.toml").read_text(encoding="utf-8"))
 
@@ -137,32 +136,33 @@ def player(name: str, start: Mapping[str, object], still: str, up: str, language
         up: from the page to the top of the site, "" or "../" and so on.
         language: "en" or "zh".
     """
-    explorable = _described(name, start)
+    explorable = load(name, start)
     words = WORDS[language]
     controls = "".join(control_html(key, each) for key, each in explorable.controls.items())
-    notes = [words["button"]] if explorable.run and name != "machine_room" else []
-    if name == "machine_room":
-        about = json.loads((PLAY / "recorded" / f"{name}.json").read_text(encoding="utf-8"))
-        notes.append(words["machine"].format(about["recorded"]))
+    notes = ""
+    if name in RECORDED:
+        button = html.escape(words["recorded"].format(explorable.run_label))
+        controls += f'<button type="button" class="ddp-run">{button}</button>'
+        notes = words["ranks"].format(recording(name).about)
+    elif name == "machine_room":
+        notes = words["machine"].format(recorded_about(name))
+    elif explorable.run:
+        notes = words["button"]
     title = html.escape(explorable.title)
     return (
         f'<div class="ddp-play" data-explorable="{name}" data-play="{up}play/">'
         f'<b class="ddp-title">{title}</b>'
         f'<form class="ddp-controls" aria-label="{title}: {words["controls"]}">{controls}</form>'
         f'{still}<p class="ddp-note"><span class="ddp-how">{words["still"]}</span> '
-        f"{' '.join(notes)}</p></div>"
+        f"{notes}</p></div>"
     )
-
-
-def _described(name: str, start: Mapping[str, object]) -> Explorable:
-    return importlib.import_module(f"ddp_helpers.widgets.{name}").explorable(**start)
 
 
 def still(name: str, start: Mapping[str, object]) -> str:
     """The picture for where the controls start, and its words."""
-    explorable = _described(name, start)
+    explorable = load(name, start)
     values = {key: control.value for key, control in explorable.controls.items()}
-    picture = explorable.picture(values, result_of(name))
+    picture = explorable.picture(values, result_of(name, values, ran=False))
     words = "<br>".join(html.escape(picture.words).splitlines())
     return parts(picture.scene.svg(picture.words), words, picture.detail)
 

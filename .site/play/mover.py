@@ -5,62 +5,90 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
-from pathlib import Path
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from recordings import FOLDER, Recording
 
 from ddp_helpers.environment.report import Check, EnvironmentReport
 from ddp_helpers.widgets.base import Explorable
 from ddp_helpers.widgets.controls import Choice, Control, Slider
 from ddp_helpers.widgets.machine_room import Room
 
-RECORDED = Path(__file__).with_name("recorded")
-MOVING = ("ring", "sampler", "accumulation", "planner", "memory", "ladder", "machine_room")
-"""Those that need no ranks to be drawn, as they follow each other on their page."""
+RANKS = ("collectives", "one_step", "overlap")
+RECORDED = tuple(name for name in RANKS if (FOLDER / f"{name}.json").exists())
+"""Those whose button shows what real ranks did when it was recorded."""
+MOVING = ("ring", "sampler", *RECORDED, "accumulation", "planner", "memory")
+MOVING += ("ladder", "machine_room")
+"""Those that move on a page, as they follow each other on theirs."""
 explorables: dict[str, Explorable] = {}
+recordings: dict[str, Recording] = {}
 
 
-def load(name: str) -> Explorable:
-    """An explorable by its name, made once."""
+def load(name: str, start: Mapping[str, Any] | None = None) -> Explorable:
+    """An explorable by its name, as a page has it: its controls kept to what was recorded."""
+    found = importlib.import_module(f"ddp_helpers.widgets.{name}").explorable(**(start or {}))
+    return recording(name).limit(found) if name in RECORDED else found
+
+
+def recording(name: str) -> Recording:
+    """What real ranks did, read once."""
+    if name not in recordings:
+        recordings[name] = Recording(name)
+    return recordings[name]
+
+
+def known(name: str) -> Explorable:
+    """An explorable, made once."""
     if name not in explorables:
-        module = importlib.import_module(f"ddp_helpers.widgets.{name}")
-        explorables[name] = module.explorable()
+        explorables[name] = load(name)
     return explorables[name]
 
 
 def warm_up() -> None:
     """Draw each once, and what takes long for all its values: a page starts with what that left."""
     for name in MOVING:
-        explorable = load(name)
+        explorable = known(name)
         values = {key: control.value for key, control in explorable.controls.items()}
-        explorable.picture(values, result_of(name))
-    rung, shown = load("ladder").controls.values()
-    for values in itertools.product(range(rung.least, rung.most + 1), shown.options):
-        load("ladder").draw(*values)  # compares two files, and keeps it
+        for ran in {False, name in RECORDED}:
+            explorable.picture(values, result_of(name, values, ran))
+    rung, shown = known("ladder").controls.values()
+    for given in itertools.product(range(rung.least, rung.most + 1), shown.options):
+        known("ladder").draw(*given)  # compares two files, and keeps it
 
 
-def move(name: str, stands: str, moved: str) -> str:
+def move(name: str, stands: str, moved: str, ran: bool) -> str:
     """The picture after a move, as JSON for the page.
 
     Args:
         stands: where each control stands, as JSON: a number, the place among its options, or a
             truth value.
         moved: the names of the controls that moved since the last picture, with commas.
+        ran: the button was pressed, or the last picture showed what the ranks did.
     """
-    explorable = load(name)
+    explorable, names = known(name), moved.split(",") if moved else []
     controls = dict(explorable.controls)
     places = json.loads(stands)
     values = {each: value_of(controls[each], at) for each, at in places.items()}
     changed: dict[str, Control] = {}
-    for each in moved.split(",") if explorable.adjust else ():
+    for each in names if explorable.adjust else ():
         now = explorable.adjust(each, **values)
         values |= {key: control.value for key, control in now.items()}
         changed |= now
+    ran = ran and stays(explorable, names)
     told: dict[str, object] = {"controls": {key: stand(each) for key, each in changed.items()}}
     try:
-        picture = explorable.picture(values, result_of(name))
+        picture = explorable.picture(values, result_of(name, values, ran))
     except ValueError as error:
         return json.dumps(told | {"error": f"Not possible: {error}"})
     svg = picture.scene.svg(picture.words)
-    return json.dumps(told | {"svg": svg, "words": picture.words, "detail": picture.detail})
+    told |= {"svg": svg, "words": picture.words, "detail": picture.detail, "ran": ran}
+    return json.dumps(told)
+
+
+def stays(explorable: Explorable, moved: Collection[str]) -> bool:
+    """Whether a result still belongs to the values after these controls have moved."""
+    return set(moved) <= set(explorable.keeps)
 
 
 def value_of(control: Control, at: int | bool) -> object:
@@ -79,13 +107,20 @@ def stand(control: Control) -> dict[str, object]:
     return {"at": control.value}
 
 
-def result_of(name: str) -> object:
-    """What the explorable must know before it can draw."""
-    return recorded_machine() if name == "machine_room" else None
+def result_of(name: str, values: Mapping[str, Any], ran: bool) -> object:
+    """What an explorable draws beside its values; a page's Python has no machine and no ranks."""
+    if name == "machine_room":
+        return recorded_machine()
+    return recording(name).result(values) if ran else None
+
+
+def recorded_about(name: str) -> str:
+    """When something was recorded, and on what."""
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))["recorded"]
 
 
 def recorded_machine() -> tuple[EnvironmentReport, Room]:
     """What a real machine answered: the page's Python has none."""
-    found = json.loads((RECORDED / "machine_room.json").read_text(encoding="utf-8"))
+    found = json.loads((FOLDER / "machine_room.json").read_text(encoding="utf-8"))
     checks = tuple(Check(**row) for row in found["checks"])
     return EnvironmentReport(checks), Room(**found["room"])

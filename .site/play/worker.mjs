@@ -37,9 +37,9 @@ move.then(
   (error) => postMessage({ failed: String(error) }),
 );
 
-onmessage = async ({ data: { turn, name, stands, moved } }) => {
+onmessage = async ({ data: { turn, name, stands, moved, ran } }) => {
   try {
-    postMessage({ turn, told: JSON.parse((await move)(name, JSON.stringify(stands), moved)) });
+    postMessage({ turn, told: JSON.parse((await move)(name, JSON.stringify(stands), moved, ran)) });
   } catch (error) {
     postMessage({ turn, told: { error: String(error) } });
   }

@@ -88,20 +88,25 @@
 
   const live = (root) => {
     const inputs = [...root.querySelectorAll(".ddp-controls [name]")];
+    let ran = false; // the picture shows what the ranks did
     let busy = false;
     const moves = new Set(); // while Python draws, more may come: then only the last values count
-    const draw = async (moved) => {
-      moves.add(moved);
+    let pressed = false;
+    const draw = async () => {
       if (busy) return;
       busy = true;
-      while (moves.size) {
+      while (moves.size || pressed) {
         const question = {
           name: root.dataset.explorable,
           stands: Object.fromEntries(inputs.map((input) => [input.name, at(input)])),
-          moved: [...moves].join(","),
+          moved: pressed ? "" : [...moves].join(","),
+          ran: ran || pressed,
         };
         moves.clear();
-        show(root, await ask(question));
+        pressed = false;
+        const told = await ask(question);
+        ran = told.ran ?? ran;
+        show(root, told);
       }
       busy = false;
       root.dispatchEvent(new CustomEvent("ddp-drawn"));
@@ -110,9 +115,14 @@
       label(input); // a browser may remember where a control stood
       input.addEventListener("input", () => {
         label(input);
-        draw(input.name);
+        moves.add(input.name);
+        draw();
       });
     }
+    root.querySelector(".ddp-run")?.addEventListener("click", () => {
+      pressed = true;
+      draw();
+    });
     for (const near of ["pointerenter", "focusin", "touchstart"]) {
       root.addEventListener(near, wake, { once: true, passive: true });
     }

@@ -20,10 +20,9 @@ from pathlib import Path
 
 from ddp_helpers.classroom import tables
 from ddp_helpers.classroom.copies import KEPT
-from ddp_helpers.classroom.learners import Learner, find
+from ddp_helpers.classroom.learners import MARK, Learner, find
 from ddp_helpers.exercises import names, progress_file, short_title
 
-MARK = ".collected-by-ddp_helpers"
 # the columns of nbgrader's CsvExportPlugin
 GRADES = (
     *("assignment", "duedate", "timestamp", "student_id", "last_name", "first_name", "email"),
@@ -109,7 +108,8 @@ def _files(learner: Learner, into: Path) -> list[tuple[Path, Path]]:
             found.append((notebook, folder / notebook.name))
     for notebook in sorted((notebooks / KEPT).glob("*.ipynb")):
         found.append((notebook, into / "submitted" / learner.key / KEPT / notebook.name))
-    return found
+    # no pipe, which would keep the reader waiting, and nothing from elsewhere
+    return [(source, to) for source, to in found if source.is_file() and not source.is_symlink()]
 
 
 def grades(learners: Sequence[Learner]) -> str:
@@ -122,7 +122,7 @@ def grades(learners: Sequence[Learner]) -> str:
             records = [learner.state["exercises"].get(n, {}) for n in numbers]
             last = max((each.get("last_at", "") for each in records), default="")
             score = float(sum(bool(each.get("passed_at")) for each in records))
-            row = (notebook, "", last, learner.key, "", learner.state["learner"], "")
+            row = (notebook, "", last, learner.key, "", learner.name, "")
             lines.writerow((*row, score, 0.0, score, float(len(numbers))))
     return text.getvalue()
 

@@ -1,6 +1,6 @@
 """Learners' copies of the course: made, made anew, and set back, and nobody's work is lost by it.
 
-A copy holds `notebooks/` without outputs, `course/` to read in (templates, faults, troubleshooting)
+A copy holds `notebooks/` without outputs, `course/` to read in (templates, faults), a README
 and `.ddp_class/`: the originals for a reset, the learner's progress and their last answers.
 """
 
@@ -8,41 +8,17 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import shutil
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ddp_helpers.arguments import check_whole
-from ddp_helpers.classroom.lessons import lessons
-from ddp_helpers.data.folder import PACKAGE, data_root
+from ddp_helpers.classroom.contents import Contents, contents
+from ddp_helpers.data.folder import data_root
 from ddp_helpers.exercises import progress_file
 
-KEEP = "keep-output"  # the tag of a cell whose output stays
-# what a text says after a cell that not every machine can run: its output is there to be read
-TO_READ = re.compile(r"read the committed (figure|output)")
-OTHER_LANGUAGE = re.compile(r"\n\n\[(?:中文|English)\]\([^)]+\).*$")  # which is not handed out
 KEPT = "kept"  # the folder, in notebooks/, where a reset puts what the learner had
-READ_ME = """\
-# Your copy of the course
-
-Open `notebooks/00_check_your_machine.ipynb` and go on from there. All of this folder is yours.
-
-In a cell of any notebook (or in a terminal, with `python` in place of `%run`):
-
-    %run -m ddp_helpers classroom name Ada      what you want to be called; others may see it
-    %run -m ddp_helpers classroom reset 03      notebook 03 as it was handed out
-    %run -m ddp_helpers classroom reset --all
-
-A reset loses nothing: what you had lies in `notebooks/kept/`. In JupyterLab choose *File, Reload
-Notebook from Disk* after it.
-
-`task("01.3")` shows an exercise, `check("01.3", my_function)` tries your answer on real ranks.
-Your last answer to each, and how far you are, is kept in `.ddp_class/`; whoever teaches can read it
-there.
-"""
 
 
 @dataclass(frozen=True)
@@ -80,7 +56,7 @@ def hand_out(
         check_whole("learners", learners, least=1)
         digits = max(2, len(str(learners)))
         names = [f"learner-{number:0{digits}}" for number in range(1, learners + 1)]
-    notebooks = _cleared(source, language)
+    handed = contents(source, language)
     if not (data_root() / "mnist_5k").is_dir():
         raise FileNotFoundError(
             f"no {data_root() / 'mnist_5k'}: expected the course's data; DDP_HELPERS_DATA names it"
@@ -89,7 +65,7 @@ def hand_out(
     for name in names:
         copy = top / name if name else top
         _check_ours(copy)
-        made.append(_fill(copy, notebooks, name))
+        made.append(_fill(copy, handed, name))
     return made
 
 
@@ -164,12 +140,12 @@ def _check_ours(copy: Path) -> None:
         )
 
 
-def _fill(copy: Path, notebooks: dict[str, bytes], name: str | None) -> Made:
+def _fill(copy: Path, handed: Contents, name: str | None) -> Made:
     own = copy / progress_file.CLASS
     for folder in (own / "originals", own / "answers", copy / "notebooks"):
         folder.mkdir(parents=True, exist_ok=True)
     new, left = [], []
-    for file, content in notebooks.items():
+    for file, content in handed.notebooks.items():
         original, target = own / "originals" / file, copy / "notebooks" / file
         before = original.read_bytes() if original.exists() else None
         if target.exists() and target.read_bytes() not in (before, content):
@@ -178,74 +154,13 @@ def _fill(copy: Path, notebooks: dict[str, bytes], name: str | None) -> Made:
             _write(target, content)
             new.append(file)
         _write(original, content)
-    _write(copy / "README.md", READ_ME.encode())
-    _to_read_in(copy)
+    for place, content in handed.files.items():
+        if not (copy / place).exists():  # what is there may be the learner's work
+            _write(copy / place, content)
     if name and not (own / "progress.json").exists():
         state = {"format": progress_file.FORMAT, "learner": name, "exercises": {}}
         _write(own / "progress.json", json.dumps(state, indent=1).encode())
     return Made(copy, tuple(new), tuple(left))
-
-
-def _to_read_in(copy: Path) -> None:
-    """Templates and faults, where the links of the notebooks lead; what they run is installed."""
-    for wing in ("templates", "faults"):
-        shutil.copytree(
-            PACKAGE / wing,
-            copy / "course" / wing,
-            dirs_exist_ok=True,
-            ignore=shutil.ignore_patterns("__pycache__", "__init__.py"),
-        )
-
-
-def _cleared(source: str | Path | None, language: str | None) -> dict[str, bytes]:
-    """The notebooks by name, as learners get them."""
-    english = lessons(source)
-    source = english[0].parent
-    if language and not (source / language).is_dir():
-        raise ValueError(f"language {language!r}: expected zh_CN, or none for English")
-    found = {}
-    for file in english:
-        stays = _stays(json.loads(file.read_text(encoding="utf-8")))
-        chosen = source / language / file.name if language else file
-        notebook = json.loads(chosen.read_text(encoding="utf-8"))
-        for number, cell in enumerate(notebook["cells"]):
-            _clear(cell, cell.get("id", number) in stays)
-        text = json.dumps(notebook, indent=1, ensure_ascii=False)
-        found[file.name] = (text + "\n").encode()
-    return found
-
-
-def _stays(notebook: dict) -> set[object]:
-    """The cells whose outputs stay: those with the tag, and those that the text tells to read.
-
-    By id: a translated notebook has one cell more.
-    """
-    stays: set[object] = set()
-    code: object = 0  # the last code cell so far
-    for number, cell in enumerate(notebook["cells"]):
-        if cell["cell_type"] == "code":
-            code = cell.get("id", number)
-            if KEEP in cell["metadata"].get("tags", ()):
-                stays.add(code)
-        elif TO_READ.search("".join(cell["source"])):
-            stays.add(code)
-    return stays
-
-
-def _clear(cell: dict, stays: bool) -> None:
-    if cell["cell_type"] == "markdown":
-        text = "".join(cell["source"])
-        # the rest of the repository is not handed out: what is in it stays as words
-        text = re.sub(r"\[([^\]]*)\]\((?:\.\./)+tests/[^)]*\)", r"\1", text)
-        text = re.sub(r"\]\((?:\.\./)+ddp_helpers/", "](../course/", text)
-        text = re.sub(r"\]\((?:\.\./)+README[\w.-]*\.md", "](../README.md", text)
-        text = OTHER_LANGUAGE.sub("", text)
-        cell["source"] = text.splitlines(keepends=True)
-        return
-    cell["execution_count"] = None
-    if not stays:
-        cell["outputs"] = []
-        cell["metadata"].pop("jupyter", None)  # nothing is there to be folded
 
 
 def _copy(source: Path, target: Path) -> None:

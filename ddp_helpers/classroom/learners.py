@@ -10,6 +10,8 @@ from pathlib import Path
 
 from ddp_helpers.exercises import progress_file
 
+MARK = ".collected-by-ddp_helpers"  # in a folder of reports, where no learner is to be found
+
 
 @dataclass(frozen=True)
 class Learner:
@@ -34,6 +36,9 @@ def find(places: Iterable[str | Path]) -> tuple[list[Learner], list[str]]:
     states: dict[Path, dict] = {}
     problems = []
     for path in _progress_files(places):
+        if path.exists() and not path.is_file():  # a pipe would keep the reader waiting
+            problems.append(f"{path} is no file")
+            continue
         try:
             states[path] = progress_file.read(path)
         except FileNotFoundError:
@@ -44,10 +49,12 @@ def find(places: Iterable[str | Path]) -> tuple[list[Learner], list[str]]:
     taken: set[str] = set()
     learners = []
     for path, state in sorted(states.items(), key=lambda item: (item[1]["learner"], item[0])):
-        name = state["learner"]
+        # whatever somebody has written into their file: a board prints it in a terminal
+        name = "".join(letter if letter.isprintable() else "?" for letter in state["learner"])
+        name = name[: progress_file.LONGEST_NAME] or "?"
         own = path.parent if path.parent.name == progress_file.CLASS else None
         key = _free_key(name, taken)
-        name += f" ({own.parent if own else path})" if called[name] > 1 else ""
+        name += f" ({own.parent if own else path})" if called[state["learner"]] > 1 else ""
         learners.append(Learner(name, key, state, own.parent if own else None))
     return learners, problems
 
@@ -63,7 +70,11 @@ def _progress_files(places: Iterable[str | Path]) -> list[Path]:
         copies += [own.parent for own in sorted(place.rglob(progress_file.CLASS))]
         kept = [copy / progress_file.CLASS / "progress.json" for copy in dict.fromkeys(copies)]
         # a copy whose learner has not begun has none yet
-        found += [file for file in kept if file.exists()] or sorted(place.rglob("*.json"))
+        found += [file for file in kept if file.exists()] or [
+            file
+            for file in sorted(place.rglob("*.json"))
+            if not any((folder / MARK).exists() for folder in file.parents)
+        ]
     return list(dict.fromkeys(found))
 
 

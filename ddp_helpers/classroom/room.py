@@ -61,8 +61,7 @@ def check(
     check_whole("seats", seats, least=1)
     notebooks = [find_lesson(each, source) for each in lessons]
     room = look()  # before the seat that is measured takes some of it
-    cost = functools.reduce(SeatCost.or_more, map(measure, notebooks))
-    judged = judge(seats, cost, room)
+    judged = judge(seats, [measure(each) for each in notebooks], room)
     return EnvironmentReport((*judged.checks, rights.namespaces(), rights.py_spy()))
 
 
@@ -81,13 +80,14 @@ def look() -> Room:
     )
 
 
-def judge(seats: int, cost: SeatCost, room: Room) -> EnvironmentReport:
-    """Compare what `seats` need with what is there."""
+def judge(seats: int, costs: Sequence[SeatCost], room: Room) -> EnvironmentReport:
+    """Compare what `seats` need with what is there; of several lessons what needs most."""
+    cost = functools.reduce(SeatCost.or_more, costs)
     held = cost.held
     most, have = FILES_FACTOR * held.most_files, room.files_of_a_process
     return EnvironmentReport(
         (
-            _lesson(cost),
+            *(_lesson(seats, each) for each in costs),
             _cores(seats, cost, room),
             _memory(seats, cost, room),
             _row("/dev/shm", seats * (cost.shm + SHM_OF_A_SEAT), room.shm, _bytes, SHM_ADVICE),
@@ -108,22 +108,24 @@ FILE_ADVICE = "Raise `sysctl fs.file-max`."
 ULIMIT = "Raise `ulimit -n` in the shell or service that starts JupyterLab, to 4096 or so."
 
 
-def _lesson(cost: SeatCost) -> Check:
+def _lesson(seats: int, cost: SeatCost) -> Check:
     held = cost.held
-    value = f"notebook {cost.lesson}, run here alone: {cost.seconds:.0f} s, at most {held.ranks} "
-    value += f"ranks and {held.processes} processes at once"
+    name = f"Notebook {cost.lesson}"
+    value = f"run here alone: {cost.seconds:.0f} s, at most {held.ranks} ranks and "
+    value += f"{held.processes} processes at once; {seats} at once need "
+    value += f"{_bytes(cost.memory_of(seats))} of memory"
     if not cost.problem:
-        return Check("Lesson", "pass", value)
+        return Check(name, "pass", value)
     advice = "Run this notebook yourself first: what fails alone fails in a class."
-    return Check("Lesson", "fail", f"{value}; {cost.problem}", advice)
+    return Check(name, "fail", f"{value}; {cost.problem}", advice)
 
 
 def _cores(seats: int, cost: SeatCost, room: Room) -> Check:
     """Ranks share cores, so few cores never fail: they make everybody wait."""
     ranks = seats * cost.held.ranks
     minutes = max(cost.seconds, seats * cost.held.cpu_seconds / room.cores) / 60
-    value = f"{room.cores} for {ranks} ranks, if all {seats} run a cell at once; the whole lesson "
-    value += f"takes them about {minutes:.0f} min then" if minutes >= 1 else "stays below 1 min"
+    value = f"{room.cores} for {ranks} ranks, if all {seats} run a cell at once; the whole "
+    value += f"notebook takes them about {max(1, minutes):.0f} min then"
     crowd = ranks / room.cores
     if crowd <= CROWD:
         return Check("CPU cores", "pass", value)

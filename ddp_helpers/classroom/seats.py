@@ -1,8 +1,8 @@
 """What one seat of a class takes on this machine: a lesson is really run, and watched.
 
-The lesson is the one that needs most. It runs in a kernel as JupyterLab starts it, cell by cell,
-with all ranks, agents and machines that its cells start. Of N seats each needs as much at its peak:
-where all run it at once, they come to its longest cell together. Files are in memory once for all.
+It runs in a kernel as JupyterLab starts it, cell by cell, with all ranks, agents and machines that
+its cells start. Of N seats each needs as much at its peak: where all run it at once, they come to
+its longest cell together. Files are in memory once for all.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from ddp_helpers.classroom.watch import Held, Watch
 from ddp_helpers.exercises import progress_file
 
-LESSONS = ("06",)  # whose peak is the highest
+LESSONS = ("03", "06")  # the highest peak of all; and two machines in one
 PATIENCE = 120.0  # seconds for a kernel to start
 CELL = 300.0  # seconds for a cell; on idle cores none takes a minute
 

@@ -12,7 +12,7 @@ from ddp_helpers.exercises import names, progress_file, short_title
 LEARNER = ("learner", "done", "tried", "hints", "solutions seen", "last")
 EXERCISE = ("exercise", "tried by", "done by", "tries each", "hints", "solutions seen")
 DONE, OPEN, MANY = "✓", "·", 9
-LEGEND = f"{DONE} done   1 to {MANY}: tries so far, not done yet   {OPEN} not tried"
+LEGEND = f"{DONE}: done, 1 to {MANY}: tries so far, not done yet, {OPEN}: not tried"
 
 
 def report(learners: Sequence[Learner]) -> str:

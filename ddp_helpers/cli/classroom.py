@@ -73,7 +73,7 @@ def _check(options: argparse.Namespace) -> int:
     from ddp_helpers.classroom.seats import LESSONS
 
     lessons = options.notebook or LESSONS
-    print(f"first notebook {', '.join(lessons)} runs here; that takes a minute or more", flush=True)
+    print(f"running {', '.join(lessons)} here first: a minute or two each", flush=True)
     seating = check(options.seats, lessons, options.source)
     print(seating)
     return int(not seating.ok)

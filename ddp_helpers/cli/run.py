@@ -8,6 +8,7 @@ import sys
 from ddp_helpers import launch
 from ddp_helpers.arguments import check_whole
 from ddp_helpers.cli.options import add_ignore, add_nprocs, ignored
+from ddp_helpers.ranks.reach import SLURM
 from ddp_helpers.sanitizer.marks import every_asked
 from ddp_helpers.sanitizer.talk.session import Options
 
@@ -16,6 +17,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     parser.add_argument("target", help="path/script.py:function")
     add_nprocs(parser)
+    parser.add_argument(
+        "--hosts",
+        metavar="A,B",
+        help="machines that ssh reaches without a password, in place of this one; or slurm",
+    )
+    parser.add_argument("--nprocs-per-host", type=int, metavar="N", help="ranks on each of them")
     parser.add_argument("--timeout", type=float, default=86_400.0, help="seconds for the whole run")
     parser.add_argument("--start-method", default="forkserver", choices=("forkserver", "spawn"))
     parser.add_argument("--threads-per-rank", type=int)
@@ -43,6 +50,8 @@ def run(options: argparse.Namespace) -> int:
     result = launch(
         options.target,
         options.nprocs,
+        hosts=options.hosts.split(",") if options.hosts not in (None, SLURM) else options.hosts,
+        nprocs_per_host=options.nprocs_per_host,
         timeout=options.timeout,
         start_method=options.start_method,
         threads_per_rank=options.threads_per_rank,

@@ -15,7 +15,6 @@ and often other right ones (`ALSO_RIGHT`). The other files are the machinery.
 
 from __future__ import annotations
 
-import inspect
 import textwrap
 import time
 from collections.abc import Callable
@@ -133,7 +132,7 @@ def check(number: str, answer: Callable, seconds: float = LIMIT) -> Checked:
         told = joined(*parts)
     print(told)
     _note(done)
-    progress_file.keep_answer(number, _text_of(answer), done.passed, done.message)
+    progress_file.keep_answer(number, answer, done.passed, done.message)
     if not done.passed:
         show_both(ranks, module)
     return done
@@ -143,14 +142,6 @@ def _heading_shown(printed: str) -> str:
     """What the answer printed stays as it is; the line above it is ours."""
     start, _, rest = printed.lstrip("\n").partition("\n")
     return f"\n{shown(start)}\n{rest}" if start else ""
-
-
-def _text_of(answer: object) -> str:
-    """As the learner wrote it; one who passed no function, or typed it into a prompt, has none."""
-    try:
-        return textwrap.dedent(inspect.getsource(answer))  # type: ignore[arg-type]  # or it raises
-    except (OSError, TypeError):
-        return f"# the text of {answer!r} can't be had"
 
 
 def _note(done: Checked) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import getpass
+import inspect
 import itertools
 import json
 import os
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +66,11 @@ def read(file: Path) -> dict:
         state = json.loads(file.read_text(encoding="utf-8"))
         good = state["format"] == FORMAT and isinstance(state["learner"], str)
         records = state["exercises"].values()
-        good = good and all(isinstance(each["tries"], int) for each in records)
+        counts = [each.get(name, 0) for each in records for name in ("tries", "hints")]
+        texts = [each.get(name, "") for each in records for name in ("last_at", "passed_at")]
+        good = good and all("tries" in each for each in records)
+        good = good and all(isinstance(count, int) for count in counts)
+        good = good and all(isinstance(text, str) for text in texts)
         if not good:
             raise ValueError(f"format {state['format']!r}, expected {FORMAT}")
     except FileNotFoundError:
@@ -121,7 +127,7 @@ def note_guess(about: str, **what: object) -> None:
         print(shown(f"the guess is not kept: {error}; set {VARIABLE} to a file that you may write"))
 
 
-def keep_answer(number: str, source: str, done: bool, said: str) -> None:
+def keep_answer(number: str, answer: object, done: bool, said: str) -> None:
     """In a learner's copy of a class: keep the answer as a file, beside the progress. Else nothing.
 
     One that was right is not replaced by one that isn't. Where it can't be written, says so.
@@ -135,9 +141,17 @@ def keep_answer(number: str, source: str, done: bool, said: str) -> None:
     try:
         if not done and file.exists() and was_right(file):
             return
-        _write_whole(file, f"{head}{remarks}\n{source.rstrip()}\n")
+        _write_whole(file, f"{head}{remarks}\n{_text_of(answer)}\n")
     except OSError as error:
         print(shown(f"the answer is not kept: {error}"))
+
+
+def _text_of(answer: object) -> str:
+    """As the learner wrote it; one who passed no function, or typed it into a prompt, has none."""
+    try:
+        return textwrap.dedent(inspect.getsource(answer)).rstrip()  # type: ignore[arg-type]  # or it raises
+    except Exception:  # a check must not fail for what inspect makes of somebody's object
+        return f"# its text can't be had: {type(answer).__name__}"
 
 
 def said_of(answer: Path) -> str:

@@ -34,7 +34,7 @@ from ddp_helpers.ranks.supervisor import Ending
 MARK = b"ddp-helpers:"
 FIRST, OTHER = "first", "other"  # what a host is: the first one has the store
 BEAT = 2.0  # seconds
-LONGEST_SILENCE = 20.0  # seconds that a launcher waits for a beat
+LONGEST_SILENCE = 30.0  # seconds that a launcher waits for a beat
 LONGEST_SILENCE_OF_LAUNCHER = 60.0  # seconds; its reader may have paused it with Ctrl-Z
 READ_AT_ONCE = 1 << 20  # bytes
 LONGEST_MEETING = 10.0  # seconds for a host to call the first one, at all of its addresses

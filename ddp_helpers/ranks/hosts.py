@@ -43,7 +43,6 @@ GRACE = 1.0  # seconds in which other hosts may still tell what became of their 
 LONGEST_END = 15.0  # seconds for a host to end its ranks once it is told to
 LATE = 15.0  # seconds after which a host that should have ended its ranks by itself is told to
 HOST_LOST = "HostLostError"  # as the type of an error; no Python raises it
-ENDED_BY_US = (Ending.STOPPED, Ending.ALL_ENDED)
 
 
 class HostsRun:
@@ -67,6 +66,7 @@ class HostsRun:
             Host(name, number, command_for(name, (word, task.start_method), by_srun=by_srun))
             for number, (name, word) in enumerate(zip(names, words, strict=True))
         ]
+        self._called: list[Host] = []
         self._view = view
         self._events = Events()
         self._interrupts = HeldInterrupts()
@@ -91,6 +91,8 @@ class HostsRun:
             except KeyboardInterrupt:
                 self.ending = Ending.INTERRUPTED
             finally:
+                for host in self._called:
+                    host.hang_up()
                 files.close()
                 self.seconds = time.monotonic() - started_at
             if self.ending is Ending.INTERRUPTED:
@@ -107,6 +109,7 @@ class HostsRun:
         """
         for host in self._hosts:
             host.start()
+            self._called.append(host)
             files.callback(host.close)
             self._events.on(host.output, self._hears(host))
         self._wait(lambda host: host.hello is not None, LONGEST_CALL)
@@ -172,7 +175,10 @@ class HostsRun:
                 break
             if time.monotonic() > limit:
                 for host in waited:
-                    self._refused[host.number] = f"it did not answer within {seconds:g} s"
+                    said = host.last_word()
+                    self._refused[host.number] = f"it did not answer within {seconds:g} s" + (
+                        f" ({said})" if said else ""
+                    )
                 break
             self._pump()
         for host in self._hosts:
@@ -235,7 +241,8 @@ class HostsRun:
         if self._view:
             self._view.tick()
         for host in self._hosts:
-            if time.monotonic() > host.heard_at + host_wire.LONGEST_SILENCE:
+            silent_since = host.heard_at if host.hello else math.inf  # its Python may start slowly
+            if time.monotonic() > silent_since + host_wire.LONGEST_SILENCE:
                 host.lose(f"nothing was heard of it for {host_wire.LONGEST_SILENCE:g} s")
 
     def _hears(self, host: Host) -> Callable[[], None]:

@@ -184,7 +184,8 @@ def launch(
 
     Raises:
         ValueError, TypeError: an argument is wrong, or can't travel to another process.
-        OSError: this machine is in no state to start ranks; the text says what to mend.
+        OSError: this machine, or one of `hosts`, is in no state to start ranks; the text says what
+            to mend.
         LaunchError: a rank failed, or the sanitizer found something serious; the text names the
             rank, the line and what to do.
         LaunchTimeoutError: the ranks did not end within `timeout`.

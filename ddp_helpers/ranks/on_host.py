@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from ddp_helpers.environment.cards import cards, own_address
+from ddp_helpers.environment.facts import check_before_torch
 from ddp_helpers.evidence.records import RankResult
 from ddp_helpers.ranks import fork_server, host_wire, wire
 from ddp_helpers.ranks.host_task import Task, job_of
@@ -38,7 +39,7 @@ from ddp_helpers.ranks.host_wire import (
     Stop,
 )
 from ddp_helpers.ranks.launched import Events, LaunchedRank
-from ddp_helpers.ranks.launcher import LaunchTimeoutError, prepare, rendezvous_store
+from ddp_helpers.ranks.launcher import prepare, rendezvous_store
 from ddp_helpers.ranks.stacks import LOOK, STACK_WAIT, StrandedLook
 from ddp_helpers.ranks.stall import StallWatch
 from ddp_helpers.ranks.supervisor import Supervisor
@@ -60,8 +61,6 @@ class Launcher:
 
     def __init__(self) -> None:
         self.stop_asked = self.end_asked = False
-        self.has_ranks = False
-        """This host may have ranks, which must end first."""
         self._words: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._heard_at = time.monotonic()
@@ -71,7 +70,7 @@ class Launcher:
         nowhere = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nowhere, 0)
         os.close(nowhere)
-        for work in (self._hear, self._beat):
+        for work in (self._hear, self._beat, self._watch_silence):
             threading.Thread(target=work, daemon=True).start()
 
     def send(self, *messages: object) -> None:
@@ -108,9 +107,14 @@ class Launcher:
         self._leave()
 
     def _beat(self) -> None:
-        while time.monotonic() < self._heard_at + host_wire.LONGEST_SILENCE_OF_LAUNCHER:
+        while True:
             time.sleep(host_wire.BEAT)
             self.send(Beat())
+
+    def _watch_silence(self) -> None:
+        """In a thread of its own: where the network is gone, a word may take for ever to send."""
+        while time.monotonic() < self._heard_at + host_wire.LONGEST_SILENCE_OF_LAUNCHER:
+            time.sleep(host_wire.BEAT)
         print("nothing was heard from the launcher any more, so the ranks were ended", flush=True)
         self._leave()
 
@@ -118,8 +122,7 @@ class Launcher:
         """The launcher is gone: end the ranks in good order, or at once if that takes too long."""
         self.stop_asked = self.end_asked = True
         self._words.put(None)
-        if self.has_ranks:
-            time.sleep(LONGEST_END)
+        time.sleep(LONGEST_END)
         os._exit(1)  # with the lifelines that this process holds the kernel kills the ranks
 
 
@@ -196,6 +199,7 @@ def main(place: str, start_method: str) -> None:
     launcher.send(Hello(host_wire.versions(), _addresses(), time.monotonic()))
     with contextlib.suppress(LauncherGone), contextlib.ExitStack() as files:
         try:
+            check_before_torch()
             if start_method == "forkserver":
                 fork_server.warm_up()  # torch loads there while the hosts meet
             if place == host_wire.FIRST:
@@ -203,7 +207,7 @@ def main(place: str, start_method: str) -> None:
             else:
                 launcher.send(Met(_reached(launcher.next(Meet))))
             _do(launcher, launcher.next(Task))
-        except (OSError, RuntimeError, LaunchTimeoutError) as problem:
+        except (OSError, RuntimeError, ValueError) as problem:
             launcher.send(Refused(str(problem)))
 
 
@@ -211,7 +215,6 @@ def _do(launcher: Launcher, task: Task) -> None:
     job, note = job_of(task)
     prepare(task.start_method)
     supervisor = OfOneHost(job, task, launcher)
-    launcher.has_ranks = True
     launcher.send(Began(note))
     ranks = supervisor.run()
     launcher.send(Left(tuple(_of_all(ranks, task.first_rank)), supervisor.ending))
@@ -243,4 +246,4 @@ def _of_all(ranks: Sequence[RankResult], first_rank: int) -> list[RankResult]:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
-    os._exit(0)  # the interpreter's teardown would cost the reader half a second; nothing is open
+    os._exit(0)  # the interpreter's own end would take half a second, which the reader waits for

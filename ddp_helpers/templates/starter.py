@@ -329,10 +329,10 @@ class Telling(nn.Module):
     """The model, and what ranks tell each other of a step: it travels as one more gradient, in the
     message that DDP sends anyway. A message of its own costs a small model a tenth of its step."""
 
-    def __init__(self, model: nn.Module, ranks: int):
+    def __init__(self, model: nn.Module):
         super().__init__()
-        self.model, self.ranks = model, ranks
-        self.heard = nn.Parameter(torch.zeros(3 + ranks))
+        self.model = model
+        self.heard = nn.Parameter(torch.zeros(6))
 
     def __getattr__(self, name: str):
         """loss() may ask the model that DDP holds for more than forward()."""
@@ -344,9 +344,14 @@ class Telling(nn.Module):
     def forward(self, *args, **kwargs):
         return self.model(*args, **kwargs)
 
-    def tell(self, total: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """The same total, whose gradient for `heard` is `values`: DDP takes the mean of both."""
-        return total + (self.heard * values * self.ranks).sum()
+    def tell(self, total: torch.Tensor, count=0, stops: int = 0) -> torch.Tensor:
+        """The same total, with a gradient for `heard`: the total, who found it not finite, ..."""
+        mine, rank = total.detach(), dist.get_rank()
+        bad = 1.0 - mine.isfinite().float()
+        values = [mine.nan_to_num(0, 0, 0), bad, bad * rank, bad * rank**2]
+        values += [torch.zeros_like(mine) + each for each in (count, stops)]
+        values = torch.stack([value.to(self.heard.dtype) for value in values])
+        return total + (self.heard * values * dist.get_world_size()).sum()  # DDP takes the mean
 
     def hear(self) -> torch.Tensor:
         """The sums over all ranks and pieces since the last step."""
@@ -408,7 +413,7 @@ class Training:
                 self.optimizer.load_state_dict(saved["optimizer"])
             except (ValueError, RuntimeError) as problem:
                 sys.exit(f"error: {self.folder.newest} is of another model: {problem}")
-        self.telling = Telling(self.model, self.ranks).to(device)
+        self.telling = Telling(self.model).to(device)
         self.parallel = DistributedDataParallel(self.telling, gradient_as_bucket_view=True)
         self.forward = torch.compile(self.parallel) if args.compile else self.parallel
         self.settled = self.ranks < 3  # see settle()
@@ -437,15 +442,14 @@ class Training:
         """After its first backward DDP orders its buckets anew, and sums over three or more ranks
         round in another way: have that behind, so that a continued run is the same to the bit."""
         kept = [buffer.clone() for buffer in self.model.buffers()]
-        total, _ = self.loss_of(batch)
-        self.telling.tell(total, torch.zeros(3 + self.ranks, device=self.device)).backward()
+        self.telling.tell(self.loss_of(batch)[0]).backward()
         self.parallel.zero_grad()
         for buffer, was in zip(self.model.buffers(), kept, strict=True):
             buffer.copy_(was)
         self.settled = True
 
     def step(self, feed: Iterator, pieces: list[range]) -> torch.Tensor:
-        """One step; gives the gradient's length, the signals, the count, and each rank's loss."""
+        """One step; gives the gradient's length, and what all ranks have told: see take_in()."""
         at = self.at
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * lr_factor(at["step"], self.args.warmup, at["decay_steps"])
@@ -459,31 +463,30 @@ class Training:
             last = number == len(pieces) - 1
             with contextlib.nullcontext() if last else self.parallel.no_sync():
                 total, count = self.loss_of(batch)
-                values = torch.zeros(3 + self.ranks, device=self.device)
-                values[1], values[2] = len(stop_asked) if last else 0, count
-                values[3 + self.rank] = total.detach()
-                self.telling.tell(total, values).backward()
+                stops = len(stop_asked) if last else 0
+                self.telling.tell(total, count, stops).backward()
         told = self.telling.hear()
-        scale = self.ranks / told[2]
+        scale = self.ranks / told[4]
         for parameter in self.model.parameters():
             if parameter.grad is not None:  # from DDP's mean of the ranks' sums to the true mean
                 parameter.grad.mul_(scale)
-        told[0] = nn.utils.clip_grad_norm_(self.model.parameters(), self.args.clip)
+        length = nn.utils.clip_grad_norm_(self.model.parameters(), self.args.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return told
+        return torch.cat((told, length.double()[None]))
 
     def take_in(self, told: torch.Tensor) -> bool:
         """Add up what the steps told, and end where it is not finite; whether a rank must stop."""
-        norm, stops, count, *losses = told.tolist()
-        finite = [math.isfinite(each) for each in losses]
-        if not all(finite) or not math.isfinite(norm):
-            who = f"loss of rank {finite.index(False)}" if not all(finite) else "gradient"
+        loss, bad, ranks, squares, count, stops, norm = told.tolist()
+        if bad or not math.isfinite(norm):
+            who = f"loss of rank {ranks / bad:.0f}" if bad else "gradient"
+            if bad * squares != ranks**2:  # they are not all of one rank
+                who = "loss of several ranks"
             where = f"in epoch {self.at['epoch']}, at step {self.at['step']} or just before"
             sys.exit(
                 f"error: the {who} is not finite {where}. Nothing was saved since; lower --lr?"
             )
-        self.at["loss"] += sum(losses)
+        self.at["loss"] += loss
         self.at["count"] += count
         return stops > 0
 

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from ddp_helpers.plots.colors import FILLS, GREY
 from ddp_helpers.plots.scene import Scene
-from ddp_helpers.ranks.launcher import launch
 from ddp_helpers.widgets.controls import Choice, Slider
 
 if TYPE_CHECKING:
@@ -124,6 +123,8 @@ def _bytes_sent() -> int | None:
 
 def run(op: str, ranks: int, count: int, kib: int) -> list[Moved]:
     """The same call on `ranks` real ranks."""
+    from ddp_helpers.ranks.launcher import launch
+
     return launch(on_a_rank, ranks, args=(op, count, kib), echo=False, timeout=60).values
 
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from ddp_helpers.plots.colors import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
 from ddp_helpers.plots.scene import Scene
-from ddp_helpers.ranks.launcher import launch
 from ddp_helpers.widgets.controls import Choice, Slider
 
 if TYPE_CHECKING:
@@ -165,6 +164,8 @@ def measure_on_a_rank(name: str, batch: int) -> list[list[list]]:
 
 def run(model: str, workers: int, batch: int, moment: int) -> dict[str, Step]:
     """Measure both on the CPU, in turn, a thread for each worker."""
+    from ddp_helpers.ranks.launcher import launch
+
     given = (model, batch)
     ranks = launch(
         measure_on_a_rank, workers, args=given, threads_per_rank=1, echo=False, timeout=120

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from ddp_helpers.plots.colors import BLUE, GREEN, GREY, PURPLE, SKY, VERMILLION
 from ddp_helpers.plots.scene import Scene
-from ddp_helpers.ranks.launcher import launch
 from ddp_helpers.timeline.intervals import difference, intersection
 from ddp_helpers.timeline.records import BACKWARD, FORWARD, OPTIMIZER, RankTimeline, overlap
 from ddp_helpers.widgets.controls import Choice, Slider, Steps
@@ -49,6 +48,8 @@ def record_on_a_rank(layers: int, width: int, batch: int, bucket_mib: float) -> 
 
 def run(layers: int, width: int, batch: int, bucket_mib: float, ranks: int) -> list[RankTimeline]:
     """Record on real ranks."""
+    from ddp_helpers.ranks.launcher import launch
+
     given = (layers, width, batch, bucket_mib)
     return launch(record_on_a_rank, ranks, args=given, echo=False, timeout=120).values
 

@@ -163,7 +163,8 @@ def _parts(scene: Scene, told: Prediction) -> None:
     parts["other"] = max(0.0, step - sum(parts.values()))
     for at, (name, seconds) in enumerate(parts.items()):
         y = TOP + 40 + 46 * at
-        scene.text(left, y, f"{name}: {1e3 * seconds:,.3g} ms", anchor="start")
+        ms = f"{1e3 * seconds:,.0f}" if seconds >= 1 else f"{1e3 * seconds:.3g}"  # not 1.74e+03
+        scene.text(left, y, f"{name}: {ms} ms", anchor="start")
         color, width = (BLUE, VERMILLION, GREY)[at], max(1.0, wide * seconds / step)
         scene.box(left, y + 10, width, 14, fill=color, hatch=at == 1, line=0.5)
 

@@ -25,6 +25,7 @@ from ddp_helpers.classroom.seats import Kernel, kernel, measure, run
 from ddp_helpers.classroom.watch import Watch
 
 CLOSE = 0.15
+FULL = 0.85  # of the free memory, and no more
 PATIENCE = 900.0  # seconds for all kernels to be there
 GIB = 2**30
 
@@ -52,8 +53,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seats", type=int, default=8)
     parser.add_argument("--notebook", default="06")
+    parser.add_argument("--from", dest="source", help="the folder of notebooks")
     options = parser.parse_args()
-    lesson = find_lesson(options.notebook)
+    lesson = find_lesson(options.notebook, options.source)
     alone = measure(lesson)
     held = alone.held
     print(
@@ -61,8 +63,13 @@ def main() -> int:
         f"{held.ranks} ranks, {held.processes} processes, {alone.seconds:.0f} s {alone.problem}",
         flush=True,
     )
+    free = psutil.virtual_memory().available
+    fit = int((FULL * free - held.files_mapped) // held.memory)
+    if fit < options.seats:
+        print(f"{free / GIB:.1f} GiB are free: {fit} seats instead of {options.seats}")
+        options.seats = max(1, fit)
     predicted = alone.memory_of(options.seats)
-    free, started = psutil.virtual_memory().available, time.monotonic()
+    started = time.monotonic()
     watch, problems = all_at_once(lesson, options.seats)
     most = watch.most
     measured = most.memory + most.files_mapped

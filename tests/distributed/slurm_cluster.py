@@ -1,4 +1,4 @@
-"""A real Slurm of one node on loopback, set up in a folder and taken down again."""
+"""A real Slurm on loopback, of one node or more, set up in a folder and taken down again."""
 
 import contextlib
 import getpass
@@ -28,13 +28,12 @@ AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CredType=cred/munge
 SlurmctldPort={ports[0]}
-SlurmdPort={ports[1]}
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
@@ -47,9 +46,10 @@ SchedulerParameters=sched_interval=1,batch_sched_delay=0
 ReturnToService=2
 FirstJobId={ports[0]}
 KillWait=60
-NodeName={host} NodeAddr=127.0.0.1 CPUs=2
-PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE
+{nodes}
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE
 """
+NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=2"
 
 
 def missing_programs() -> list[str]:
@@ -77,6 +77,8 @@ class Cluster:
     """Its folder holds everything: configuration, logs, state, and the jobs' own files."""
 
     folder: Path
+    others: tuple[str, ...] = ()
+    """Names of nodes besides the one that is called like this machine."""
     daemons: list[subprocess.Popen] = field(default_factory=list)
 
     @property
@@ -132,11 +134,17 @@ class Cluster:
     def start(self) -> None:
         """Start the three daemons, and wait until the node can take a job."""
         host = socket.gethostname().split(".")[0]
-        words = {"host": host, "user": getpass.getuser(), "ports": free_ports(2)}
+        names = [host, *self.others]
+        ports = free_ports(1 + len(names))
+        words = {"host": host, "user": getpass.getuser(), "ports": ports}
+        words["nodes"] = "\n".join(
+            NODE.format(name=name, host=host, port=port)
+            for name, port in zip(names, ports[1:], strict=True)
+        )
         (self.folder / "slurm.conf").write_text(CONF.format(folder=self.folder, **words))
         (self.folder / "key").write_bytes(os.urandom(128))
         (self.folder / "key").chmod(0o400)
-        for name in ("state", "spool"):
+        for name in ("state", *(f"spool-{name}" for name in names)):
             (self.folder / name).mkdir()
         munge = {"socket": "munge.socket", "key-file": "key", "pid-file": "munge.pid"}
         munge |= {"log-file": "munge.log", "seed-file": "seed"}
@@ -144,7 +152,8 @@ class Cluster:
         self._start("munged", "--foreground", "--force", *flags)
         wait_until((self.folder / "munge.socket").exists, 10, self.logs)
         self._start("slurmctld", "-D")
-        self._start("slurmd", "-D", "-N", host)
+        for name in names:
+            self._start("slurmd", "-D", "-N", name)
         wait_until(self._idle, 30, self.logs)
 
     def _start(self, *command: str) -> None:
@@ -162,7 +171,7 @@ class Cluster:
     def _idle(self) -> bool:
         command = ["sinfo", "--noheader", "--format=%T"]
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True)
-        return done.stdout.strip() == "idle"
+        return done.stdout.split() == ["idle"]  # a line for each state that a node is in
 
     def logs(self) -> str:
         """The last lines of every daemon, for a failed test."""
@@ -179,9 +188,9 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def slurm_cluster(folder: Path) -> Iterator[Cluster]:
+def slurm_cluster(folder: Path, *others: str) -> Iterator[Cluster]:
     """A cluster for the length of a `with` block; it ends in every case."""
-    cluster = Cluster(folder)
+    cluster = Cluster(folder, others)
     try:
         cluster.start()
         yield cluster

@@ -33,6 +33,7 @@ from babel.messages.pofile import read_po, write_po
 ROOT = Path(__file__).resolve().parents[2]
 LANGUAGE = "zh_CN"
 README = "README.zh-CN.md"
+PAGE = Path("notebooks", "WHAT_NEXT.md")
 FOLDER = Path("notebooks", LANGUAGE)  # from the repository's root, as all paths of a Document
 HEADER = f"""\
 # The Chinese texts of {{name}}; tests/notebooks/translate.py says how to change them.
@@ -93,6 +94,8 @@ def documents(root: Path) -> list[Document]:
     """All notebooks, and the README."""
     books = [path.relative_to(root) for path in sorted((root / "notebooks").glob("*.ipynb"))]
     pairs = [(book, FOLDER / book.name) for book in books]
+    if (root / PAGE).exists():
+        pairs.append((PAGE, FOLDER / PAGE.name))
     pairs.append((Path("README.md"), Path(README)))
     return [Document(old, new, FOLDER / f"{old.stem}.po") for old, new in pairs]
 

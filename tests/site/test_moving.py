@@ -1,7 +1,7 @@
 """Explorables on their pages, in a real Chromium: moved by their controls, they draw what Python
 draws in a kernel; and what a page says where they cannot move."""
 
-import importlib
+import itertools
 import os
 import random
 import re
@@ -12,13 +12,15 @@ import pytest
 from conftest import ROOT, watched
 
 from ddp_helpers import widgets
+from ddp_helpers.widgets import one_step
 from ddp_helpers.widgets.base import Explorable
 from ddp_helpers.widgets.controls import Choice, Slider
 
 sys.path[:0] = [str(ROOT / ".site"), str(ROOT / ".site" / "play")]
 
 import moving  # noqa: E402
-from mover import MOVING, result_of  # noqa: E402
+from mover import MOVING, RECORDED, load, recording, result_of  # noqa: E402
+from recordings import decode, encode  # noqa: E402
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
 TIMES = 20
@@ -28,11 +30,12 @@ MOVE = """async ([name, steps]) => {
   const seen = [];
   for (const {moves, detail} of steps) {
     for (const [control, at] of moves) {
-      const input = root.querySelector(`[name="${control}"]`);
       const drawn = new Promise((done) => root.addEventListener("ddp-drawn", done, {once: true}));
-      if (input.type === "checkbox") input.checked = at;
+      const input = root.querySelector(`[name="${control}"]`);
+      if (control === "run") root.querySelector(".ddp-run").click();
+      else if (input.type === "checkbox") input.checked = at;
       else input.value = at;
-      input.dispatchEvent(new Event("input", {bubbles: true}));
+      input?.dispatchEvent(new Event("input", {bubbles: true}));
       await drawn;
     }
     const same = document.createElement("div");
@@ -66,12 +69,13 @@ def places(control) -> list[int | bool]:
     return list(range(len(control.pairs))) if isinstance(control, Choice) else [False, True]
 
 
-def walk(name: str, explorable: Explorable) -> list[tuple[list, dict]]:
-    """Moves of one to three controls, and the values after them, as a kernel has them."""
+def walk(name: str, explorable: Explorable) -> list[tuple[list, dict, bool]]:
+    """Moves of one to three controls and now and then the button; after them the values, and
+    whether what the ranks did is shown, as a kernel has it."""
     chosen = random.Random(name)
     controls = dict(explorable.controls)
     values = {key: control.value for key, control in controls.items()}
-    found = []
+    found, ran = [], False
     for _ in range(TIMES):
         moves = []
         for key in chosen.sample(list(controls), min(len(controls), chosen.randint(1, 3))):
@@ -83,7 +87,11 @@ def walk(name: str, explorable: Explorable) -> list[tuple[list, dict]]:
                 now = explorable.adjust(key, **values)
                 controls |= now
                 values |= {other: each.value for other, each in now.items()}
-        found.append((moves, dict(values)))
+            ran = ran and key in explorable.keeps
+        if name in RECORDED and chosen.random() < 0.7:
+            moves.append(("run", True))
+            ran = True
+        found.append((moves, dict(values), ran))
     return found
 
 
@@ -107,11 +115,11 @@ def plain(text: str) -> str:
 
 @pytest.mark.parametrize("name", MOVING)
 def test_it_draws_on_its_page_what_python_draws(page, address, name):
-    explorable = importlib.import_module(f"ddp_helpers.widgets.{name}").explorable()
+    explorable = load(name)
     steps, wanted = [], []
-    for moves, values in walk(name, explorable):
+    for moves, values, ran in walk(name, explorable):
         try:
-            picture = explorable.picture(values, result_of(name))
+            picture = explorable.picture(values, result_of(name, values, ran))
             wanted.append((picture, picture.words))
         except ValueError as error:  # the picture before stays, and is not compared again
             picture = wanted[-1][0] if wanted else None
@@ -154,7 +162,7 @@ def test_only_a_touch_loads_python_and_the_keyboard_moves_it(page, address):
     assert "Padding: 1" in sampler.locator("[role=status]").inner_text()
     assert [url for url in asked if "/play/" in url]
     others = page.locator(".ddp-play").evaluate_all("all => all.map(e => e.dataset.explorable)")
-    assert others == ["sampler", "accumulation", "ladder"]
+    assert others == ["sampler", "accumulation", "ladder"]  # no monitor: it needs ranks
 
 
 def test_a_page_on_which_nothing_moves_loads_nothing_for_it(page, address):
@@ -196,3 +204,21 @@ def test_without_pyodide_the_pictures_stand_still(tmp_path, monkeypatch):
     text = (tmp_path / "explorables.md").read_text()
     assert "ddp-play" not in text
     assert text.count("![") == len(widgets.NAMES)
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_what_was_recorded_holds_every_setting_of_a_page(name):
+    explorable = load(name)
+    grid = recording(name).grid
+    assert set(grid) == set(explorable.controls) - set(explorable.keeps)
+    for setting in itertools.product(*grid.values()):
+        assert recording(name).result(dict(zip(grid, setting, strict=True)))
+    for key, values in grid.items():
+        control = explorable.controls[key]
+        pairs = getattr(control, "pairs", [("", place) for place in places(control)])
+        assert [value for _, value in pairs] == values
+
+
+def test_a_result_is_the_same_after_it_was_written_and_read():
+    steps = (one_step.Step((one_step.Part("rank 0", "forward", 0.5, 1.25),), 1.25),)
+    assert decode(encode({"DDP": steps})) == {"DDP": steps}

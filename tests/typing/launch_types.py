@@ -24,6 +24,7 @@ assert_type(result.values, list[int])
 assert_type(result[0], RankResult[int])
 assert_type(result[0].value, int)
 assert_type(launch(named, args=("a",), kwargs={"size": 2.0}).values, list[dict[str, float]])
+assert_type(launch(count, hosts=["a", "b"], nprocs_per_host=2).values, list[int])
 assert_type(launch(lambda: "text", 2, echo=False, timeout=10).values, list[str])
 assert_type(launch("script.py:main", 2).values, list[Any])
 # what a frozen record holds may be read as something wider

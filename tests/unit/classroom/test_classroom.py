@@ -22,11 +22,11 @@ ROOM = classroom.Room(16, 64 * GIB, 8 * GIB, 28_000, 30_000, 1e6, 4096)
 
 
 def row(name, seats=30, **changes):
-    return classroom.judge(seats, COST, replace(ROOM, **changes))[name]
+    return classroom.judge(seats, [COST], replace(ROOM, **changes))[name]
 
 
 def test_a_large_machine_seats_thirty():
-    report = classroom.judge(30, COST, replace(ROOM, cores=32, threads=math.inf))
+    report = classroom.judge(30, [COST], replace(ROOM, cores=32, threads=math.inf))
     assert report.ok
     assert report.summary == "8 pass, 0 warn, 0 fail"
     assert "no limit there" in report["Processes"].value
@@ -65,10 +65,10 @@ def test_few_cores_make_everybody_wait_but_fail_nobody():
     assert found.status == "warn"
     assert "up to 30 times as long" in found.advice
     # 30 seats x 60 s of work on 2 cores
-    assert "the whole lesson takes them about 15 min" in found.value
+    assert "the whole notebook takes them about 15 min" in found.value
     assert row("CPU cores", cores=30).status == "pass"
     four = replace(COST, held=replace(HELD, ranks=4))
-    assert classroom.judge(25, four, replace(ROOM, cores=32))["CPU cores"].status == "warn"
+    assert classroom.judge(25, [four], replace(ROOM, cores=32))["CPU cores"].status == "warn"
 
 
 @pytest.mark.parametrize("seats", [0, -1, True, 2.5])
@@ -95,7 +95,7 @@ launch(hold, 3, echo=False)
 
 
 @pytest.mark.usefixtures("no_process_left")
-def test_a_lesson_is_really_run_and_its_ranks_are_counted(tmp_path):
+def test_a_lesson_is_really_run_and_its_ranks_are_counted(tmp_path, monkeypatch, capsys):
     lesson = tmp_path / "17_heavy.ipynb"
     cells = [
         cell("1 / 0", "raises-exception"),
@@ -116,7 +116,17 @@ def test_a_lesson_is_really_run_and_its_ranks_are_counted(tmp_path):
     assert cost.held.files > cost.held.most_files > 10
     assert 1 < cost.held.cpu_seconds < 60
     assert cost.problem == "cell 2 of 17: NameError: name 'missing' is not defined"
-    assert classroom.judge(1, cost, ROOM)["Lesson"].status == "fail"
+    assert classroom.judge(1, [cost], ROOM)["Notebook 17"].status == "fail"
+
+    monkeypatch.setattr(classroom, "measure", {lesson: cost}.get)  # once is enough
+    words = ["--seats", "2", "--notebook", "17", "--from", str(tmp_path)]
+    assert cli.main(["classroom", "check", *words]) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Notebook 17 run here alone: " in printed
+    assert "at most 3 ranks" in printed
+    assert "NameError: name 'missing'" in printed
+    for row in ("Namespaces", "py-spy", "2 at once need", "CPU cores"):
+        assert row in printed
 
 
 def test_of_two_lessons_the_heavier_counts_in_each_regard():
@@ -125,6 +135,10 @@ def test_of_two_lessons_the_heavier_counts_in_each_regard():
     assert (both.lesson, both.seconds, both.problem) == ("06, 03", 45.0, "cell 3")
     assert (both.held.memory, both.held.ranks) == (GIB, 2)
     assert both.memory_of(8) == 8 * GIB + 100 * MIB
+    report = classroom.judge(8, [COST, other], ROOM)
+    assert "8 at once need 3.2 GiB of memory" in report["Notebook 06"].value
+    assert "8 at once need 8.1 GiB of memory" in report["Notebook 03"].value
+    assert report["Memory"].value.startswith("8.1 GiB needed")
 
 
 def test_a_lesson_that_is_not_there(tmp_path, capsys):

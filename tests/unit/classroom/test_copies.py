@@ -6,7 +6,7 @@ import re
 import pytest
 
 from ddp_helpers import cli
-from ddp_helpers.classroom import copies
+from ddp_helpers.classroom import contents
 from ddp_helpers.classroom.copies import hand_out, reset
 from ddp_helpers.data.folder import PACKAGE
 from ddp_helpers.exercises import progress_file
@@ -44,6 +44,8 @@ def test_a_copy_has_every_notebook_without_its_outputs(tmp_path, language):
                 assert cell["metadata"].get("tags") == before["metadata"].get("tags")
                 if cell["outputs"]:
                     stayed[path.name[:2], number] = cell["outputs"] == before["outputs"]
+    words = {None: "Your copy of the course", "zh_CN": "你的课程副本"}
+    assert words[language] in (tmp_path / "copy/README.md").read_text()
     # one cell's text says "read the committed figure"
     assert [*stayed.values()] == [True]
     assert [name for name, _ in stayed] == ["06"]
@@ -51,7 +53,12 @@ def test_a_copy_has_every_notebook_without_its_outputs(tmp_path, language):
 
 def test_a_tagged_cell_keeps_its_output(tmp_path):
     cells = [
-        {"cell_type": "code", "metadata": {"tags": [copies.KEEP]}, "source": ["1"], "outputs": [7]},
+        {
+            "cell_type": "code",
+            "metadata": {"tags": [contents.KEEP]},
+            "source": ["1"],
+            "outputs": [7],
+        },
         {"cell_type": "code", "metadata": {}, "source": ["2"], "outputs": [8]},
     ]
     (tmp_path / "from").mkdir()
@@ -65,12 +72,18 @@ def test_a_tagged_cell_keeps_its_output(tmp_path):
 def test_every_link_of_a_copy_leads_somewhere(tmp_path, language):
     hand_out(tmp_path, language=language)
     found = 0
+    pages = {path: path.read_text() for path in (tmp_path / "notebooks").glob("*.md")}
     for path in (tmp_path / "notebooks").glob("*.ipynb"):
-        text = "\n".join("".join(cell["source"]) for cell in read(path)["cells"])
+        pages[path] = "\n".join("".join(cell["source"]) for cell in read(path)["cells"])
+    for path, text in pages.items():
         for link in re.findall(r"\]\((?!http)([^)#\s]+\.\w+|\.\./[^)#\s]*)", text):
             assert (path.parent / link).exists(), f"{path.name}: {link}"
             found += 1
     assert found > 10
+    fault = next((tmp_path / "course/faults").glob("*.py"))
+    fault.write_text("mine")  # as notebook 05 says: yours to change
+    hand_out(tmp_path, language=language)
+    assert fault.read_text() == "mine"
 
 
 def test_a_reset_keeps_what_the_learner_had(copy):
@@ -113,11 +126,13 @@ def test_a_newer_edition_reaches_those_who_have_changed_nothing(tmp_path):
     hand_out(room, learners=2, source=source)
     mine = room / "learner-01/notebooks/01_one.ipynb"
     mine.write_text("mine")
+    (room / "learner-01/README.md").write_text("my notes")
     (source / "01_one.ipynb").write_text(json.dumps({"cells": [], "edition": 2}))
     first, second = hand_out(room, learners=2, source=source)
     assert (first.new, first.left) == ((), ("01_one.ipynb",))
     assert (second.new, second.left) == (("01_one.ipynb",), ())
     assert mine.read_text() == "mine"
+    assert (room / "learner-01/README.md").read_text() == "my notes"
     reset(["01"], room / "learner-01")
     assert read(mine)["edition"] == 2
 
@@ -147,17 +162,28 @@ def test_a_learner_chooses_a_name(copy, monkeypatch, capsys):
     assert "expected 1 to 40 letters" in capsys.readouterr().err
 
 
+def right():
+    return 1
+
+
+def wrong():
+    return 2
+
+
 def test_answers_are_kept_in_a_class_only(copy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(progress_file.VARIABLE, str(tmp_path / "home/progress.json"))
-    progress_file.keep_answer("01.1", "def f(): ...", False, "01.1 not yet: no\nat all")
+    progress_file.keep_answer("01.1", wrong, False, "01.1 not yet: no\nat all")
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
     monkeypatch.chdir(copy)
     answer = copy / ".ddp_class/answers/01.1.py"
-    progress_file.keep_answer("01.1", "def f(): ...", False, "01.1 not yet: no\nat all")
+    progress_file.keep_answer("01.1", wrong, False, "01.1 not yet: no\nat all")
     assert progress_file.said_of(answer) == "01.1 not yet: no\nat all"
     assert not progress_file.was_right(answer)
-    progress_file.keep_answer("01.1", "def f(): return 1", True, "01.1 passed")
+    assert answer.read_text().endswith("def wrong():\n    return 2\n")
+    progress_file.keep_answer("01.1", right, True, "01.1 passed")
     assert progress_file.was_right(answer)
-    progress_file.keep_answer("01.1", "def f(): return 2", False, "01.1 not yet")
+    progress_file.keep_answer("01.1", wrong, False, "01.1 not yet")
     assert "return 1" in answer.read_text()  # what was right stays
+    progress_file.keep_answer("01.2", max, False, "01.2 not yet")  # a builtin has no text
+    assert "can't be had" in (copy / ".ddp_class/answers/01.2.py").read_text()

@@ -1,5 +1,6 @@
 """The instructor's tables, the board and the page: rows of learners who have done something."""
 
+import os
 import threading
 import urllib.error
 import urllib.request
@@ -64,6 +65,26 @@ def test_two_learners_of_one_name_are_told_apart(tmp_path, monkeypatch):
     text = tables.report(find([tmp_path])[0])
     assert f"jovyan ({tmp_path / 'x.json'})" in text
     assert f"jovyan ({tmp_path / 'y.json'})" in text
+
+
+def test_what_somebody_wrote_into_their_file_does_no_harm(tmp_path, monkeypatch):
+    write(tmp_path / "a.json", "\x1b[2Jada", monkeypatch, **{"01.1": {"tries": 1}})
+    write(tmp_path / "b.json", "bob", monkeypatch, **{"01.1": {"tries": 1, "hints": 1}})
+    text = (tmp_path / "b.json").read_text().replace('"hints": 1', '"hints": "all"')
+    (tmp_path / "b.json").write_text(text)
+    os.mkfifo(tmp_path / "c.json")  # nobody writes into it: a reader would wait for ever
+    learners, problems = find([tmp_path])
+    assert [learner.name for learner in learners] == ["?[2Jada"]
+    assert len(problems) == 2
+    assert "1" in tables.board(learners)
+
+
+def test_what_was_collected_among_them_is_no_learner(handed_in, capsys):
+    (handed_in / "c.json").unlink()
+    for _ in range(2):
+        into = str(handed_in / "collected")
+        assert cli.main(["classroom", "collect", str(handed_in), "--into", into]) == 0
+        assert "2 learners" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------ the board

@@ -41,6 +41,7 @@ class Supervised:
         self.results = [RankResult(0, "a", exit_code=0), RankResult(1, "b", exit_code=0)]
         self.during = lambda: None
         self.seconds = 2.5
+        self.quit_by = None
 
     def __call__(self, job, start_method, timeout, view):
         self.job, self.start_method, self.timeout, self.view = job, start_method, timeout, view

@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy
 import pytest
@@ -369,13 +369,23 @@ def test_the_environment_of_a_rank(run):
 
 
 def test_who_a_rank_is():
-    assert worker.rank_environment(3, 8) == {
+    job = wire.Job(b"", 8, {}, "", [], 1)
+    assert worker.rank_environment(3, job) == {
         "RANK": "3",
         "LOCAL_RANK": "3",
         "ROLE_RANK": "3",
         "WORLD_SIZE": "8",
         "LOCAL_WORLD_SIZE": "8",
         "ROLE_WORLD_SIZE": "8",
+    }
+    on_the_second_host = replace(job, first_rank=8, world_size=16)
+    assert worker.rank_environment(3, on_the_second_host) == {
+        "RANK": "11",
+        "LOCAL_RANK": "3",
+        "ROLE_RANK": "11",
+        "WORLD_SIZE": "16",
+        "LOCAL_WORLD_SIZE": "8",
+        "ROLE_WORLD_SIZE": "16",
     }
 
 
