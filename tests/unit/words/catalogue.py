@@ -35,6 +35,7 @@ WINGS = {  # catalogue: where its words are
     "faults": (),  # of their records
     "launch": ("ranks/launcher.py", "evidence/records.py"),
     "questions": (),  # of the notebooks' cells
+    "verifier": ("verifier/*.py",),
     "sanitizer": ("sanitizer/checks/*.py", "sanitizer/talk/*.py", "sanitizer/watch/*.py"),
 }
 ALIKE = 0.75  # a text so near to one that is gone is that one, changed
@@ -278,6 +279,7 @@ BY_HAND = {  # put together in the code from pieces too small to be known alone
         "nothing to report",
         "nothing",
     ),
+    "verifier": ("note: {note}",),
     "launch": (
         "ranks {numbers}",
         "ranks {numbers} and {number}",
