@@ -17,7 +17,7 @@ ALL = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 WORDS_OF_A_CELL = 100  # most cells have half of it; tables and hints do not count
 WORDS_OF_A_LIST = 150  # goals, recap, exercises
 LINES_OF_A_CELL = 25
-AGAIN_UP_TO = 4.0  # seconds; what takes longer runs a second time in `make replay`
+AGAIN_UP_TO = 3.0  # seconds; what takes longer runs a second time in `make replay`
 
 
 def read(path: Path):
