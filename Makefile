@@ -51,7 +51,7 @@ slides: $(READY)
 	$(BIN)/python .site/slides.py $(ARGS)
 
 serve: site
-	$(BIN)/python -m http.server --bind 127.0.0.1 --directory build/site $(or $(PORT),8000)
+	$(BIN)/python .site/serve.py --port $(or $(PORT),8000)
 
 recordings: $(READY)
 	$(BIN)/python .site/play/record.py
