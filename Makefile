@@ -7,9 +7,10 @@
 # make serve      the same, shown at http://127.0.0.1:8000, where its explorables move
 # make recordings what pages show of a real machine, recorded on this one
 # make notebooks  execute all notebooks, write their outputs and the Chinese copies
+# make replay     run each cell of the notebooks twice, and each section backwards
 # make steady     run 04 to 06 five times, name committed sentences that a run makes false
 # make bench      timings, beside the alternatives, in one run
-# make soak       random kills, interrupts and hangs; many launches; many kernels at once
+# make soak       random kills, interrupts, prompts and hangs; many launches; many kernels at once
 # make gallery    the README's pictures: the demo, and the explorables as JupyterLab shows them
 # make lint       format, lint, arrows between wings, types and spelling
 # make matrix     the tests that matter, with other versions of Python, torch and the rest; hours
@@ -25,7 +26,7 @@ MUTANTS := $(VENV)/.ready-mutants
 ARGS   ?=
 ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: lab lab-zh demo test site serve recordings slides notebooks steady bench soak gallery lint mutants matrix
+.PHONY: lab lab-zh demo test site serve recordings slides notebooks replay steady bench soak gallery lint mutants matrix
 .PHONY: clean
 .DELETE_ON_ERROR:
 
@@ -50,7 +51,7 @@ slides: $(READY)
 	$(BIN)/python .site/slides.py $(ARGS)
 
 serve: site
-	$(BIN)/python -m http.server --bind 127.0.0.1 --directory build/site $(or $(PORT),8000)
+	$(BIN)/python .site/serve.py --port $(or $(PORT),8000)
 
 recordings: $(READY)
 	$(BIN)/python .site/play/record.py
@@ -59,6 +60,9 @@ recordings: $(READY)
 notebooks: $(DEV)
 	$(BIN)/python tests/notebooks/build.py $(ARGS)
 	$(BIN)/python tests/notebooks/translate.py
+
+replay: $(DEV)
+	$(BIN)/python tests/notebooks/replay.py $(ARGS)
 
 steady: $(DEV)
 	$(BIN)/python tests/notebooks/steady.py $(ARGS)

@@ -70,3 +70,39 @@ addEventListener("load", reachable);
 addEventListener("resize", reachable);
 document.addEventListener("toggle", reachable, true); // a folded output has no size
 document.addEventListener("ddp-drawn", reachable, true);
+
+// A lesson can be marked as done: this browser keeps it, and the sidebar shows it.
+const lesson = (address) => /notebooks\/(?:zh_CN\/)?(\d\d)_[^/]*\.html$/.exec(address)?.[1];
+const say = document.documentElement.lang.startsWith("zh")
+  ? { mark: "标记为已学完", done: "已学完" }
+  : { mark: "Mark this lesson as done", done: "done" };
+const showDone = () => {
+  for (const link of document.querySelectorAll(".sidebar-tree a")) {
+    const number = lesson(new URL(link.href).pathname);
+    link.querySelector(".ddp-done")?.remove();
+    if (!number || kept(`done-${number}`) !== "yes") continue;
+    const mark = link.appendChild(document.createElement("span"));
+    mark.className = "ddp-done";
+    mark.textContent = " ✓";
+    mark.title = say.done;
+    mark.setAttribute("role", "img");
+    mark.setAttribute("aria-label", say.done);
+  }
+};
+const here = lesson(location.pathname);
+if (here) {
+  const button = document.createElement("button");
+  button.className = "ddp-mark";
+  button.type = "button";
+  button.textContent = say.mark;
+  const press = (yes) => button.setAttribute("aria-pressed", yes);
+  press(kept(`done-${here}`) === "yes");
+  button.addEventListener("click", () => {
+    const yes = button.getAttribute("aria-pressed") !== "true";
+    keep(`done-${here}`, yes ? "yes" : "no");
+    press(yes);
+    showDone();
+  });
+  document.querySelector("article").append(button);
+}
+showDone();

@@ -11,6 +11,7 @@ from ddp_helpers.diagnosis.log_causes import diagnose_lines, diagnose_text
 from ddp_helpers.diagnosis.log_files import read_folder, read_log, read_stream
 from ddp_helpers.diagnosis.log_marks import Line
 from ddp_helpers.diagnosis.rules import Diagnosis
+from ddp_helpers.words import shown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,12 +32,12 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("no log: expected a file, a folder, or a log that is piped in")
     found = _diagnose(logs, options.exit_code)
     for diagnosis in found:
-        print(f"why: {diagnosis.cause} [{diagnosis.kind}]")
+        print(shown(f"why: {diagnosis.cause} [{diagnosis.kind}]"))
         for line in diagnosis.seen:
             print(f"  {line}")
-        print(f"what to do: {diagnosis.advice}")
+        print(shown(f"what to do: {diagnosis.advice}"))
     if not found:
-        print("no error found in this log")
+        print(shown("no error found in this log"))
     return int(any(diagnosis.kind == "not-recognised" for diagnosis in found))
 
 

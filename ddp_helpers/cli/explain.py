@@ -12,6 +12,7 @@ from ddp_helpers.diagnosis.log_files import read_text
 from ddp_helpers.diagnosis.rule_files import consequences, known_errors
 from ddp_helpers.troubleshooting.known import Trouble, page, troubles
 from ddp_helpers.troubleshooting.nearest import find_nearest
+from ddp_helpers.words import shown
 
 LONGEST = 200  # characters of a text
 NOTHING = (
@@ -41,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     if message in ("", "-"):
         message = "" if sys.stdin.isatty() else sys.stdin.read()
     text, found = explain(message)
-    print(text)
+    print(shown(text))
     return int(not found)
 
 

@@ -150,8 +150,9 @@ def check_system() -> Answer:
 def check_python() -> Answer:
     version = machine.python()
     value = ".".join(map(str, version))
+    oldest = ".".join(map(str, PYTHON_MIN))
     if version[:2] < PYTHON_MIN:
-        return "fail", value, "Use Python {}.{} or newer.".format(*PYTHON_MIN)
+        return "fail", value, f"Use Python {oldest} or newer."
     return "pass", value, ""
 
 
@@ -195,10 +196,12 @@ def _compare_cuda(value: str, cuda: str | None, found: nvidia.Findings) -> Answe
     version compatibility (https://docs.nvidia.com/deploy/cuda-compatibility/)."""
     driver = "{}.{}".format(*found.cuda) if found.cuda else ""
     pick = f"a build for CUDA {driver} or older" if driver else "a CUDA build"
-    pick += " at `https://pytorch.org/get-started/locally/`"
+    pick = f"{pick} at `https://pytorch.org/get-started/locally/`"
     if cuda is None:
-        advice = "Everything runs on the CPU until you put in a CUDA build: "
-        advice += f"`pip uninstall -y torch`, then choose {pick}."
+        advice = (
+            "Everything runs on the CPU until you put in a CUDA build: "
+            f"`pip uninstall -y torch`, then choose {pick}."
+        )
         return "warn", f"{value}, on a machine with a GPU", advice
     if found.cuda is None:
         advice = "If torch says that the driver is too old, update the driver."
@@ -230,8 +233,11 @@ def check_gpus(found: nvidia.Findings) -> Answer:
 
 def _no_gpus(found: nvidia.Findings) -> Answer:
     if found.device_file:
-        advice = "Make `nvidia-smi` work first: it comes with the driver, and after an update of "
-        return "warn", f"a GPU is here, but {found.error}", advice + "the driver needs a restart."
+        advice = (
+            "Make `nvidia-smi` work first: it comes with the driver, and after an update of "
+            "the driver needs a restart."
+        )
+        return "warn", f"a GPU is here, but {found.error}", advice
     if found.driver_loaded:
         advice = "In Docker: `docker run --gpus all ...`. In Slurm: ask for GPUs with `--gpus`."
         return "warn", "the NVIDIA driver is loaded, but no GPU reaches this process", advice
@@ -264,8 +270,11 @@ def check_cores() -> Answer:
         value += f" ({affinity} visible, but the cgroup's quota is {quota:.3g})"
     if cores == 1:
         # with one core the ranks are still real processes and still agree: only speed is lost
-        advice = "The ranks take turns: everything works, only slower. More cores: `docker run "
-        return "warn", value, advice + "--cpus=2`, Slurm `--cpus-per-task=2`, or a larger machine."
+        advice = (
+            "The ranks take turns: everything works, only slower. More cores: `docker run "
+            "--cpus=2`, Slurm `--cpus-per-task=2`, or a larger machine."
+        )
+        return "warn", value, advice
     return "pass", value, ""
 
 
@@ -309,14 +318,17 @@ def check_shm() -> Answer:
         free, total = machine.shm()
     except (FileNotFoundError, PermissionError) as error:
         # the locks and queues of torch.multiprocessing live there: no rank could start
-        advice = "torch.multiprocessing needs it: "
-        advice += "`sudo mount -t tmpfs -o mode=1777 tmpfs /dev/shm`."
+        advice = (
+            "torch.multiprocessing needs it: `sudo mount -t tmpfs -o mode=1777 tmpfs /dev/shm`."
+        )
         return "fail", f"not usable: {error}", advice
     meanwhile = "Until then use `num_workers=0` in each DataLoader."
     if total < SHM_WARN:
-        advice = "Loader workers and nccl need more. In Docker: `docker run --shm-size=2g ...`, or "
-        advice += "`--ipc=host`. Elsewhere: `sudo mount -o remount,size=2g /dev/shm`. "
-        return "warn", _size(total), advice + meanwhile
+        advice = (
+            "Loader workers and nccl need more. In Docker: `docker run --shm-size=2g ...`, or "
+            f"`--ipc=host`. Elsewhere: `sudo mount -o remount,size=2g /dev/shm`. {meanwhile}"
+        )
+        return "warn", _size(total), advice
     if free < SHM_FREE_WARN:
         advice = f"Nearly full: see `ls -l /dev/shm` for what ended runs left behind. {meanwhile}"
         return "warn", f"{_size(free)} free of {_size(total)}", advice
@@ -333,14 +345,18 @@ def check_open_files() -> Answer:
     if status == "fail":
         advice = f"{default_nprocs()} ranks can't start with less than {needed}."
     if hard > soft:
-        advice += f" `ulimit -n {min(OPEN_FILES_ENOUGH, hard)}` in the shell that starts Python or "
-        advice += "JupyterLab."
+        advice += (
+            f" `ulimit -n {min(OPEN_FILES_ENOUGH, hard)}` in the shell that starts Python or "
+            "JupyterLab."
+        )
     if hard < OPEN_FILES_WARN:
         # `ulimit -n 256` lowers the hard limit as well, and no later `ulimit` there can raise it
-        advice += f" The hard limit is {hard}. If you set it with `ulimit`, open a new shell. If "
-        advice += f"not, the administrator can raise it: `* - nofile {OPEN_FILES_ENOUGH}` in "
-        advice += "/etc/security/limits.conf and a new login, or "
-        advice += f"`docker run --ulimit nofile={OPEN_FILES_ENOUGH}`."
+        advice += (
+            f" The hard limit is {hard}. If you set it with `ulimit`, open a new shell. If "
+            f"not, the administrator can raise it: `* - nofile {OPEN_FILES_ENOUGH}` in "
+            "/etc/security/limits.conf and a new login, or "
+            f"`docker run --ulimit nofile={OPEN_FILES_ENOUGH}`."
+        )
     return status, f"{soft}", advice
 
 
@@ -350,8 +366,10 @@ def check_open_files() -> Answer:
 def check_hostname() -> Answer:
     # warn, not fail: on one machine gloo falls back to loopback, after a line of complaint
     name = machine.hostname()
-    advice = 'Add it to the hosts file: `echo "127.0.1.1 $(hostname)" | sudo tee -a /etc/hosts`. '
-    advice += "Or, if all ranks are on this machine: `export GLOO_SOCKET_IFNAME=lo`."
+    advice = (
+        'Add it to the hosts file: `echo "127.0.1.1 $(hostname)" | sudo tee -a /etc/hosts`. '
+        "Or, if all ranks are on this machine: `export GLOO_SOCKET_IFNAME=lo`."
+    )
     try:
         answers = machine.resolve(name)
     except OSError as error:
@@ -366,14 +384,18 @@ def check_loopback() -> Answer:
     try:
         machine.loopback()
     except OSError as error:
-        advice = "Ranks on one machine meet on 127.0.0.1: `sudo ip link set lo up`, "
-        advice += "and allow it in the firewall."
+        advice = (
+            "Ranks on one machine meet on 127.0.0.1: `sudo ip link set lo up`, "
+            "and allow it in the firewall."
+        )
         return "fail", f"127.0.0.1 does not connect: {error}", advice
     try:
         machine.resolve("localhost")
     except OSError as error:
-        advice = 'Add it to the hosts file: `echo "127.0.0.1 localhost" | sudo tee -a /etc/hosts`. '
-        advice += "Or write 127.0.0.1 instead."
+        advice = (
+            'Add it to the hosts file: `echo "127.0.0.1 localhost" | sudo tee -a /etc/hosts`. '
+            "Or write 127.0.0.1 instead."
+        )
         return "warn", f"127.0.0.1 works, but localhost does not resolve: {error}", advice
     return "pass", "127.0.0.1 and localhost work", ""
 
@@ -395,16 +417,20 @@ def check_interfaces() -> Answer:
     if not wrong:
         return "pass", value, ""
     named = "; ".join(f"{v} names {', '.join(map(repr, names))}" for v, names in wrong.items())
-    advice = "No such interface is up, so a run would stop at its start: "
-    return "warn", f"{named}; up here: {value}", advice + f"`unset {' '.join(wrong)}`."
+    unset = " ".join(wrong)
+    advice = f"No such interface is up, so a run would stop at its start: `unset {unset}`."
+    return "warn", f"{named}; up here: {value}", advice
 
 
 def check_port() -> Answer:
     try:
         machine.free_port()
     except OSError as error:
-        advice = "No run can start without one. See `ss -s`: end programs that hold thousands of "
-        return "fail", f"none: {error}", advice + "connections, or allow sockets in this sandbox."
+        advice = (
+            "No run can start without one. See `ss -s`: end programs that hold thousands of "
+            "connections, or allow sockets in this sandbox."
+        )
+        return "fail", f"none: {error}", advice
     return "pass", "the system gives one", ""
 
 
@@ -414,8 +440,11 @@ _RUN_VARIABLES = "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER
 def check_variables() -> Answer:
     left = [name for name in _RUN_VARIABLES if name in os.environ]
     if left and not machine.launched():
-        advice = f"`unset {' '.join(left)}` and start again: init_process_group() would read them, "
-        advice += "and wait for ranks that nobody starts."
+        names = " ".join(left)
+        advice = (
+            f"`unset {names}` and start again: init_process_group() would read them, "
+            "and wait for ranks that nobody starts."
+        )
         return "warn", f"{', '.join(left)} set, but no launcher started this process", advice
     if os.environ.get("TORCH_DISTRIBUTED_DEBUG", "").upper() == "DETAIL":
         advice = "Use `export TORCH_DISTRIBUTED_DEBUG=INFO`: with DETAIL, DDP on gloo can crash."

@@ -13,6 +13,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from ddp_helpers.words import columns, filled, shown
+
 Status = Literal["pass", "warn", "fail"]
 
 
@@ -59,13 +61,16 @@ class EnvironmentReport:
         return json.dumps(self.to_dict(), indent=2)
 
     def __str__(self) -> str:
-        width = max((len(check.name) for check in self.checks), default=0)
+        names = [shown(check.name) for check in self.checks]
+        width = max(map(columns, names), default=0)
         lines = []
-        for check in self.checks:
-            head = f"{check.status}  {check.name:{width}}  "
-            lines += _wrap(check.value, head, " " * len(head))
+        for check, name in zip(self.checks, names, strict=True):
+            head = f"{check.status}  {name}{' ' * (width - columns(name))}  "
+            lines += _wrap(check.value, head, " " * columns(head))
             lines += _wrap(check.advice, "      -> ", "         ") if check.advice else []
         text = "\n".join([*lines, self.summary])
+        if any(shown(check.name) != check.name for check in self.checks):
+            return text  # who asks for Chinese has a terminal that shows it
         return text.encode("ascii", "backslashreplace").decode()  # some terminals know no more
 
     __repr__ = __str__  # so that a terminal shows the table too
@@ -74,12 +79,16 @@ class EnvironmentReport:
         rows = "".join(_html_row(check) for check in self.checks)
         return (
             '<table style="border-collapse:collapse;text-align:left;margin:0">'
-            f'<caption style="text-align:left;padding:4px 8px">This machine: {self.summary}'
-            f"</caption><tbody>{rows}</tbody></table>"
+            f'<caption style="text-align:left;padding:4px 8px">'
+            f"{shown('This machine:')} {self.summary}</caption><tbody>{rows}</tbody></table>"
         )
 
 
 def _wrap(text: str, first: str, rest: str) -> list[str]:
+    told = shown(text)
+    if told != text:
+        lines = filled(told, 96 - columns(first)).splitlines()
+        return [(rest if number else first) + line for number, line in enumerate(lines)]
     # a command in backticks stays on one line, so that it can be copied
     text = re.sub(r"`[^`]+`", lambda command: command[0].replace(" ", "\0"), text)
     wrapper = textwrap.TextWrapper(96, initial_indent=first, subsequent_indent=rest)
@@ -109,10 +118,10 @@ def _html_row(check: Check) -> str:
         f'<td style="{_CELL}white-space:nowrap;border-left:4px solid {colour}">'
         f'<span style="color:{colour};display:inline-block;width:1.3em" aria-hidden="true">'
         f"{mark}</span>{check.status}</td>"
-        f'<th scope="row" style="{_CELL}white-space:nowrap">{html.escape(check.name)}</th>'
+        f'<th scope="row" style="{_CELL}white-space:nowrap">{html.escape(shown(check.name))}</th>'
         f'<td style="{_CELL}white-space:normal;max-width:46em">{text}</td></tr>'
     )
 
 
 def _html_text(text: str) -> str:
-    return re.sub(r"`([^`]+)`", rf'<code style="{_CODE}">\1</code>', html.escape(text))
+    return re.sub(r"`([^`]+)`", rf'<code style="{_CODE}">\1</code>', html.escape(shown(text)))

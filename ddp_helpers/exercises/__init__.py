@@ -29,9 +29,11 @@ from ddp_helpers.exercises.core import (
     imports_of,
     load,
     short_title,
+    solution_of,
     source_of,
 )
 from ddp_helpers.exercises.guesses import Guess, ask
+from ddp_helpers.words import filled, joined, shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,7 +45,7 @@ LIMIT = 20.0  # seconds of one run on ranks; a right answer takes about one
 
 @dataclass(frozen=True, repr=False)
 class Checked:
-    """What became of a check; the text has been printed already."""
+    """What became of a check; the text, English here, has been printed already."""
 
     number: str
     passed: bool
@@ -75,11 +77,18 @@ def task(number: str) -> None:
     code = source_of(module, "starter")
     call = f'check("{number}", {exercise.name})'
     imports = imports_of(module)
-    print(f"{number} {exercise.title} (about {exercise.minutes} minutes)\n")
-    print(textwrap.fill(exercise.task, WIDTH, break_long_words=False, break_on_hyphens=False))
-    print("\nStart from:\n")
+    print(shown(f"{number} {exercise.title} (about {exercise.minutes} minutes)"), end="\n\n")
+    print(_wrapped(exercise.task))
+    print(f"\n{shown('Start from:')}\n")
     print(f"{imports}\n\n\n{code}" if imports else code)
     print(f"\n{call}")
+
+
+def _wrapped(text: str) -> str:
+    told = shown(text)
+    if told != text:
+        return filled(told, WIDTH)
+    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 def check(number: str, answer: Callable, seconds: float = LIMIT) -> Checked:
@@ -109,22 +118,31 @@ def check(number: str, answer: Callable, seconds: float = LIMIT) -> Checked:
         said = module.check(ranks)
     except NotYet as reason:
         done = Checked(number, False, f"{number} not yet: {reason}")
+        told = shown(f"{number} not yet: {reason.text}") + _heading_shown(reason.printed)
     except Exception as reason:  # the check has stumbled over what came back
         what = f"the check can't read what {module.EXERCISE.name} returned"
         done = Checked(
             number, False, f"{number} not yet: {what} ({type(reason).__name__}: {reason})"
         )
+        told = shown(done.message)
     else:
         where = ", ".join(map(str, sorted(set(ranks.tried))))
-        told = " ".join(filter(None, (said, module.EXERCISE.lesson)))
-        text = f"{number} passed, on real processes ({where} ranks). {told}"
-        done = Checked(number, True, text)
-    print(done.message)
+        parts = [f"{number} passed, on real processes ({where} ranks)."]
+        parts += filter(None, (said, module.EXERCISE.lesson))
+        done = Checked(number, True, " ".join(parts))
+        told = joined(*parts)
+    print(told)
     _note(done)
     progress_file.keep_answer(number, answer, done.passed, done.message)
     if not done.passed:
         show_both(ranks, module)
     return done
+
+
+def _heading_shown(printed: str) -> str:
+    """What the answer printed stays as it is; the line above it is ours."""
+    start, _, rest = printed.lstrip("\n").partition("\n")
+    return f"\n{shown(start)}\n{rest}" if start else ""
 
 
 def _note(done: Checked) -> None:
@@ -149,7 +167,7 @@ def hint(number: str, which: int | None = None) -> None:
             progress_file.note(number, hints=1)
     if not 1 <= which <= len(hints):
         raise ValueError(f"hint {which} of {number}: expected 1 to {len(hints)}")
-    print(f"{number}, hint {which} of {len(hints)}: {hints[which - 1]}")
+    print(shown(f"{number}, hint {which} of {len(hints)}: {hints[which - 1]}"))
 
 
 def solution(number: str) -> None:
@@ -160,7 +178,7 @@ def solution(number: str) -> None:
     """
     module = load(number)
     progress_file.note(number, saw_solution=True)
-    print(f"{source_of(module, 'solution')}\n\n# {module.EXERCISE.lesson}")
+    print(f"{solution_of(module)}\n\n\n# {shown(module.EXERCISE.lesson)}")
 
 
 def progress() -> Figure:
@@ -172,10 +190,10 @@ def progress() -> Figure:
     for notebook in dict.fromkeys(number.partition(".")[0] for number in known):
         here = names(notebook)
         left = [f"{n} {short_title(n)}" for n in here if n not in done]
-        rest = f"; next: {left[0]}" if left else ""
-        print(f"notebook {notebook}: {len(here) - len(left)} of {len(here)} done{rest}")
+        line = f"notebook {notebook}: {len(here) - len(left)} of {len(here)} done"
+        print(shown(f"{line}; next: {left[0]}" if left else line))
     if guesses := state.get("guesses", {}):
         right = sum(bool(each.get("right")) for each in guesses.values())
-        print(f"guesses: {right} of {len(guesses)} came true")
-    print(f"kept in {progress_file.path()}")
+        print(shown(f"guesses: {right} of {len(guesses)} came true"))
+    print(shown(f"kept in {progress_file.path()}"))
     return plot_progress(known, state)

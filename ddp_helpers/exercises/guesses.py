@@ -20,6 +20,7 @@ import time
 from dataclasses import dataclass, field
 
 from ddp_helpers.exercises import progress_file
+from ddp_helpers.words import shown
 
 OFF = "DDP_HELPERS_ASK"  # "0": no questions
 Value = str | float
@@ -84,25 +85,36 @@ def ask(about: str, *choices: Value) -> Guess:
 def _from_the_keyboard(guess: Guess) -> Value | None:
     if "ipykernel" not in sys.modules and not sys.stdin.isatty():
         raise EOFError
-    expected = ", ".join(map(str, guess.choices)) or "a number"
-    said = input(f"Your guess: {guess.about}? ({expected}; Enter: skip, off: no more questions) ")
+    expected = _expected(guess)
+    about = shown(guess.about)
+    question = f"Your guess: {about}? ({expected}; Enter: skip, off: no more questions)"
+    said = input(f"{shown(question)} ")
     while said.strip():
         if said.strip() == "off":
             os.environ[OFF] = "0"
             return None
         with contextlib.suppress(ValueError):
             return _understood(said.strip(), guess.choices)
-        said = input(f"{said.strip()!r} found, expected {expected}. Your guess? ")
+        again = shown(f"{said.strip()!r} found, expected {expected}. Your guess?")
+        said = input(f"{again} ")
     return None
+
+
+def _expected(guess: Guess) -> str:
+    return ", ".join(shown(str(each)) for each in guess.choices) or shown("a number")
 
 
 def _understood(said: str, choices: tuple[Value, ...]) -> Value:
     if not choices:
         return float(said.replace(",", ""))
     for choice in choices:
-        if said.lower() == str(choice).lower():
+        if said.lower() in (str(choice).lower(), shown(str(choice)).lower()):
             return choice
-    begun = [each for each in choices if str(each).lower().startswith(said.lower())]
+    begun = [
+        each
+        for each in choices
+        if any(text.lower().startswith(said.lower()) for text in (str(each), shown(str(each))))
+    ]
     if len(begun) != 1:
         raise ValueError(said)
     return begun[0]
@@ -132,19 +144,22 @@ class _Question:
     guess: Guess
 
     def __repr__(self) -> str:
-        choices = ", ".join(map(str, self.guess.choices)) or "a number"
-        return f"Your guess: {self.guess.about}? ({choices})"
+        return shown(f"Your guess: {shown(self.guess.about)}? ({_expected(self.guess)})")
 
     def _repr_html_(self) -> str:
         guess, name = self.guess, f"ask-{self.guess.key}"
         fields = [
             f'<label><input type="radio" name="{name}" value="{html.escape(str(each))}"> '
-            f"{html.escape(str(each))}</label>"
+            f"{html.escape(shown(str(each)))}</label>"
             for each in guess.choices
-        ] or [f'<label>a number <input type="text" inputmode="decimal" name="{name}"></label>']
+        ] or [
+            f"<label>{shown('a number')} "
+            f'<input type="text" inputmode="decimal" name="{name}"></label>'
+        ]
+        question = html.escape(shown(f"Your guess: {shown(guess.about)}?"))
         return (
-            f'<fieldset class="ddp-ask" data-key="{guess.key}"><legend>Your guess: '
-            f"{html.escape(guess.about)}?</legend>{' '.join(fields)}</fieldset>"
+            f'<fieldset class="ddp-ask" data-key="{guess.key}"><legend>'
+            f"{question}</legend>{' '.join(fields)}</fieldset>"
         )
 
 
@@ -156,9 +171,11 @@ class _Verdict:
     right: bool
 
     def __repr__(self) -> str:
-        mark = f"you: {_text(self.guess.value)}, " if self.guess.value is not None else ""
-        told = f"{self.guess.about}: {mark}it was {_text(self.value)}"
-        return told + (" ✓" if self.right else "")
+        about, value = shown(self.guess.about), shown(_text(self.value))
+        told = f"{about}: it was {value}"
+        if self.guess.value is not None:
+            told = f"{about}: you: {shown(_text(self.guess.value))}, it was {value}"
+        return shown(told) + (" ✓" if self.right else "")
 
     def _repr_html_(self) -> str:
         return (

@@ -73,7 +73,7 @@ class Ranks:
             self.last_run = result.ranks
         except LaunchError as error:
             self.last_run = error.result.ranks
-            raise NotYet(self._in_words(error, nprocs)) from None
+            raise NotYet(self._in_words(error, nprocs), _printed(error.result)) from None
         except TypeError as error:  # the answer can't travel to the ranks
             raise NotYet(str(error)) from None
         values = result.values
@@ -85,7 +85,7 @@ class Ranks:
             )
         reasons = [reason for _, reason in values if reason]
         if reasons:
-            raise NotYet(reasons[0] + _printed(result))
+            raise NotYet(reasons[0], _printed(result))
         self.tried.append(nprocs)
         return [got for got, _ in values]
 
@@ -111,15 +111,15 @@ class Ranks:
         errors = [rank.error for rank in error.result.ranks if rank.error]
         kinds = {each.type_name: each.message for each in sorted(errors, key=lambda e: e.at)}
         if next(iter(kinds), "") == "NotYet":
-            return kinds["NotYet"] + _printed(error.result)
+            return kinds["NotYet"]
         if "NotImplementedError" in kinds:
             return f"{self.name} is not written yet: fill in the part that raises the error"
         how = "failed"
         if isinstance(error, LaunchTimeoutError):
             how = f"did not end within {self.limit:g} s"
-        report = self._without_our_lines(str(error))
+        report = self._without_our_lines(error.args[0])
         where = "on 1 rank" if nprocs == 1 else f"on {nprocs} ranks"
-        return f"{self.name} {how} {where}:\n{report}{_printed(error.result)}"
+        return f"{self.name} {how} {where}:\n{report}"
 
     def _without_our_lines(self, report: str) -> str:
         """The report, without lines of the machinery that the learner has not written."""
@@ -243,7 +243,13 @@ def expect(got: object, wanted: torch.Tensor, what: str, tolerance: float = 1e-4
     if not same.all():
         first = int(same.flatten().logical_not().nonzero()[0])
         is_now, should_be = show(got, first), show(wanted, first)
-        raise NotYet(f"{place} is {is_now}, expected {should_be}{_times(got, wanted)}")
+        text = f"{place} is {is_now}, expected {should_be}"
+        times = _times(got, wanted)
+        if times > 1:
+            text += f", {times} times too large: a sum for a mean, or summed twice?"
+        if times < -1:
+            text += f", {-times} times too small: is it divided where it should not be, or twice?"
+        raise NotYet(text)
 
 
 def a_tensor(got: object, place: str) -> torch.Tensor:
@@ -269,15 +275,15 @@ def numbers_of(rank: int, *shape: int) -> torch.Tensor:
     return torch.randint(1, 10, shape).float() * 10**rank
 
 
-def _times(got: torch.Tensor, wanted: torch.Tensor) -> str:
-    """Whether all of it is too large, or too small, by a number such as that of the ranks."""
+def _times(got: torch.Tensor, wanted: torch.Tensor) -> int:
+    """By what number such as that of the ranks all of it is too large, or (below 0) too small."""
     is_now, should_be = got.double(), wanted.double()
     for times in range(2, 11):
         if torch.allclose(is_now, should_be * times, rtol=1e-3):
-            return f", {times} times too large: a sum for a mean, or summed twice?"
+            return times
         if torch.allclose(is_now * times, should_be, rtol=1e-3):
-            return f", {times} times too small: is it divided where it should not be, or twice?"
-    return ""
+            return -times
+    return 0
 
 
 def show(value: object, first: int = 0) -> str:

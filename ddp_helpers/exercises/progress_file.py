@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from ddp_helpers.words import shown
+
 VARIABLE = "DDP_HELPERS_PROGRESS"
 CLASS = ".ddp_class"  # in a learner's copy of the course: what belongs to the class
 FORMAT = 1
@@ -88,7 +90,7 @@ def current() -> dict:
     except Damaged as damaged:
         aside = _free_name(path().with_suffix(f".damaged-{time.strftime('%Y%m%d-%H%M%S')}"))
         os.replace(path(), aside)
-        print(f"{damaged}: it is kept as {aside.name}, and a new one begins")
+        print(shown(f"{damaged}: it is kept as {aside.name}, and a new one begins"))
         return current()
 
 
@@ -107,7 +109,7 @@ def note(number: str, **changes: object) -> dict:
             _write(state)
             return record
     except OSError as error:
-        print(f"progress is not kept: {error}; set {VARIABLE} to a file that you may write")
+        print(shown(f"progress is not kept: {error}; set {VARIABLE} to a file that you may write"))
         return {}
 
 
@@ -122,7 +124,7 @@ def note_guess(about: str, **what: object) -> None:
             state.setdefault("guesses", {})[about] = what
             _write(state)
     except OSError as error:
-        print(f"the guess is not kept: {error}; set {VARIABLE} to a file that you may write")
+        print(shown(f"the guess is not kept: {error}; set {VARIABLE} to a file that you may write"))
 
 
 def keep_answer(number: str, answer: object, done: bool, said: str) -> None:
@@ -141,7 +143,7 @@ def keep_answer(number: str, answer: object, done: bool, said: str) -> None:
             return
         _write_whole(file, f"{head}{remarks}\n{_text_of(answer)}\n")
     except OSError as error:
-        print(f"the answer is not kept: {error}")
+        print(shown(f"the answer is not kept: {error}"))
 
 
 def _text_of(answer: object) -> str:

@@ -25,6 +25,7 @@ from ddp_helpers.diagnosis.rules import Diagnosis
 from ddp_helpers.evidence.records import Finding, LaunchResult
 from ddp_helpers.faults._terminal import Ended, terminal
 from ddp_helpers.ranks.launcher import LaunchError, LaunchTimeoutError, launch
+from ddp_helpers.words import shown
 
 GROUPS = ("hangs", "start-up", "silently wrong", "slow", "after the end", "many machines")
 FOLDER = Path(__file__).parent
@@ -64,7 +65,7 @@ class Seen:
     result: LaunchResult | None = None
 
     def __str__(self) -> str:
-        return self.report or "nothing to report"
+        return self.report or shown("nothing to report")
 
     def __repr__(self) -> str:
         return str(self)
@@ -141,11 +142,13 @@ def torch_says(name: str) -> str:
 
 def table(group: str | None = None) -> Markdown:
     """What is printed, why, and the mend, for all faults or those of one group."""
-    rows = ["| fault | torch says | cause | mend | seen in |", "| --- | --- | --- | --- | --- |"]
+    heads = map(shown, ("fault", "torch says", "cause", "mend", "seen in"))
+    rows = [f"| {' | '.join(heads)} |", "| --- | --- | --- | --- | --- |"]
     for name in names(group):
         fault = load(name).FAULT
-        says = "nothing" if fault.says == "nothing" else f"`{fault.says}`"
-        cells = (fault.title, says, fault.cause, fault.mend, fault.seen_in)
+        says = shown("nothing") if fault.says == "nothing" else f"`{fault.says}`"
+        title, cause, mend = map(shown, (fault.title, fault.cause, fault.mend))
+        cells = (title, says, cause, mend, fault.seen_in)
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return Markdown("\n".join(rows))
 
@@ -156,7 +159,7 @@ def _seen_in_terminal(ended: Ended) -> Seen:
 
 
 def _in_words(found: list[Diagnosis]) -> str:
-    return "\n".join(f"why: {d.cause}\nwhat to do: {d.advice}" for d in found)
+    return shown("\n".join(f"why: {d.cause}\nwhat to do: {d.advice}" for d in found))
 
 
 def _seen(result: LaunchResult, report: str, hang: bool) -> Seen:
@@ -166,6 +169,6 @@ def _seen(result: LaunchResult, report: str, hang: bool) -> Seen:
     causes = diagnose(result.ranks, hang=hang) if report else []
     named: list[Finding | Diagnosis] = [*serious, *causes, *notes]
     kinds = tuple(dict.fromkeys(found.kind for found in named))
-    text = report or "\n".join(map(str, notes))
+    text = report or shown("\n".join(map(str, notes)))
     output = "".join(rank.output for rank in result.ranks)
     return Seen(text.replace(f"{FOLDER}/", ""), kinds, output, result)

@@ -43,7 +43,6 @@ GRACE = 1.0  # seconds in which other hosts may still tell what became of their 
 LONGEST_END = 15.0  # seconds for a host to end its ranks once it is told to
 LATE = 15.0  # seconds after which a host that should have ended its ranks by itself is told to
 HOST_LOST = "HostLostError"  # as the type of an error; no Python raises it
-ENDED_BY_US = (Ending.STOPPED, Ending.ALL_ENDED)
 
 
 class HostsRun:
@@ -176,7 +175,10 @@ class HostsRun:
                 break
             if time.monotonic() > limit:
                 for host in waited:
-                    self._refused[host.number] = f"it did not answer within {seconds:g} s"
+                    said = host.last_word()
+                    self._refused[host.number] = f"it did not answer within {seconds:g} s" + (
+                        f" ({said})" if said else ""
+                    )
                 break
             self._pump()
         for host in self._hosts:

@@ -43,6 +43,7 @@ from ddp_helpers.sanitizer.marks import every_asked, ignore_asked
 from ddp_helpers.sanitizer.talk.closing import closing_line
 from ddp_helpers.sanitizer.talk.session import Options as Watching
 from ddp_helpers.torch_private import torch_version
+from ddp_helpers.words import shown
 
 if TYPE_CHECKING:
     from ddp_helpers.ranks.hosts import HostsRun
@@ -62,6 +63,9 @@ class LaunchError(RuntimeError):
         super().__init__(report)
         self.result = result
 
+    def __str__(self) -> str:
+        return shown(self.args[0])
+
     def _render_traceback_(self) -> list[str]:
         """IPython shows this instead of the launcher's own stack."""
         return [f"{type(self).__name__}: {self}"]
@@ -78,6 +82,9 @@ class LaunchStopped(KeyboardInterrupt):
         super().__init__(report)
         self.result = result
 
+    def __str__(self) -> str:
+        return shown(self.args[0])
+
     def _render_traceback_(self) -> list[str]:
         return [f"{type(self).__name__}: {self}"]
 
@@ -89,8 +96,8 @@ def _interrupted(report: str, result: LaunchResult[Any]) -> KeyboardInterrupt:
     a loop of the shell end as well.
     """
     stop = KeyboardInterrupt(report)
-    shown = [f"KeyboardInterrupt: {report}"]
-    vars(stop).update(result=result, _render_traceback_=lambda: shown)
+    lines = [f"KeyboardInterrupt: {shown(report)}"]
+    vars(stop).update(result=result, _render_traceback_=lambda: lines)
     return stop
 
 
@@ -177,7 +184,8 @@ def launch(
 
     Raises:
         ValueError, TypeError: an argument is wrong, or can't travel to another process.
-        OSError: this machine is in no state to start ranks; the text says what to mend.
+        OSError: this machine, or one of `hosts`, is in no state to start ranks; the text says what
+            to mend.
         LaunchError: a rank failed, or the sanitizer found something serious; the text names the
             rank, the line and what to do.
         LaunchTimeoutError: the ranks did not end within `timeout`.
@@ -248,7 +256,8 @@ def conclude(
     """
     result = LaunchResult(ranks, run.seconds, run.start_method, run.quit_by)
     if run.quit_by is not None:
-        show(f"ended at the prompt of rank {run.quit_by}, and so have all ranks\n")
+        told = f"ended at the prompt of rank {run.quit_by}, and so have all ranks"
+        show(f"{shown(told)}\n")
         return result
     stopped = run.ending in (Ending.STOPPED, Ending.INTERRUPTED)
     if all(rank.ok for rank in ranks) and not stopped:
@@ -429,11 +438,12 @@ def watching(sanitize: object) -> tuple[int, tuple[str, ...]]:
 
 def _print_notes(result: LaunchResult[Any], echo: bool) -> None:
     for finding in result.findings if echo else []:
-        show(f"sanitizer, a note: {finding}\n")
+        told = shown(f"sanitizer, a note: {finding}")
+        show(f"{told}\n")
     seen = [rank.watched for rank in result.ranks if rank.watched is not None]
     if echo and seen:
         kinds = {finding.kind for finding in result.findings}
-        show(f"{closing_line(seen, kinds)}\n")
+        show(f"{shown(closing_line(seen, kinds))}\n")
 
 
 def _check_script(target: str) -> None:

@@ -177,12 +177,15 @@ class Host:
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait()
-        self._writer.join()
-        for pipe in (self._process.stdin, self._process.stdout):
-            with contextlib.suppress(OSError):  # what was not sent can't be any more
-                if pipe is not None:
-                    pipe.close()
+        self._writer.join(LONGEST_END)  # it has closed the other pipe
+        if self._process.stdout is not None:
+            self._process.stdout.close()
         os.close(self._errors)
+
+    def last_word(self) -> str:
+        """What it, or ssh, said last of its errors."""
+        said = wire.read_whole(self._errors).decode("utf-8", "replace").strip().splitlines()
+        return said[-1] if said else ""
 
     def _write(self) -> None:
         pipe = self._process.stdin
@@ -202,8 +205,7 @@ class Host:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(LONGEST_END)
         code = self._process.poll()
-        said = wire.read_whole(self._errors).decode("utf-8", "replace").strip().splitlines()
-        last = said[-1] if said else f"exit code {code}"
+        last = self.last_word() or f"exit code {code}"
         if self.hello is not None:
             return f"{self.command[0]} ended: {last}"
         return _why_not_reached(self.name, self.command[0], code, last)

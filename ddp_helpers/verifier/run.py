@@ -380,5 +380,5 @@ WEAK = {
 
 def _short(error: LaunchError) -> str:
     """Its report, without the way to a traceback that is gone by then."""
-    lines = str(error).splitlines()
+    lines = str(error.args[0] if error.args else error).splitlines()
     return "\n  ".join(line for line in lines if not line.startswith("full traceback"))

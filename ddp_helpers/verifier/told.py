@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ddp_helpers.verifier.records import EQUAL, NOT_COMPARED, Verdict
+from ddp_helpers.words import shown
 
 MOST_NOTES = 4
 
@@ -15,7 +16,7 @@ def told(verdict: Verdict) -> str:
         lines.append(f"  what to do: {verdict.way_out}")
     lines += [f"  note: {note}" for note in verdict.notes[:MOST_NOTES]]
     lines.append(f"  it took {verdict.seconds:.1f} s")
-    return "\n".join(lines)
+    return shown("\n".join(lines))
 
 
 def _headline(verdict: Verdict) -> str:

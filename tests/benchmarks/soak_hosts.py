@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +72,8 @@ class Host:
     # ---- to be filled in
 
     pid = 0
+    at_prompt: Callable[[], None] | None = None
+    """What the reader does when a kernel asks for a line."""
 
     def start(self, code: str, answer: str = "None") -> None:
         """Begin to run `code`; its reply carries the value of the expression `answer`."""
@@ -338,6 +341,7 @@ class KernelHost(Host):
             try:
                 message = self.client.get_shell_msg(timeout=0.05)
             except queue.Empty:
+                self._look_for_a_prompt()
                 if not self.manager.is_alive():
                     self.client.stop_channels()
                     return Reply(died=True)
@@ -349,6 +353,16 @@ class KernelHost(Host):
             if self._is_ours(message):
                 return self._read(message["content"])
         raise TimeoutError
+
+    def _look_for_a_prompt(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            self.client.get_stdin_msg(timeout=0)
+            if self.at_prompt is not None:
+                self.at_prompt()
+
+    def type(self, line: str) -> None:
+        """Answer a prompt."""
+        self.client.input(line)
 
     def _is_ours(self, message: dict) -> bool:
         return message["parent_header"].get("msg_id") == self._asked

@@ -32,6 +32,7 @@ from soak_hosts import (
     private_memory,
 )
 from soak_scenarios import (
+    AT_A_PROMPT,
     ENDS_OF_THE_HOST,
     INTERRUPTS,
     SIGNALS,
@@ -43,6 +44,7 @@ from soak_scenarios import (
 )
 
 LONGEST_HOST = 25  # rounds
+KILLS = ("host SIGTERM", "host SIGKILL", "SIGKILL at a prompt")
 MOST_PRIVATE = 15.0  # MB of a rank that stands by
 largest_standby, most_standby = 0.0, 0
 
@@ -68,6 +70,18 @@ def disturb(scenario: Scenario, host: Host) -> None:
     if event == "kernel restart":
         host.restart(now=scenario.group)
         host.told()  # ipykernel complains when a cell runs on while it shuts down
+
+
+def answer_prompt(scenario: Scenario, host: Host) -> None:
+    """Do what the reader does at a prompt, a moment later."""
+    time.sleep(scenario.delay * 0.1)
+    what = scenario.event.split()[0]
+    if what == "interrupt":
+        host.interrupt(scenario.group)
+    elif what == "SIGKILL":
+        host.kill(signal.SIGKILL, scenario.group)
+    else:
+        host.type(what)
 
 
 def disturb_standby(scenario: Scenario, host: Host) -> None:
@@ -103,6 +117,8 @@ def play(scenario: Scenario, host: Host) -> tuple[list[str], bool]:
     host.used += 1
     if scenario.event in STANDBY:
         disturb_standby(scenario, host)
+    if scenario.event in AT_A_PROMPT:
+        host.at_prompt = lambda: answer_prompt(scenario, host)
     host.start(code(scenario), "result.values")
     disturb(scenario, host)
     reply = Reply(died=True)
@@ -112,7 +128,10 @@ def play(scenario: Scenario, host: Host) -> tuple[list[str], bool]:
         except TimeoutError:
             return [f"no end within {scenario.timeout + PATIENCE} s"], False
     problems = judge(scenario, reply)
-    if scenario.event in ("host SIGTERM", "host SIGKILL") and not reply.died:
+    host.at_prompt = None
+    if scenario.event in KILLS and not reply.died:
+        if scenario.event == "SIGKILL at a prompt":  # the launch was over before there was one
+            host.kill(signal.SIGKILL, scenario.group)
         reply.died = host.dies()  # the launch was over before the signal came
     if reply.died and scenario.event != "kernel restart":
         return problems + host.left(False, ""), False

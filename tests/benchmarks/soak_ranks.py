@@ -41,13 +41,14 @@ def work(plan: dict) -> tuple[int, float]:
     with process_group():
         strike_at = time.monotonic() + plan["delay"]
         strikes = chosen and plan["moment"] == "collective"
-        if strikes and plan["event"].startswith("SIG"):  # in the middle of a call, not between two
+        if strikes and hasattr(signal, plan["event"]):  # in the middle of a call, not between two
             later = threading.Timer(plan["delay"], misbehave, (plan["event"],))
             later.daemon = True
             later.start()
         for step in range(plan["steps"]):
             total = torch.tensor([rank + 1.0])
             if strikes and time.monotonic() > strike_at:
+                strikes = False
                 misbehave(plan["event"])
             dist.all_reduce(total)
             next(batches)
@@ -100,7 +101,7 @@ def loaded():
 
 def misbehave(event: str) -> None:
     """Do what the soak asks this rank to do."""
-    if event.startswith("SIG"):
+    if hasattr(signal, event):
         os.kill(os.getpid(), getattr(signal, event))
     elif event == "sys.exit":
         sys.exit(4)
@@ -108,6 +109,8 @@ def misbehave(event: str) -> None:
         os._exit(int(event[-2]))
     elif event == "exception":
         raise ValueError("planned")
+    elif event.endswith("at a prompt"):
+        breakpoint()
     elif event == "hang in sleep":
         time.sleep(1000)
     elif event == "hang in a loop":
@@ -131,6 +134,8 @@ def state() -> dict:
             fds.append(os.readlink(f"/proc/self/fd/{fd}"))
         except FileNotFoundError:
             continue  # the listing itself
+    for _ in range(kernels_own()):
+        fds.remove("anon_inode:[eventfd]")
     return {
         "fds": sorted(fds),
         "threads": sorted(thread_names()),
@@ -144,6 +149,12 @@ def standby_files() -> set[int]:
     from ddp_helpers.ranks.standby import standby
 
     return {file for process in standby._ready for file in process.files()}
+
+
+def kernels_own() -> int:
+    """Files that ipykernel holds for threads that have ended: of prompts; it looks all 10 s."""
+    pipes = getattr(getattr(sys.stdout, "pub_thread", None), "_event_pipes", {})
+    return sum(not thread.is_alive() for thread in pipes)
 
 
 def thread_names() -> list[str]:

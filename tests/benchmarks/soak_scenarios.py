@@ -13,6 +13,8 @@ HANGS = ("hang in sleep", "hang in a loop", "hang in C", "SIGSTOP")
 INTERRUPTS = ("interrupt", "two interrupts")
 ENDS_OF_THE_HOST = ("host SIGTERM", "host SIGKILL", "kernel restart")
 STANDBY = ("standby SIGKILL", "standby SIGSTOP")
+AT_A_PROMPT = ("c at a prompt", "q at a prompt", "interrupt at a prompt", "SIGKILL at a prompt")
+PROMPTS = (*AT_A_PROMPT, "no keyboard at a prompt")
 EVENTS = (
     "none",
     *SIGNALS,
@@ -22,8 +24,10 @@ EVENTS = (
     *ENDS_OF_THE_HOST,
     "server SIGKILL",
     *STANDBY,
+    *PROMPTS,
 )
-IN_KERNELS = ("kernel restart", *STANDBY)
+IN_KERNELS = ("kernel restart", *STANDBY, *AT_A_PROMPT)
+GO_ON = ("none", *STANDBY, "c at a prompt", "no keyboard at a prompt")
 HABITS = (
     *(["plain"] * 3),
     "flood",
@@ -70,16 +74,22 @@ def draw(seed: int, number: int, start_method: str) -> Scenario:
     dice = random.Random(f"{seed}/{number}")
     event = dice.choice(EVENTS)
     fresh = dice.random() < 0.2
+    habit = dice.choice(HABITS)
+    if event in PROMPTS and habit.startswith("closes"):  # pdb could not say anything
+        habit = "plain"
     moments = ["function", "collective"] + (["start"] if event in SIGNALS else [])
     nprocs = dice.choice((2, 2, 3, 4))
+    host = dice.choice(("script", "kernel"))
+    if event in IN_KERNELS or event == "no keyboard at a prompt":
+        host = "kernel" if event in IN_KERNELS else "script"
     method = dice.choice(("forkserver", "forkserver", "forkserver", "spawn"))
     return Scenario(
         number=number,
-        host="kernel" if event in IN_KERNELS else dice.choice(("script", "kernel")),
+        host=host,
         fresh=fresh,
         start_method=method if start_method == "both" else start_method,
         nprocs=nprocs,
-        habit=dice.choice(HABITS),
+        habit=habit,
         event=event,
         moment=dice.choice(moments),
         victim=dice.randrange(nprocs),
@@ -96,7 +106,7 @@ def draw(seed: int, number: int, start_method: str) -> Scenario:
 
 def plan(scenario: Scenario) -> dict:
     """What the ranks are told; what comes from outside they do not know."""
-    inside = scenario.event in (*SIGNALS, *EXITS, *HANGS) and scenario.moment != "start"
+    inside = scenario.event in (*SIGNALS, *EXITS, *HANGS, *PROMPTS) and scenario.moment != "start"
     names = ("habit", "event", "moment", "delay", "steps")
     told = {name: value for name, value in asdict(scenario).items() if name in names}
     return told | {"victim": scenario.victim if inside else -1}
@@ -119,12 +129,14 @@ def judge(scenario: Scenario, reply: Reply) -> list[str]:
     event, outside = scenario.event, scenario.moment == "start"
     expected = [[rank, sum(range(scenario.nprocs + 1))] for rank in range(scenario.nprocs)]
     if reply.ename == "" and not reply.died:
+        if event == "q at a prompt" and reply.answer == [None] * scenario.nprocs:
+            return []
         if reply.answer != expected:
             return [f"values {reply.answer}, expected {expected}"]
         from_outside = (*INTERRUPTS, *ENDS_OF_THE_HOST, "server SIGKILL")
-        may = event in ("none", *STANDBY) or outside or event in from_outside
+        may = event in GO_ON or outside or event in from_outside
         return [] if may or late(scenario) else ["ended well, though a rank did not"]
-    if event in ENDS_OF_THE_HOST:
+    if event in (*ENDS_OF_THE_HOST, "SIGKILL at a prompt"):
         return [] if reply.died else [f"{event}, but {reply.ename}: {reply.evalue}"]
     if reply.died:
         return ["the launching process died"]
@@ -139,7 +151,7 @@ def late(scenario: Scenario) -> bool:
 def judge_error(scenario: Scenario, reply: Reply) -> list[str]:
     """What is wrong with the error, or with its report."""
     event, lines = scenario.event, reply.evalue.splitlines()
-    if event in INTERRUPTS:
+    if event in (*INTERRUPTS, "interrupt at a prompt"):
         return [] if reply.ename == "KeyboardInterrupt" else [f"{reply.ename}: {reply.evalue}"]
     kind = "LaunchTimeoutError" if event in HANGS else "LaunchError"
     if event == "server SIGKILL" and "fork server ended" in reply.evalue:

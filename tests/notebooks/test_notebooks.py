@@ -3,18 +3,21 @@
 import getpass
 import re
 import socket
+import time
 from itertools import pairwise
 from pathlib import Path
 
 import build
 import nbformat
 import pytest
+import replay
 
 PATHS = sorted(build.NOTEBOOKS.glob("*.ipynb"))
 ALL = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 WORDS_OF_A_CELL = 100  # most cells have half of it; tables and hints do not count
 WORDS_OF_A_LIST = 150  # goals, recap, exercises
 LINES_OF_A_CELL = 25
+AGAIN_UP_TO = 4.0  # seconds; what takes longer runs a second time in `make replay`
 
 
 def read(path: Path):
@@ -44,14 +47,24 @@ def test_they_are_all_here_in_order():
 @ALL
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("no_process_left")
-def test_it_executes(path):
-    notebook = read(path)
-    took = build.execute(notebook)
-    print(f"{path.name}: {took:.1f} s")
-    for cell in code_cells(notebook):
-        failed = any(output.output_type == "error" for output in cell.outputs)
-        meant = "raises-exception" in cell.metadata.get("tags", [])
-        assert failed == meant, f"{cell.source}\n{cell.outputs}"
+def test_it_executes_and_each_cell_says_the_same_a_second_time(path):
+    player = replay.Player(path)
+    with player.kernel():
+        started = time.monotonic()
+        played = replay.play_all(player, AGAIN_UP_TO)
+        took = time.monotonic() - started
+    once = sum(first.seconds for first, _ in played.values())
+    print(f"{path.name}: {once:.1f} s, and {took - once:.1f} s for what ran again")
+    for index, (first, differs) in played.items():
+        source = player.notebook.cells[index].source
+        assert not first.not_meant, f"{source}\n{first.not_meant}"
+        assert not differs, f"{source}\n{differs}"
+
+
+@ALL
+def test_a_name_that_a_cell_takes_from_others_is_made_by_one_of_them(path):
+    """Else what it shows depends on which of them ran last."""
+    assert not replay.made_twice(read(path))
 
 
 @ALL

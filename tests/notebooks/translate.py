@@ -94,9 +94,9 @@ def documents(root: Path) -> list[Document]:
     """All notebooks, and the README."""
     books = [path.relative_to(root) for path in sorted((root / "notebooks").glob("*.ipynb"))]
     pairs = [(book, FOLDER / book.name) for book in books]
-    pairs.append((Path("README.md"), Path(README)))
     if (root / PAGE).exists():
         pairs.append((PAGE, FOLDER / PAGE.name))
+    pairs.append((Path("README.md"), Path(README)))
     return [Document(old, new, FOLDER / f"{old.stem}.po") for old, new in pairs]
 
 

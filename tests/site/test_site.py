@@ -256,3 +256,21 @@ def test_a_question_keeps_the_guess_and_unfolds_the_answer(page, address):
     number.get_by_label("a number").press("Enter")
     assert page.locator(".cell", has=number).locator(".ddp-was").inner_text().startswith("you: 2")
     page.evaluate("localStorage.clear()")
+
+
+def test_a_lesson_that_is_done_is_marked_in_both_languages(page, address):
+    page.goto(f"{address}notebooks/03_training_loop.html")
+    page.evaluate("localStorage.clear()")
+    button = page.get_by_role("button", name="Mark this lesson as done")
+    assert button.get_attribute("aria-pressed") == "false"
+    button.press("Enter")
+    assert button.get_attribute("aria-pressed") == "true"
+    page.goto(f"{address}notebooks/zh_CN/03_training_loop.html")
+    marks = page.locator(".sidebar-tree a", has=page.locator(".ddp-done"))
+    assert [link.get_attribute("href") for link in marks.all()] == [
+        "../03_training_loop.html",
+        "#",
+    ]
+    page.get_by_role("button", name="标记为已学完").press("Enter")
+    assert page.locator(".ddp-done").count() == 0
+    page.evaluate("localStorage.clear()")

@@ -149,8 +149,10 @@ class UnchangedChecker:
             f"{model.synced} backward passes averaged gradients of the wrapped model, and no "
             f"optimizer holds its parameters: those that {name} steps never had a gradient"
         )
-        advice = "make the optimizer of the parameters of the model that is trained, after copies "
-        advice += "and moves of it: optimizer = SGD(ddp.parameters(), ...)"
+        advice = (
+            "make the optimizer of the parameters of the model that is trained, after copies "
+            "and moves of it: optimizer = SGD(ddp.parameters(), ...)"
+        )
         self._found(cause, advice, model, self._starved[name])
 
     def _found(self, cause: str, advice: str, model: Wrapped, place: Place | None) -> None:

@@ -194,8 +194,10 @@ class CallSequence:
             "`if rank == ...`, a loop of another length, or an early end"
         )
         if gone.why == "limit":  # it may only be slow
-            advice = f"if {who} was at work: prepare data once and before the run, or give the "
-            advice += "group a larger timeout=; else look for a call under an `if rank == ...`"
+            advice = (
+                f"if {who} was at work: prepare data once and before the run, or give the "
+                "group a larger timeout=; else look for a call under an `if rank == ...`"
+            )
         return Finding(
             kind,
             cause,
