@@ -7,6 +7,7 @@ everything once, with which it starts in a second instead of three.
 
 from __future__ import annotations
 
+import ast
 import gzip
 import hashlib
 import html
@@ -32,7 +33,6 @@ FROM_PYODIDE = ("pyodide.mjs", "pyodide.asm.mjs", "pyodide.asm.wasm", "python_st
 FROM_PYODIDE += ("pyodide-lock.json",)
 SHIPPED = {"small_numpy.py": "numpy.py"}
 SHIPPED |= {name: name for name in ("mover.py", "recordings.py")}
-WHOLE = ("templates", "widgets")  # wings whose __init__ does more than hand names on
 WORDS = tomllib.loads((PLAY / "words.toml").read_text(encoding="utf-8"))
 
 
@@ -73,9 +73,16 @@ def lay_out(root: Path, stage: Path) -> None:
     package = root / "ddp_helpers"
     for path in package.rglob("*.py"):
         inside = path.relative_to(package)
-        if path.name != "__init__.py" or inside.parent.name in WHOLE:
+        if path.name != "__init__.py" or defines(path):
             (stage / "ddp_helpers" / inside).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, stage / "ddp_helpers" / inside)
+
+
+def defines(path: Path) -> bool:
+    """Whether an `__init__` has functions or classes of its own: it does not only hand names on."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    own = [node for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    return any(node.name != "__getattr__" for node in own)
 
 
 def modules(stage: Path) -> dict[str, str]:

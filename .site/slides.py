@@ -40,16 +40,28 @@ center: false, transition: "none"}});</script>
 def main(arguments: list[str] | None = None) -> int:
     """Write a page for each notebook."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("notebooks", nargs="*", type=Path, help="all, if none is given")
+    parser.add_argument(
+        "notebooks",
+        nargs="*",
+        type=Path,
+        help="files, or numbers such as 02; all, if none is given",
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "slides")
     parser.add_argument("--language", metavar="zh_CN", help="English, if not given")
     parser.add_argument("--reveal", default=REVEAL, help="where reveal.js lies, seen from a page")
     options = parser.parse_args(arguments)
     source = ROOT / "notebooks" / (options.language or "")
-    paths = options.notebooks or sorted(source.glob("[0-9][0-9]_*.ipynb"))
+    there = sorted(source.glob("[0-9][0-9]_*.ipynb"))
+    numbers = {path.name.partition("_")[0]: path for path in there}
+    paths = [numbers.get(str(each).zfill(2), each) for each in options.notebooks] or there
     if not paths:
         print(f"error: no notebooks in {source}", file=sys.stderr)
         return 1
+    for path in paths:
+        if not path.is_file():
+            known = ", ".join(numbers)
+            print(f"error: no notebook {path}: expected a file, or one of {known}", file=sys.stderr)
+            return 1
     options.out.mkdir(parents=True, exist_ok=True)
     for path in paths:
         target = options.out / f"{path.stem}.html"

@@ -2,7 +2,7 @@
 
 grades.csv                          as `nbgrader export` writes it: a line a learner and notebook
 results/ADA.json                    as Otter and Gradescope write it: results.json, a learner each
-submitted/ADA/01/01_*.ipynb         the notebooks that a learner has changed; nbgrader's tree
+submitted/learner-01/01/01_*.ipynb  the notebooks that a learner has changed; nbgrader's tree
 answers/01.3/ADA.py                 the last answer to each exercise, beside those of the others
 reports/ADA.md, report.md           to read: of each learner, and of all
 """
@@ -104,10 +104,10 @@ def _files(learner: Learner, into: Path) -> list[tuple[Path, Path]]:
         except OSError:
             same = False  # the copy that follows says why
         if not same:
-            folder = into / "submitted" / learner.key / notebook.name.partition("_")[0]
+            folder = into / "submitted" / learner.student / notebook.name.partition("_")[0]
             found.append((notebook, folder / notebook.name))
     for notebook in sorted((notebooks / KEPT).glob("*.ipynb")):
-        found.append((notebook, into / "submitted" / learner.key / KEPT / notebook.name))
+        found.append((notebook, into / "submitted" / learner.student / KEPT / notebook.name))
     # no pipe, which would keep the reader waiting, and nothing from elsewhere
     return [(source, to) for source, to in found if source.is_file() and not source.is_symlink()]
 
@@ -122,7 +122,7 @@ def grades(learners: Sequence[Learner]) -> str:
             records = [learner.state["exercises"].get(n, {}) for n in numbers]
             last = max((each.get("last_at", "") for each in records), default="")
             score = float(sum(bool(each.get("passed_at")) for each in records))
-            row = (notebook, "", last, learner.key, "", learner.name, "")
+            row = (notebook, "", last, learner.student, "", learner.name, "")
             lines.writerow((*row, score, 0.0, score, float(len(numbers))))
     return text.getvalue()
 
@@ -159,6 +159,8 @@ def about(learner: Learner) -> str:
     """A page about one learner, to read: what is done, and what the check said of the rest."""
     state = learner.state
     lines = [f"# {learner.name}", ""]
+    if learner.student != learner.key:
+        lines += [f"The copy was handed out as {learner.student}.", ""]
     lines.append(f"{len(progress_file.passed(state))} of {len(names())} exercises done.")
     if guesses := state.get("guesses", {}):
         right = sum(bool(each.get("right")) for each in guesses.values())
@@ -168,13 +170,18 @@ def about(learner: Learner) -> str:
         for number in numbers:
             record = state["exercises"].get(number, {})
             tries, hints = record.get("tries", 0), record.get("hints", 0)
-            how = f": {tries} tries, {hints} hints" if tries or hints else ""
+            counts = [_count(tries, "try", "tries"), _count(hints, "hint", "hints")]
+            how = f": {', '.join(counts)}" if tries or hints else ""
             seen = ", solution seen" if record.get("saw_solution") else ""
             title = f"{number} {short_title(number)}"
             lines.append(f"- {tables.mark(state, number)} {title}{how}{seen}")
             if not record.get("passed_at"):
                 lines += [f"    > {line}" for line in _said(learner, number).splitlines()]
     return "\n".join([*lines, "", tables.LEGEND, ""])
+
+
+def _count(number: int, one: str, more: str) -> str:
+    return f"{number} {one if number == 1 else more}"
 
 
 def _said(learner: Learner, number: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from ddp_helpers.arguments import check_whole
 from ddp_helpers.classroom.contents import Contents, contents
+from ddp_helpers.classroom.learners import SEAT
 from ddp_helpers.data.folder import data_root
 from ddp_helpers.exercises import progress_file
 
@@ -34,7 +36,7 @@ class Made:
 
 def hand_out(
     folder: str | Path,
-    learners: int | None = None,
+    learners: int | Sequence[str] | None = None,
     source: str | Path | None = None,
     language: str | None = None,
 ) -> list[Made]:
@@ -42,17 +44,20 @@ def hand_out(
 
     Args:
         folder: becomes one copy; with `learners`, it holds one for each: learner-01, learner-02 ...
-        learners: how many copies.
+        learners: how many copies; or a name for each, of which its folder is made.
         source: the folder of notebooks; by default the one beside the package.
         language: zh_CN for the Chinese ones.
 
     Raises:
-        ValueError: learners is no number from 1 on, or there is no such language.
+        ValueError: learners is no number from 1 on, a name can't be a folder's or is there twice,
+            or there is no such language.
         FileNotFoundError: there are no notebooks, or no data.
         FileExistsError: the folder holds something else.
     """
     names: Sequence[str | None] = [None]
-    if learners is not None:
+    if isinstance(learners, Sequence):
+        names = _checked_names(learners)
+    elif learners is not None:
         check_whole("learners", learners, least=1)
         digits = max(2, len(str(learners)))
         names = [f"learner-{number:0{digits}}" for number in range(1, learners + 1)]
@@ -63,10 +68,35 @@ def hand_out(
         )
     top, made = Path(folder), []
     for name in names:
-        copy = top / name if name else top
+        copy = top / _as_folder(name) if name else top
         _check_ours(copy)
         made.append(_fill(copy, handed, name))
     return made
+
+
+def read_names(file: str | Path) -> list[str]:
+    """The names in a file, one a line; empty lines count for nothing."""
+    return [line.strip() for line in Path(file).read_text("utf-8-sig").splitlines() if line.strip()]
+
+
+def _checked_names(names: Sequence[str]) -> list[str]:
+    if not names:
+        raise ValueError("no name: expected one for each copy")
+    for number, name in enumerate(names, start=1):
+        if not _as_folder(name) or len(name) > progress_file.LONGEST_NAME or not name.isprintable():
+            raise ValueError(
+                f"name {number}, {name!r}: expected 1 to {progress_file.LONGEST_NAME} letters that "
+                "a folder's name can have, such as Ada"
+            )
+    folders = [_as_folder(name).lower() for name in names]
+    for name, folder in zip(names, folders, strict=True):
+        if folders.count(folder) > 1:
+            raise ValueError(f"name {name!r} is there twice, expected another for each learner")
+    return [*names]
+
+
+def _as_folder(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", name).strip("._")
 
 
 def reset(which: Iterable[str] = (), start: str | Path = ".") -> list[str]:
@@ -95,7 +125,7 @@ def reset(which: Iterable[str] = (), start: str | Path = ".") -> list[str]:
 
 def _named(which: str, names: list[str]) -> str:
     found = [name for name in names if name in (which, Path(which).name)]
-    found = found or [name for name in names if name.startswith(f"{which}_")]
+    found = found or [name for name in names if name.startswith(f"{which.zfill(2)}_")]
     if len(found) != 1:
         numbers = ", ".join(name.partition("_")[0] for name in names)
         raise ValueError(f"notebook {which!r}: expected one of {numbers}")
@@ -133,7 +163,14 @@ def _put_aside(target: Path) -> str:
 def _check_ours(copy: Path) -> None:
     if copy.exists() and not copy.is_dir():
         raise FileExistsError(f"{copy} is a file, expected a folder")
-    if copy.is_dir() and any(copy.iterdir()) and not (copy / progress_file.CLASS).is_dir():
+    if not copy.is_dir() or (copy / progress_file.CLASS).is_dir():
+        return
+    if any(copy.glob(f"*/{progress_file.CLASS}")):
+        raise FileExistsError(
+            f"{copy} holds the copies of a class, expected one copy: give --learners, or --names, "
+            "as when you handed them out"
+        )
+    if any(copy.iterdir()):
         raise FileExistsError(
             f"{copy} holds files that are no learner's copy, expected an empty folder: choose "
             "another one"
@@ -157,6 +194,8 @@ def _fill(copy: Path, handed: Contents, name: str | None) -> Made:
     for place, content in handed.files.items():
         if not (copy / place).exists():  # what is there may be the learner's work
             _write(copy / place, content)
+    if name:
+        _write(own / SEAT, name.encode())
     if name and not (own / "progress.json").exists():
         state = {"format": progress_file.FORMAT, "learner": name, "exercises": {}}
         _write(own / "progress.json", json.dumps(state, indent=1).encode())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ddp_helpers.exercises import progress_file
 
+SEAT = "handed-out-as"  # in a copy's .ddp_class: its name in the class
 MARK = ".collected-by-ddp_helpers"  # in a folder of reports, where no learner is to be found
 
 
@@ -21,6 +22,8 @@ class Learner:
     """As they have chosen; with the place behind it where another has the same."""
     key: str
     """Such a name that files can have; no other learner has it."""
+    student: str
+    """What their copy was handed out as, which stays when they choose a name; else the key."""
     state: dict
     """A progress file, as `progress_file.read` gives it."""
     copy: Path | None
@@ -46,17 +49,37 @@ def find(places: Iterable[str | Path]) -> tuple[list[Learner], list[str]]:
         except progress_file.Damaged as damaged:
             problems.append(str(damaged))
     called = Counter(state["learner"] for state in states.values())
+    seats = {path: handed_out_as(path.parent) for path in states}
+    alike = Counter((state["learner"], seats[path]) for path, state in states.items())
     taken: set[str] = set()
+    students: set[str] = set()
     learners = []
     for path, state in sorted(states.items(), key=lambda item: (item[1]["learner"], item[0])):
         # whatever somebody has written into their file: a board prints it in a terminal
         name = "".join(letter if letter.isprintable() else "?" for letter in state["learner"])
         name = name[: progress_file.LONGEST_NAME] or "?"
         own = path.parent if path.parent.name == progress_file.CLASS else None
-        key = _free_key(name, taken)
-        name += f" ({own.parent if own else path})" if called[state["learner"]] > 1 else ""
-        learners.append(Learner(name, key, state, own.parent if own else None))
+        seat, shared = seats[path], called[state["learner"]] > 1
+        key = _free_key(f"{name}_{seat}" if shared and seat else name, taken)
+        if shared:
+            told = seat if alike[state["learner"], seat] == 1 else ""
+            name += f" ({told or (own.parent if own else path)})"
+        student = _free_key(seat or key, students)
+        learners.append(Learner(name, key, student, state, own.parent if own else None))
     return learners, problems
+
+
+def handed_out_as(own: Path) -> str:
+    """The name under which a copy was handed out, of its folder `.ddp_class`; "" for no such copy.
+
+    It is kept in a file: copies are moved to where a learner works, and learners choose names.
+    """
+    try:
+        with (own / SEAT).open(encoding="utf-8") as file:
+            text = file.read(progress_file.LONGEST_NAME)
+    except (OSError, ValueError):
+        return ""
+    return re.sub(r"[^\w.-]+", "_", text).strip("._")
 
 
 def _progress_files(places: Iterable[str | Path]) -> list[Path]:

@@ -20,6 +20,11 @@ def lessons(source: str | Path | None = None, which: str = "[0-9][0-9]") -> list
     folder = Path(source) if source else PACKAGE.parent / "notebooks"
     found = sorted(folder.glob(f"{which}_*.ipynb"))
     if not found:
+        there = sorted(path.name.partition("_")[0] for path in folder.glob("[0-9][0-9]_*.ipynb"))
+        if there:
+            raise FileNotFoundError(
+                f"no notebook {which} in {folder}: expected one of {', '.join(there)}"
+            )
         what = f"no notebook {which}" if which.isdecimal() else "no notebooks"
         raise FileNotFoundError(
             f"{what} in {folder}: --from names the folder notebooks/ of the course's repository; "
@@ -36,4 +41,4 @@ def find_lesson(which: str, source: str | Path | None = None) -> Path:
     """
     if not which.isdecimal():
         raise FileNotFoundError(f"notebook {which!r}: expected its number, such as 06")
-    return lessons(source, which)[0]
+    return lessons(source, which.zfill(2))[0]

@@ -44,7 +44,10 @@ class Room:
 
 
 def check(
-    seats: int, lessons: Sequence[str] = LESSONS, source: str | Path | None = None
+    seats: int,
+    lessons: Sequence[str] = LESSONS,
+    source: str | Path | None = None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> EnvironmentReport:
     """Run lessons, and say whether this machine has room for so many who run one at once.
 
@@ -52,6 +55,7 @@ def check(
         seats: learners.
         lessons: the numbers of notebooks; by default those that need most.
         source: the folder of notebooks; by default the one beside the package.
+        tell: is called with a line before each notebook, and with the verdict.
 
     Raises:
         ValueError: seats is no number of at least 1.
@@ -61,8 +65,22 @@ def check(
     check_whole("seats", seats, least=1)
     notebooks = [find_lesson(each, source) for each in lessons]
     room = look()  # before the seat that is measured takes some of it
-    judged = judge(seats, [measure(each) for each in notebooks], room)
+    costs = []
+    for each in notebooks:
+        tell(f"running {each.name} in a kernel: 1 to 2 minutes, more if others use the cores")
+        costs.append(measure(each))
+    judged = judge(seats, costs, room)
+    tell(verdict(seats, judged))
     return EnvironmentReport((*judged.checks, rights.namespaces(), rights.py_spy()))
+
+
+def verdict(seats: int, judged: EnvironmentReport) -> str:
+    """The answer in one line, for whoever has not learned to read the table."""
+    short = [row.name for row in judged.checks if row.status == "fail"]
+    if short:
+        return f"{seats} seats do not fit here as things are: see {', '.join(short)}"
+    slow = judged["CPU cores"].status == "warn"
+    return f"{seats} seats fit here" + (", and share few cores: see CPU cores" if slow else "")
 
 
 def look() -> Room:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from ddp_helpers.classroom.learners import Learner
 from ddp_helpers.exercises import names, progress_file, short_title
 
-LEARNER = ("learner", "done", "tried", "hints", "solutions seen", "last")
+LEARNER = ("learner", "copy", "done", "tried", "hints", "solutions seen", "last")
 EXERCISE = ("exercise", "tried by", "done by", "tries each", "hints", "solutions seen")
 DONE, OPEN, MANY = "✓", "·", 9
 LEGEND = f"{DONE}: done, 1 to {MANY}: tries so far, not done yet, {OPEN}: not tried"
@@ -81,6 +81,7 @@ def _row_of(learner: Learner) -> tuple:
     records = learner.state["exercises"].values()
     return (
         learner.name,
+        learner.student if learner.copy else "",
         f"{len(progress_file.passed(learner.state))} of {len(names())}",
         sum(each["tries"] > 0 for each in records),
         sum(each.get("hints", 0) for each in records),

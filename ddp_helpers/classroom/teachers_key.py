@@ -1,4 +1,4 @@
-"""The teacher's key to a lesson: minutes of each section, what predictions come to, the extras.
+"""The teacher's key to a lesson: minutes of each section, predictions, exercises, the extras.
 
 It is read from the notebook that is taught, so it says what that says: a prediction's answer is
 what the next cell printed when it was last run, and how the text after it begins.
@@ -13,6 +13,8 @@ import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from ddp_helpers.exercises import core, names
 
 # how long a room takes, as parts of the notebook's own total: weights, not measurements
 WORDS_A_MINUTE, LINES_A_MINUTE, MINUTES_A_PREDICTION = 140, 14, 0.75
@@ -57,7 +59,11 @@ def key(notebook: Path) -> str:
     for part in (part for part in parts if part.predictions):
         lines += ["", f"## {part.title}", ""]
         for asked, answer in part.predictions:
-            lines += [f"- **{asked}**", *(f"  {line}" for line in answer.splitlines())]
+            lines += [
+                f"- **{asked[0].upper()}{asked[1:]}**",
+                *(f"  {line}" for line in answer.splitlines()),
+            ]
+    lines += exercises(number)
     if asked_last := extras(cells):
         lines += ["", "## Some to try out", ""]
         for place, (asked, answer) in enumerate(
@@ -86,6 +92,17 @@ def sections(cells: list[dict]) -> list[Section]:
             for asked in asked_in(piece):
                 found[-1].predictions.append((asked, answer_to(cells, place)))
     return [part for part in found if part.weight > 0 and not part.title.startswith(AFTER)]
+
+
+def exercises(notebook: str) -> list[str]:
+    """Each exercise of a notebook: its minutes, and a right answer; nobody's progress notes it."""
+    lines = ["", "## Exercises", "", "One right answer of several:"] if names(notebook) else []
+    for number in names(notebook):
+        module = core.load(number)
+        exercise = module.EXERCISE
+        lines += ["", f"### {number} {exercise.title} ({exercise.minutes} min)", ""]
+        lines += ["```python", core.solution_of(module), "```", "", exercise.lesson]
+    return lines
 
 
 def share_out(parts: list[Section], total: int) -> None:
@@ -127,7 +144,7 @@ def shown_by(outputs: list[dict]) -> list[str]:
         data = output.get("data", {})
         plain = "".join(data.get("text/plain", ""))
         if verdict := IT_WAS.search(plain):
-            return [f"It was {verdict[1]}."]
+            return [f"Answer: {verdict[1]}."]
         if "image/png" in data:
             printed += [
                 html.unescape(alt) for alt in ALT.findall("".join(data.get("text/html", "")))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
+import os
 import sys
 from pathlib import Path
 
@@ -24,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub.add_argument("--from", dest="source", metavar="NOTEBOOKS", help="the course's notebooks/")
     sub = jobs.add_parser("hand-out", help="make learners' copies of the notebooks")
     sub.add_argument("folder", help="becomes a copy; with --learners, it holds one for each")
-    sub.add_argument("--learners", type=int, metavar="N", help="learner-01 to learner-N")
+    many = sub.add_mutually_exclusive_group()
+    many.add_argument("--learners", type=int, metavar="N", help="learner-01 to learner-N")
+    many.add_argument("--names", metavar="FILE", help="the same, named by the lines of this file")
     sub.add_argument("--from", dest="source", metavar="NOTEBOOKS", help="the course's notebooks/")
     sub.add_argument("--language", metavar="zh_CN", help="English, if not given")
     sub = jobs.add_parser("name", help="for learners: what the board calls you")
@@ -72,19 +76,19 @@ def _check(options: argparse.Namespace) -> int:
     from ddp_helpers.classroom.room import check
     from ddp_helpers.classroom.seats import LESSONS
 
-    lessons = options.notebook or LESSONS
-    print(f"running {', '.join(lessons)} here first: a minute or two each", flush=True)
-    seating = check(options.seats, lessons, options.source)
-    print(seating)
+    tell = functools.partial(print, flush=True)
+    print(seating := check(options.seats, options.notebook or LESSONS, options.source, tell))
     return int(not seating.ok)
 
 
 def _hand_out(options: argparse.Namespace) -> int:
-    from ddp_helpers.classroom.copies import hand_out
+    from ddp_helpers.classroom.copies import hand_out, read_names
 
-    made = hand_out(options.folder, options.learners, options.source, options.language)
+    learners = read_names(options.names) if options.names else options.learners
+    made = hand_out(options.folder, learners, options.source, options.language)
     for each in made:
-        said = f"{each.folder}: {len(each.new)} notebooks"
+        notebooks = "1 notebook" if len(each.new) == 1 else f"{len(each.new)} notebooks"
+        said = f"{each.folder}: {notebooks if each.new else 'nothing new'}"
         if each.left:
             said += f"; changed by the learner, and left alone: {', '.join(each.left)}"
         print(said)
@@ -99,6 +103,9 @@ def _name(options: argparse.Namespace) -> int:
 
     progress_file.rename(" ".join(options.name))
     print(f"hello {progress_file.current()['learner']}; kept in {progress_file.path()}")
+    if not os.environ.get(progress_file.VARIABLE) and progress_file.class_folder() is None:
+        # a terminal opens at home: then a class's board would never show it
+        print("this folder is in no copy of a class: in one, go to your copy and say it there")
     return 0
 
 

@@ -29,6 +29,7 @@ from ddp_helpers.exercises.core import (
     imports_of,
     load,
     short_title,
+    solution_of,
     source_of,
 )
 from ddp_helpers.exercises.guesses import Guess, ask
@@ -177,7 +178,7 @@ def solution(number: str) -> None:
     """
     module = load(number)
     progress_file.note(number, saw_solution=True)
-    print(f"{source_of(module, 'solution')}\n\n# {shown(module.EXERCISE.lesson)}")
+    print(f"{solution_of(module)}\n\n\n# {shown(module.EXERCISE.lesson)}")
 
 
 def progress() -> Figure:

@@ -71,6 +71,8 @@ def load(number: str) -> ModuleType:
         ValueError: there is no such exercise.
     """
     known = files()
+    if f"0{number}" in known:
+        raise ValueError(f"no exercise {number!r}: did you mean '0{number}'?")
     if number not in known:
         raise ValueError(f"no exercise {number!r}: expected one of {', '.join(known)}")
     return importlib.import_module(f"ddp_helpers.exercises.{known[number].stem}")
@@ -94,6 +96,13 @@ def imports_of(module: ModuleType) -> str:
             if any(re.search(rf"\b{name}\b", code) for name in called):
                 lines.append(ast.unparse(node))
     return "\n".join(lines)
+
+
+def solution_of(module: ModuleType) -> str:
+    """A right answer as a cell of its own: with its imports, and under the learner's name."""
+    code = source_of(module, "solution").rstrip()
+    imports = imports_of(module)
+    return f"{imports}\n\n\n{code}" if imports else code
 
 
 def check_signature(answer: object, module: ModuleType) -> None:

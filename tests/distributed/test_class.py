@@ -74,9 +74,14 @@ def test_a_class_of_eight(room, tmp_path, monkeypatch, capsys):
     assert "8 learners" in capsys.readouterr().out
     with (into / "grades.csv").open() as file:
         grades = [row for row in csv.DictReader(file) if row["assignment"] == "01"]
-    assert {row["student_id"]: float(row["score"]) for row in grades} == {
+    assert {row["first_name"]: float(row["score"]) for row in grades} == {
         **dict.fromkeys(("Ada", "Bob", "Chi", "Eve", "learner-07"), 1.0),
-        **dict.fromkeys(("Dan", "Fay", "Zoë_李"), 0.0),
+        **dict.fromkeys(("Dan", "Fay", "Zoë 李"), 0.0),
+    }
+    # an id stays, whatever name somebody chooses
+    assert {row["student_id"]: row["first_name"] for row in grades} == {
+        f"learner-{seat:02}": name if name != "Gus" else "learner-07"
+        for seat, name in enumerate(CLASS, start=1)
     }
     assert {float(row["max_score"]) for row in grades} == {float(len(names("01")))}
 
@@ -90,10 +95,10 @@ def test_a_class_of_eight(room, tmp_path, monkeypatch, capsys):
     assert json.loads((into / "results/Bob.json").read_text())["score"] == 1
     assert WRONG.says in (into / "reports/Dan.md").read_text()
     assert "✓ 01.1 who am i: 2 tries" in (into / "reports/Bob.md").read_text()
-    assert "· 01.1 who am i: 0 tries, 1 hints" in (into / "reports/Zoë_李.md").read_text()
-    assert (into / "submitted/Chi/kept").is_dir()  # nobody else has changed a notebook
-    assert [path.name for path in (into / "submitted").iterdir()] == ["Chi"]
-    assert "| Ada | 1 of " in (into / "report.md").read_text()
+    assert "· 01.1 who am i: 0 tries, 1 hint" in (into / "reports/Zoë_李.md").read_text()
+    assert (into / "submitted/learner-03/kept").is_dir()  # nobody else has changed a notebook
+    assert [path.name for path in (into / "submitted").iterdir()] == ["learner-03"]
+    assert "| Ada | learner-01 | 1 of " in (into / "report.md").read_text()
 
     # again, and one has left: their files go with them
     for file in (seat(room, 1) / ".ddp_class").glob("progress.*"):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import ast
 import difflib
+import os
 import re
 import symtable
 import sys
@@ -84,7 +85,8 @@ class Player:
     @contextmanager
     def kernel(self) -> Iterator[None]:
         """The time in which cells can run."""
-        with self._client.setup_kernel():
+        quiet = {**os.environ, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # else its debugger warns
+        with self._client.setup_kernel(env=quiet):
             yield
 
     def play(self, index: int) -> Said:

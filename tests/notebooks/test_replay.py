@@ -28,7 +28,7 @@ TELL_SOMETHING_ELSE = {
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """For each way, the sources of the cells that differ."""
+    """For each way, the sources of the cells that differ, and how."""
     sources = [*TELL_THE_SAME, *TELL_SOMETHING_ELSE["twice"], *TELL_SOMETHING_ELSE["backwards"]]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(s) for s in sources])
     path = tmp_path_factory.mktemp("replay") / "played.ipynb"
@@ -38,18 +38,18 @@ def found(tmp_path_factory):
         played = replay.play_all(player)
         backwards = replay.play_backwards(player, played)
     return {
-        "twice": [sources[index] for index, (_, differs) in played.items() if differs],
-        "backwards": [sources[index] for index, differs in backwards.items() if differs],
+        "twice": {sources[index]: differs for index, (_, differs) in played.items() if differs},
+        "backwards": {sources[index]: differs for index, differs in backwards.items() if differs},
     }
 
 
 def test_a_cell_that_says_something_else_a_second_time_is_found(found):
-    assert found["twice"] == TELL_SOMETHING_ELSE["twice"]
+    assert list(found["twice"]) == TELL_SOMETHING_ELSE["twice"], found["twice"]
 
 
 def test_a_cell_that_leans_on_what_ran_before_is_found(found):
     assert TELL_SOMETHING_ELSE["backwards"][1] in found["backwards"]
-    assert not set(found["backwards"]) & set(TELL_THE_SAME)
+    assert not found["backwards"].keys() & set(TELL_THE_SAME), found["backwards"]
 
 
 def test_what_takes_too_long_runs_once(tmp_path):

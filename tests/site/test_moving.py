@@ -24,6 +24,7 @@ from recordings import decode, encode  # noqa: E402
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
 TIMES = 20
+UNFOLD = "document.querySelectorAll('details').forEach((each) => each.open = true)"
 LARGEST = 40  # MB
 MOVE = """async ([name, steps]) => {
   const root = document.querySelector(`.ddp-play[data-explorable="${name}"]`);
@@ -149,6 +150,7 @@ def test_only_a_touch_loads_python_and_the_keyboard_moves_it(page, address):
     page.goto(f"{address}notebooks/03_training_loop.html")
     page.wait_for_load_state("networkidle")
     assert not [url for url in asked if "/play/" in url]
+    page.evaluate(UNFOLD)
     sampler = page.locator('.ddp-play[data-explorable="sampler"]')
     assert "each of 3 ranks gets 4 samples" in sampler.locator("[role=status]").inner_text()
     slider = sampler.get_by_label("samples")
@@ -184,6 +186,7 @@ def test_as_a_file_it_stands_still_and_says_how_it_moves(site, chrome):
 
 def test_a_chinese_lesson_moves_too(page, address):
     page.goto(f"{address}notebooks/zh_CN/01_process_groups.html")
+    page.evaluate(UNFOLD)
     ring = page.locator('.ddp-play[data-explorable="ring"]')
     ring.get_by_label("step").press("ArrowRight")
     ring.locator("svg[aria-label^='Step 1 of 6']").wait_for()

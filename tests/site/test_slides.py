@@ -57,6 +57,14 @@ def test_a_large_output_comes_after_its_code(slides):
     ]
 
 
+def test_a_number_names_a_notebook_and_what_is_none_is_said(slides, tmp_path, capsys):
+    assert slides.main(["0", "--out", str(tmp_path)]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["00_check_your_machine.html"]
+    assert slides.main(["00", "17", "--out", str(tmp_path / "none")]) == 1
+    assert "no notebook 17: expected a file, or one of 00, 01" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 def test_no_such_language(slides, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["slides"])
     assert slides.main(["--language", "xx"]) == 1

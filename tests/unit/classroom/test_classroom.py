@@ -29,6 +29,12 @@ def test_a_large_machine_seats_thirty():
     report = classroom.judge(30, [COST], replace(ROOM, cores=32, threads=math.inf))
     assert report.ok
     assert report.summary == "8 pass, 0 warn, 0 fail"
+    assert classroom.verdict(30, report) == "30 seats fit here"
+    few = classroom.judge(30, [COST], replace(ROOM, cores=2))
+    assert classroom.verdict(30, few) == "30 seats fit here, and share few cores: see CPU cores"
+    tight = classroom.judge(30, [COST], replace(ROOM, memory=GIB, shm=MIB))
+    says = "30 seats do not fit here as things are: see Memory, /dev/shm"
+    assert classroom.verdict(30, tight) == says
     assert "no limit there" in report["Processes"].value
 
 
@@ -122,6 +128,8 @@ def test_a_lesson_is_really_run_and_its_ranks_are_counted(tmp_path, monkeypatch,
     words = ["--seats", "2", "--notebook", "17", "--from", str(tmp_path)]
     assert cli.main(["classroom", "check", *words]) == 1
     printed = " ".join(capsys.readouterr().out.split())
+    assert printed.startswith("running 17_heavy.ipynb in a kernel: ")
+    assert "2 seats do not fit here as things are: see Notebook 17" in printed
     assert "Notebook 17 run here alone: " in printed
     assert "at most 3 ranks" in printed
     assert "NameError: name 'missing'" in printed

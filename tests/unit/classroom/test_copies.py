@@ -8,6 +8,7 @@ import pytest
 from ddp_helpers import cli
 from ddp_helpers.classroom import contents
 from ddp_helpers.classroom.copies import hand_out, reset
+from ddp_helpers.classroom.learners import find
 from ddp_helpers.data.folder import PACKAGE
 from ddp_helpers.exercises import progress_file
 
@@ -95,9 +96,11 @@ def test_a_reset_keeps_what_the_learner_had(copy):
         assert file.read_bytes() == handed
     kept = sorted(path.read_text() for path in (copy / "notebooks/kept").iterdir())
     assert kept == ["my first work", "my second work"]  # within one second, too
-    assert reset(["01_process_groups.ipynb"], copy / "notebooks") == [
-        "01_process_groups.ipynb: it is as it was handed out"
-    ]
+    assert (
+        reset(["1"], copy)
+        == reset(["01_process_groups.ipynb"], copy / "notebooks")
+        == ["01_process_groups.ipynb: it is as it was handed out"]
+    )
     file.unlink()
     assert reset(["01"], copy) == ["01_process_groups.ipynb: as it was handed out"]
     assert file.read_bytes() == handed
@@ -142,6 +145,12 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path, capsys):
     assert cli.main(["classroom", "hand-out", str(tmp_path)]) == 2
     assert "holds files that are no learner's copy" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    room = tmp_path / "room"
+    hand_out(room, learners=1)
+    assert cli.main(["classroom", "hand-out", str(room)]) == 2
+    assert "holds the copies of a class, expected one copy: give --learners" in (
+        capsys.readouterr().err
+    )
     for words, says in (
         (["--learners", "0"], "expected a whole number, at least 1"),
         (["--from", str(tmp_path)], "no notebooks in"),
@@ -149,6 +158,30 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path, capsys):
     ):
         assert cli.main(["classroom", "hand-out", str(tmp_path / "new"), *words]) == 2
         assert says in capsys.readouterr().err
+
+
+def test_copies_that_are_named_by_a_list(tmp_path, capsys):
+    listed, room = tmp_path / "class.txt", tmp_path / "room"
+    listed.write_text("\ufeffAda Lovelace\r\n\n  李雷\n")  # as a spreadsheet writes it
+    words = ["classroom", "hand-out", str(room), "--names", str(listed)]
+    for said in ("8 notebooks", "nothing new"):
+        assert cli.main(words) == 0
+        assert f"Ada_Lovelace: {said}" in capsys.readouterr().out
+    assert sorted(path.name for path in room.iterdir()) == ["Ada_Lovelace", "李雷"]
+    learners = {learner.student: learner.name for learner in find([room])[0]}
+    assert learners == {"Ada_Lovelace": "Ada Lovelace", "李雷": "李雷"}
+    for text, says in (
+        ("\n", "no name: expected one for each copy"),
+        ("Ada\nada", "name 'Ada' is there twice"),
+        ("Ada\n..", "name 2, '..': expected 1 to 40 letters"),
+        ("x" * 41, "expected 1 to 40 letters"),
+    ):
+        listed.write_text(text)
+        assert cli.main(words) == 2
+        assert says in capsys.readouterr().err
+    assert cli.main([*words[:-1], str(tmp_path / "none.txt")]) == 2
+    assert "none.txt" in capsys.readouterr().err
+    assert len([*room.iterdir()]) == 2
 
 
 def test_a_learner_chooses_a_name(copy, monkeypatch, capsys):
@@ -159,7 +192,13 @@ def test_a_learner_chooses_a_name(copy, monkeypatch, capsys):
     assert (state["learner"], state["exercises"]["01.1"]["tries"]) == ("Ada L.", 1)
     for name in (" ", "x" * 41, "a\x1b[2Jb"):
         assert cli.main(["classroom", "name", name]) == 2
-    assert "expected 1 to 40 letters" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "expected 1 to 40 letters" in printed.err
+    assert "in no copy" not in printed.out
+    monkeypatch.chdir("/")  # a terminal opens elsewhere
+    monkeypatch.setenv("HOME", str(copy.parent))
+    assert cli.main(["classroom", "name", "Ada"]) == 0
+    assert "this folder is in no copy of a class" in capsys.readouterr().out
 
 
 def right():

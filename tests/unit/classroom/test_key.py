@@ -8,6 +8,7 @@ import pytest
 from ddp_helpers import cli
 from ddp_helpers.classroom import teachers_key
 from ddp_helpers.classroom.lessons import lessons
+from ddp_helpers.exercises import names, progress_file
 
 TIME = re.compile(r"\*\*Time:\*\* about (\d+) minutes")
 
@@ -40,7 +41,7 @@ def test_a_verdict_is_the_answer_wherever_its_cell_is():
     ]
     first, part = teachers_key.sections(cells)
     assert (first.title, part.title) == ("the beginning", "Part")
-    assert part.predictions == [("how many?", "It was 4.\nFour, and *why*.")]
+    assert part.predictions == [("how many?", "Answer: 4.\nFour, and *why*.")]
     assert teachers_key.extras(cells) == ["Do it."]
 
 
@@ -48,13 +49,18 @@ def markdown(text):
     return {"cell_type": "markdown", "source": [text]}
 
 
-def test_on_the_command_line(capsys):
+def test_on_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(progress_file.VARIABLE, str(tmp_path / "progress.json"))
     assert cli.main(["classroom", "key", "01"]) == 0
     printed = capsys.readouterr().out
     assert "| section | min | predictions |" in printed
-    assert "It was 4." in printed
+    assert "Answer: 4." in printed
+    for number in names("01"):
+        assert f"\n### {number} " in printed
+    assert "def my_all_reduce(tensor):\n" in printed
+    assert progress_file.current()["exercises"] == {}  # to read a key is not to ask for solutions
     assert "## Some to try out" in printed
     assert cli.main(["classroom", "key", "17"]) == 2
-    assert "no notebook 17 in" in capsys.readouterr().err
+    assert "expected one of 00, 01, 02" in capsys.readouterr().err
     assert cli.main(["classroom", "key", "x*"]) == 2
     assert "expected its number" in capsys.readouterr().err

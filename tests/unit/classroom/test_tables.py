@@ -39,8 +39,8 @@ def cells(text, start):
 def test_a_row_for_each_learner_and_exercise(handed_in):
     learners, problems = find([handed_in])
     text = tables.report(learners)
-    assert cells(text, "ada")[:5] == ["ada", f"1 of {len(names())}", "2", "1", "0"]
-    assert cells(text, "bob")[:5] == ["bob", f"0 of {len(names())}", "1", "0", "1"]
+    assert cells(text, "ada")[:6] == ["ada", "", f"1 of {len(names())}", "2", "1", "0"]
+    assert cells(text, "bob")[:6] == ["bob", "", f"0 of {len(names())}", "1", "0", "1"]
     assert cells(text, "01.1 who am i")[1:] == ["2", "1", "3.0", "0", "1"]
     assert cells(text, "01.3 ring all reduce")[1:3] == ["0", "0"]
     assert len(problems) == 1
@@ -65,6 +65,23 @@ def test_two_learners_of_one_name_are_told_apart(tmp_path, monkeypatch):
     text = tables.report(find([tmp_path])[0])
     assert f"jovyan ({tmp_path / 'x.json'})" in text
     assert f"jovyan ({tmp_path / 'y.json'})" in text
+
+
+def test_a_copy_is_known_by_what_it_was_handed_out_as(tmp_path, monkeypatch):
+    for folder, seat in (("here", "learner-01"), ("there", "learner-02"), ("mine", "../x\n")):
+        own = tmp_path / folder / progress_file.CLASS
+        write(own / "progress.json", "Ada", monkeypatch, **{"01.1": {"tries": 1}})
+        (own / "handed-out-as").write_text(seat)
+    found = {learner.student: learner for learner in find([tmp_path])[0]}
+    assert [*found] == ["learner-01", "x", "learner-02"]  # by their folders
+    first = found["learner-01"]
+    assert (first.name, first.key) == ("Ada (learner-01)", "Ada_learner-01")
+    assert cells(tables.report([first]), "Ada")[1] == "learner-01"
+    # another class has a learner-01, too, and an Ada sits there
+    (tmp_path / "there" / progress_file.CLASS / "handed-out-as").write_text("learner-01")
+    found = {learner.student: learner.name for learner in find([tmp_path])[0]}
+    assert found["learner-01"] == f"Ada ({tmp_path / 'here'})"
+    assert found["learner-01-2"] == f"Ada ({tmp_path / 'there'})"
 
 
 def test_what_somebody_wrote_into_their_file_does_no_harm(tmp_path, monkeypatch):

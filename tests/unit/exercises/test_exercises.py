@@ -52,8 +52,11 @@ def test_a_task_can_be_started_from_what_is_printed(number, capsys):
 def test_its_solution_is_shown_under_the_learners_name(number, capsys, file):
     solution(number)
     code = capsys.readouterr().out
-    compile(code, "solution", "exec")
     assert f"def {core.load(number).EXERCISE.name}(" in code
+    exec(code, space := {})  # as pasted into a new kernel: its imports are there
+    used = core.load(number).solution.__code__.co_names
+    missing = {n for n in used if n in vars(core.load(number)) and n not in space}
+    assert missing <= {"starter", "solution"}
     assert read(file)["exercises"][number]["saw_solution"] is True
 
 
@@ -73,6 +76,8 @@ def test_each_hint_tells_more_and_is_counted(capsys, file):
 def test_an_unknown_exercise_is_named(call):
     with pytest.raises(ValueError, match="no exercise '9.9': expected one of 01.1, 01.2"):
         call("9.9")
+    with pytest.raises(ValueError, match=r"no exercise '1\.1': did you mean '01\.1'\?"):
+        call("1.1")
 
 
 def test_what_is_no_function_is_told_so(capsys):
