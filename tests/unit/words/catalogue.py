@@ -282,12 +282,12 @@ BY_HAND = {  # put together in the code from pieces too small to be known alone
     ),
     "verifier": (
         "note: {note}",
-        "all gradients are {number} times too {word}",
-        "only {some} have gradients {number} times too {word}",
+        "all gradients are {number} times too large",
+        "all gradients are {number} times too small",
+        "only {some} have gradients {number} times too large",
+        "only {some} have gradients {number} times too small",
         "parts at step {step}, {where}, first {name}: {n} ranks are not one process",
         "parts at step {step}, {where}, first {name} ({module}): {n} ranks are not one process",
-        "large",
-        "small",
     ),
     "launch": (
         "ranks {numbers}",
