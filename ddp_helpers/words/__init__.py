@@ -29,6 +29,7 @@ NUMBERS = ("number", "numbers", "count")  # what a hole of such a name takes: di
 OTHERS = {
     "function": r"[^,: ]+",  # a name: no comma, and no space
     "verb": r"\w+",
+    "word": r"\w+",
     "these": r"ranks? \d[^:]*?",  # at the beginning of a line of a report
 }
 CLOSING = r"[,.:;)\u3001\u3002\uff0c\uff1a\uff1b\uff09\uff1f\uff01\u201d]*"  # begins no line

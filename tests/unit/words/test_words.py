@@ -127,6 +127,13 @@ def test_what_is_somebody_elses_stays(chinese):
         assert words.shown(f"what came\n{text}\n").endswith(f"\n{text}\n")
 
 
+def test_what_cells_of_the_lessons_look_for_is_still_there(chinese):
+    report = "sanitizer: the ranks name different roots in one broadcast"
+    assert "different roots" in words.shown(report) != report
+    cause = "why: the ranks make different calls, from call 2 of group 0 on [different-collective]"
+    assert "call 2" in words.shown(cause) != cause
+
+
 def test_a_finding_is_chinese_line_by_line(chinese):
     finding = Finding(
         "epoch-not-advanced",
