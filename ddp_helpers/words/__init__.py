@@ -28,6 +28,7 @@ HOLE = re.compile(r"\{(\w+)(!s)?\}")
 NUMBERS = ("number", "numbers", "count")  # what a hole of such a name takes: digits, and commas
 OTHERS = {
     "function": r"[^,: ]+",  # a name: no comma, and no space
+    "rank": r"\d+",
     "verb": r"\w+",
     "word": r"\w+",
     "these": r"ranks? \d[^:]*?",  # at the beginning of a line of a report
@@ -129,12 +130,21 @@ class Book:
         """The text, or each line of it, or each sentence, as far as it is known."""
         if depth > DEEPEST or not text.strip():
             return text
+        if depth and (listed := self._listed(text, depth)):
+            return listed
         if (known := self._known(text, depth)) is not None:
             return known
         lines = text.splitlines(keepends=True)
         if len(lines) > 1:
             return "".join(self._line(line, depth) for line in lines)
         return self._sentences(text, depth)
+
+    def _listed(self, text: str, depth: int) -> str:
+        """What stands in a hole may be a list, each piece of which is known; else ""."""
+        if ", " not in text or "(" in text or text in self.exact:
+            return ""
+        said = [self._known(part, depth) for part in text.split(", ")]
+        return "\uff0c".join(filter(None, said)) if all(said) else ""
 
     def _known(self, text: str, depth: int) -> str | None:
         if text in self.exact:

@@ -16,7 +16,7 @@ from ddp_helpers.exercises.core import files, load
 CHINESE = re.compile("[\u4e00-\u9fff]")
 LAGS_AT_MOST = 0.1  # of all words
 NOT_SO = re.compile("工人|规约|rank 们|搬运|走散|无声|残余")  # what no practitioner says
-SAMPLES = {"these": "rank 1", "verb": "waits", "function": "main"}
+SAMPLES = {"these": "rank 1", "rank": "2", "verb": "waits", "function": "main"}
 WINGS = pytest.mark.parametrize("wing", catalogue.WINGS)
 
 
