@@ -29,6 +29,9 @@ GRADES = (
     *("raw_score", "late_submission_penalty", "score", "max_score"),
 )
 
+TRIED = "✗"
+LEGEND = f"{tables.DONE}: done, {TRIED}: tried, not done yet, {tables.OPEN}: not tried"
+
 
 def collect(places: Sequence[str | Path], into: str | Path) -> tuple[list[Learner], list[str]]:
     """Gather everybody's answers, and write a report for each.
@@ -165,7 +168,11 @@ def about(learner: Learner) -> str:
     if guesses := state.get("guesses", {}):
         right = sum(bool(each.get("right")) for each in guesses.values())
         lines.append(f"{right} of {len(guesses)} guesses came true.")
+    untouched = []
     for notebook, numbers in tables.chosen().items():
+        if not any(state["exercises"].get(number) for number in numbers):
+            untouched.append(notebook)
+            continue
         lines += ["", f"## Notebook {notebook}", ""]
         for number in numbers:
             record = state["exercises"].get(number, {})
@@ -174,10 +181,14 @@ def about(learner: Learner) -> str:
             how = f": {', '.join(counts)}" if tries or hints else ""
             seen = ", solution seen" if record.get("saw_solution") else ""
             title = f"{number} {short_title(number)}"
-            lines.append(f"- {tables.mark(state, number)} {title}{how}{seen}")
+            mark = tables.mark(state, number)
+            # beside "01.3" a board's number of tries would read as part of it
+            lines.append(f"- {TRIED if mark.isdigit() else mark} {title}{how}{seen}")
             if not record.get("passed_at"):
                 lines += [f"    > {line}" for line in _said(learner, number).splitlines()]
-    return "\n".join([*lines, "", tables.LEGEND, ""])
+    if untouched:
+        lines += ["", f"Nothing was tried in {', '.join(untouched)}."]
+    return "\n".join([*lines, "", LEGEND, ""])
 
 
 def _count(number: int, one: str, more: str) -> str:

@@ -41,9 +41,9 @@ def chosen(notebooks: Sequence[str] = ()) -> dict[str, list[str]]:
     for number in names():
         known.setdefault(number.partition(".")[0], []).append(number)
     for name in notebooks:
-        if name not in known:
+        if name.zfill(2) not in known:
             raise ValueError(f"notebook {name!r}: expected one of {', '.join(known)}")
-    return {name: known[name] for name in (notebooks or known)}
+    return {name.zfill(2): known[name.zfill(2)] for name in (notebooks or known)}
 
 
 def board(learners: Sequence[Learner], notebooks: Sequence[str] = ()) -> str:

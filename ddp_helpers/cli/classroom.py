@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("places", nargs="+", help=PLACES)
     sub.add_argument("--into", default="collected", help="the folder; collected/, if not given")
-    sub = jobs.add_parser("key", help="minutes of each section, answers to predictions and extras")
+    sub = jobs.add_parser("key", help="minutes of each section, and all answers, for who teaches")
     sub.add_argument("notebooks", nargs="*", metavar="01", help="which; all, if none is given")
     sub.add_argument("--from", dest="source", metavar="NOTEBOOKS", help="the course's notebooks/")
     sub = jobs.add_parser("report", help="tables of what learners have done")

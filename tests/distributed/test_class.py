@@ -94,6 +94,8 @@ def test_a_class_of_eight(room, tmp_path, monkeypatch, capsys):
     assert (results["tests"][0]["status"], results["tests"][1]["output"]) == ("failed", "not tried")
     assert json.loads((into / "results/Bob.json").read_text())["score"] == 1
     assert WRONG.says in (into / "reports/Dan.md").read_text()
+    assert "✗ 01.1 who am i: 1 try" in (into / "reports/Dan.md").read_text()
+    assert "Nothing was tried in 02, 03" in (into / "reports/Dan.md").read_text()
     assert "✓ 01.1 who am i: 2 tries" in (into / "reports/Bob.md").read_text()
     assert "· 01.1 who am i: 0 tries, 1 hint" in (into / "reports/Zoë_李.md").read_text()
     assert (into / "submitted/learner-03/kept").is_dir()  # nobody else has changed a notebook

@@ -17,7 +17,7 @@ ALL = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 WORDS_OF_A_CELL = 100  # most cells have half of it; tables and hints do not count
 WORDS_OF_A_LIST = 150  # goals, recap, exercises
 LINES_OF_A_CELL = 25
-AGAIN_UP_TO = 4.0  # seconds; what takes longer runs a second time in `make replay`
+AGAIN_UP_TO = 3.0  # seconds; what takes longer runs a second time in `make replay`
 
 
 def read(path: Path):
@@ -73,6 +73,9 @@ def test_committed_outputs_are_there_and_clean(path):
     counts = [cell.execution_count for cell in code_cells(notebook)]
     assert counts == list(range(1, len(counts) + 1)), "run `make notebooks`"
     assert nbformat.writes(build.clean(read(path))) == nbformat.writes(notebook)
+    for cell in code_cells(notebook):
+        failed = any(output.output_type == "error" for output in cell.outputs)
+        assert failed == ("raises-exception" in cell.metadata.get("tags", [])), cell.source
     text = text_outputs(notebook)
     forbidden = [str(build.ROOT), socket.gethostname(), "/tmp/ipykernel", str(Path.home()) + "/"]
     forbidden += [getpass.getuser()] if getpass.getuser() != "root" else []
