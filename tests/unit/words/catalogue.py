@@ -211,6 +211,8 @@ def _name(node: ast.AST) -> str:
 
 AT = "{file}, line {number}, in {function}"
 STANDS = ("waited in {call} at", "waited for {child} at", "was at")
+CHANGED = "weights changed after the wrap on {ranks}"
+NOT_BY_A_STEP = "and not by an optimizer step; the first that differs is `{name}`"
 BY_HAND = {  # put together in the code from pieces too small to be known alone
     "diagnosis": (
         "why: {cause}",
@@ -271,6 +273,10 @@ BY_HAND = {  # put together in the code from pieces too small to be known alone
         "it should not be, or twice?",
         "{place} is {is_now}, expected {should_be}",
     ),
+    "sanitizer": tuple(
+        f"{CHANGED}{how}, {NOT_BY_A_STEP}"
+        for how in ("", " only", " (by {call})", " only (by {call})")
+    ),
     "faults": (
         "fault",
         "torch says",
@@ -290,6 +296,8 @@ BY_HAND = {  # put together in the code from pieces too small to be known alone
         "parts at step {step}, {where}, first {name} ({module}): {n} ranks are not one process",
     ),
     "launch": (
+        "the clean-up of its process group",
+        "{call} on ranks {numbers} and {number}",
         "ranks {numbers}",
         "ranks {numbers} and {number}",
         "{first} and ranks {numbers} and {number}",
