@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import socket
 import sys
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -54,8 +55,12 @@ def _be_a_group_of_one() -> None:
     if not dist.is_gloo_available():
         return
     hook = sys.excepthook  # torch puts its own around it, and leaves it there
-    # libuv would leave a pipe open in this process
-    own = dist.TCPStore("127.0.0.1", 0, 1, is_master=True, timeout=LIMIT, use_libuv=False)
+    # torch's own socket would take IPv6, too, and ask the name server who ::ffff:127.0.0.1 is: 5 s
+    # where it is slow. And libuv would leave a pipe open in this process
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    how = {"timeout": LIMIT, "use_libuv": False, "master_listen_fd": listener.detach()}
+    own = dist.TCPStore("127.0.0.1", port, 1, is_master=True, **how)
     store = dist.PrefixStore("rehearsal", own)
     try:
         dist.init_process_group("gloo", store=store, rank=0, world_size=1, timeout=LIMIT)

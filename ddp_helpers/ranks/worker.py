@@ -61,7 +61,7 @@ def stand_by(link: socket.socket, variables: Mapping[str, str] | None) -> None:
     with contextlib.suppress(OSError):
         link.send(wire.HERE)
         if variables is not None:
-            _prepare(variables)
+            _prepare(link, variables)
         if not wire.wait_for_word(link, LONGEST_IDLE):
             os._exit(0)
         if variables is not None:
@@ -70,8 +70,9 @@ def stand_by(link: socket.socket, variables: Mapping[str, str] | None) -> None:
     os._exit(1)
 
 
-def _prepare(variables: Mapping[str, str]) -> None:
-    """Rehearse, unseen; a rank that can't is of no use, and a launch will say what is wrong."""
+def _prepare(link: socket.socket, variables: Mapping[str, str]) -> None:
+    """Rehearse, unseen. A rank that can't ends, unless a launch has it already: that goes on, if
+    slowly, and says what is wrong."""
     _call_it(STANDBY_NAME)
     nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for standard in (1, 2):  # they are the reader's, and gloo of torch 2.8 greets
@@ -79,7 +80,8 @@ def _prepare(variables: Mapping[str, str]) -> None:
     try:
         rehearse(variables, lambda job: _settle_in(0, job))
     except Exception:
-        os._exit(0)
+        if not wire.wait_for_word(link, 0.0):
+            os._exit(0)
     _record_calls_in(nowhere)
     _flush()  # before these files are the rank's
 

@@ -46,6 +46,8 @@ class Said:
     lines: tuple[str, ...]
     seconds: float
     meant_to_fail: bool = False
+    is_measured: bool = False
+    """Its answer is a time, or follows from one: a busy machine may give another."""
 
     @property
     def not_meant(self) -> str:
@@ -58,9 +60,14 @@ class Said:
         """What must be the same another time, in a fixed order.
 
         Of a cell that fails, its exception: the report tells where ranks stood at that moment. Of
-        one that claims what it measured (`evidence/claims.py`), nothing but that it did not fail.
+        one that claims what it measured (`evidence/claims.py`), or is tagged so, nothing but that
+        it did not fail.
         """
-        if self.error is not None or any(line.startswith(ARROW) for line in self.lines):
+        if (
+            self.error is not None
+            or self.is_measured
+            or any(line.startswith(ARROW) for line in self.lines)
+        ):
             return [str(self.error)]
         return sorted({_without_numbers(line) for line in self.lines})
 
@@ -98,8 +105,10 @@ class Player:
         errors = [output.ename for output in cell.outputs if output.output_type == "error"]
         text = "".join(_text(output) for output in cell.outputs)
         lines = (line.rstrip() for line in COLOUR.sub("", build.anonymous(text)).splitlines())
-        meant = "raises-exception" in cell.metadata.get("tags", [])
-        return Said(errors[0] if errors else None, tuple(filter(None, lines)), seconds, meant)
+        tags = cell.metadata.get("tags", [])
+        meant, measured = "raises-exception" in tags, "measured" in tags
+        error = errors[0] if errors else None
+        return Said(error, tuple(filter(None, lines)), seconds, meant, measured)
 
 
 def _text(output: NotebookNode) -> str:

@@ -38,7 +38,8 @@ dist.init_process_group("gloo")
 total = torch.ones(1)
 dist.all_reduce(total)
 names = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-print(*[os.environ[name] for name in names], int(total), sys.argv[1], private[0])
+told = [*(os.environ[name] for name in names), int(total), sys.argv[1], private[0]]
+os.write(1, (" ".join(map(str, told)) + "\\n").encode())  # at once: two write into one pipe
 """
     done = run(["-m", "ddp_helpers.cluster.light_ranks"], script, folder=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -52,7 +53,11 @@ print(*[os.environ[name] for name in names], int(total), sys.argv[1], private[0]
 
 
 def test_ranks_of_the_second_host_are_counted_on(tmp_path):
-    script = 'import os; print(os.environ["RANK"], os.environ["WORLD_SIZE"])'
+    script = """
+import os
+told = f"{os.environ['RANK']} {os.environ['WORLD_SIZE']}"
+os.write(1, f"{told}\\n".encode())  # at once: two ranks write into one pipe
+"""
     flags = ("--nnodes=2", "--node-rank=1", "--nproc-per-node=2", "--master-addr=there")
     done = run(["-c", WITHOUT_TORCH], script, *flags, folder=tmp_path)
     assert sorted(done.stdout.splitlines()) == ["2 4", "3 4"]

@@ -472,8 +472,12 @@ def test_the_sanitizer_watches_if_it_is_asked(run, monkeypatch, fails):
 # ---- one that stands by
 
 
-def stands_by(monkeypatch, rehearse):
-    """What one writes, its exit code, and what it is called, if it stands by."""
+def stands_by(monkeypatch, rehearse, word=b""):
+    """What one writes, its exit code, and what it is called, if it stands by.
+
+    Args:
+        word: what a launch that takes it meanwhile says.
+    """
     monkeypatch.setattr(worker, "rehearse", rehearse)
     monkeypatch.setattr(worker, "_calls_file", None)
     monkeypatch.setattr(worker, "keep_last_call", lambda file: None)
@@ -491,6 +495,8 @@ def stands_by(monkeypatch, rehearse):
     os.close(writer)
     theirs.close()
     assert ours.recv(100) == wire.HERE
+    if word:
+        ours.send(word)
     seen = set()
     while child.pid and not os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
         with contextlib.suppress(OSError), open(f"/proc/{child.pid}/comm") as file:
@@ -517,3 +523,14 @@ def test_one_that_can_not_rehearse_is_gone(monkeypatch):
 
     text, code, _ = stands_by(monkeypatch, rehearse)
     assert (text, code) == ("", 0)
+
+
+def test_one_that_can_not_rehearse_serves_a_launch_that_has_it_already(monkeypatch):
+    def rehearse(*_):
+        time.sleep(0.2)
+        raise ValueError("nobody is to read this")
+
+    served = lambda link: os._exit(int(link.recv(100)))
+    monkeypatch.setattr(worker, "_serve", served)
+    _, code, _ = stands_by(monkeypatch, rehearse, b"7")
+    assert code == 7
