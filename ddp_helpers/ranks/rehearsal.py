@@ -59,8 +59,15 @@ def _be_a_group_of_one() -> None:
     # where it is slow. And libuv would leave a pipe open in this process
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
-    how = {"timeout": LIMIT, "use_libuv": False, "master_listen_fd": listener.detach()}
-    own = dist.TCPStore("127.0.0.1", port, 1, is_master=True, **how)
+    own = dist.TCPStore(
+        "127.0.0.1",
+        port,
+        1,
+        is_master=True,
+        timeout=LIMIT,
+        master_listen_fd=listener.detach(),
+        use_libuv=False,
+    )
     store = dist.PrefixStore("rehearsal", own)
     try:
         dist.init_process_group("gloo", store=store, rank=0, world_size=1, timeout=LIMIT)
