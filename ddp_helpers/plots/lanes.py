@@ -84,7 +84,7 @@ def draw_run(ranks: Sequence[RankResult]) -> tuple[Scene, str]:
         ranks: what they left; their `calls` are drawn.
     """
     meetings = _meetings(ranks)
-    blocks, times = _in_rows(ranks, meetings)
+    times = _in_rows(ranks, meetings)
     first = max(0, len(times) - MOST_ROWS)
     lane = min(WIDEST, max(NARROWEST, (PAGE - MARGIN) / len(ranks)))
     missing = list(_missing(meetings))
@@ -94,9 +94,9 @@ def draw_run(ranks: Sequence[RankResult]) -> tuple[Scene, str]:
     picture.frame(times, ranks)
     for meeting in meetings.values():
         picture.link(meeting)
-    for block in blocks:
-        if block.last_row >= first:
-            picture.block(block, meetings[_key(block.rank, block.call)])
+        for block in meeting.blocks:
+            if block.last_row >= first:
+                picture.block(block, meeting)
     for rank in ranks:
         picture.end(rank)
     for number, name in missing:
@@ -122,10 +122,9 @@ def _meetings(ranks: Sequence[RankResult]) -> dict[tuple, _Meeting]:
     return found
 
 
-def _in_rows(
-    ranks: Sequence[RankResult], meetings: dict[tuple, _Meeting]
-) -> tuple[list[_Block], list[float]]:
-    """All blocks with their rows, and the time of each row, in seconds from the first one on."""
+def _in_rows(ranks: Sequence[RankResult], meetings: dict[tuple, _Meeting]) -> list[float]:
+    """Give each meeting its blocks, with their rows; the time of each row, in seconds from the
+    first one on."""
     blocks: list[_Block] = []
     for rank in ranks:
         for call in rank.calls:
@@ -151,7 +150,7 @@ def _in_rows(
     for block in blocks:
         if block.call.done is None and block.call.waited is not None:
             block.last_row = len(times) - 1
-    return blocks, [time - start for time in times]
+    return [time - start for time in times]
 
 
 def _missing(meetings: dict[tuple, _Meeting]) -> Iterator[tuple[int, str]]:

@@ -43,13 +43,13 @@ def show_run(ranks: Sequence[RankResult], draw: bool | str | Path | Draw) -> Non
     """Draw what the ranks have called, and when."""
     if draw in (False, Draw.LATER):
         return
-    if draw is not True:
-        from ddp_helpers.plots.lanes import draw_run
-
-        scene, words = draw_run(ranks)
-        Path(str(draw)).write_text(scene.svg(words), encoding="utf-8")
+    if draw is True:
+        show_beside({"": ranks})
         return
-    show_beside({"": ranks})
+    from ddp_helpers.plots.lanes import draw_run
+
+    scene, words = draw_run(ranks)
+    Path(str(draw)).write_text(scene.svg(words), encoding="utf-8")
 
 
 def show_beside(runs: Mapping[str, Sequence[RankResult]]) -> None:

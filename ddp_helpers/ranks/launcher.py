@@ -219,8 +219,9 @@ def launch(
         check_tasks(nprocs)
         with rendezvous_store() as port:
             job = make_job(packed, nprocs, port, threads_per_rank, env, start_method)
-            job = replace(job, post_mortem=post_mortem, sanitize=every, ignore=ignore)
-            job = replace(job, draw=bool(draw))
+            job = replace(
+                job, post_mortem=post_mortem, sanitize=every, ignore=ignore, draw=bool(draw)
+            )
             prepare(start_method)
             run = Supervisor(job, start_method, timeout, make_view(nprocs, echo, live))
             ranks = tuple(run.run())
