@@ -33,7 +33,12 @@ WINGS = {  # catalogue: where its words are
     "environment": ("environment/check.py", "environment/report.py"),
     "exercises": ("exercises/*.py",),
     "faults": (),  # of their records
-    "launch": ("ranks/launcher.py", "evidence/records.py"),
+    "launch": (
+        "ranks/conclusion.py",
+        "ranks/given.py",
+        "ranks/starting.py",
+        "evidence/records.py",
+    ),
     "questions": (),  # of the notebooks' cells
     "verifier": ("verifier/*.py",),
     "sanitizer": ("sanitizer/checks/*.py", "sanitizer/talk/*.py", "sanitizer/watch/*.py"),
