@@ -35,6 +35,7 @@ WINGS = {  # catalogue: where its words are
     "faults": (),  # of their records
     "launch": ("ranks/launcher.py", "evidence/records.py"),
     "questions": (),  # of the notebooks' cells
+    "troubleshooting": ("troubleshooting/known.py",),
     "verifier": ("verifier/*.py",),
     "sanitizer": ("sanitizer/checks/*.py", "sanitizer/talk/*.py", "sanitizer/watch/*.py"),
 }
@@ -285,6 +286,11 @@ BY_HAND = {  # put together in the code from pieces too small to be known alone
         "seen in",
         "nothing to report",
         "nothing",
+    ),
+    "troubleshooting": (
+        "Troubleshooting",
+        "**Why:** {cause}.<br>",
+        "**What to do:** {advice}.",
     ),
     "verifier": (
         "note: {note}",
