@@ -5,13 +5,14 @@
 
 What a cell says another time must be what it said the first time. Numbers may change, which are
 often measured, and so may the order of the ranks' lines; a question's answer, an error, and words
-may not.
+may not. From the last to the first, a cell may also say what to run first.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import builtins
 import difflib
 import os
 import re
@@ -49,7 +50,12 @@ class Said:
     seconds: float
     meant_to_fail: bool = False
     is_measured: bool = False
-    """Its answer is a time, or follows from one: a busy machine may give another."""
+    """Its answer follows from a time, or from how far its last run came: it may change."""
+
+    @property
+    def asks_for_another(self) -> bool:
+        """Whether it failed with a word on what to run first, which is no lie."""
+        return self.error is not None and "first run" in "".join(self.lines[-1:])
 
     @property
     def not_meant(self) -> str:
@@ -153,6 +159,12 @@ class MadeTwice:
     name: str
     makers: tuple[int, ...]
     """The cells that make it: more than one."""
+
+
+def hidden_builtins(notebook: NotebookNode) -> list[tuple[int, str]]:
+    """Where a cell gives a name of Python's own another meaning, for all cells that come after."""
+    cells = ((i, _names(cell.source)[0]) for i, cell in enumerate(notebook.cells) if _is_code(cell))
+    return [(index, name) for index, made in cells for name in sorted(made & set(dir(builtins)))]
 
 
 def made_twice(notebook: NotebookNode) -> list[MadeTwice]:
@@ -261,11 +273,11 @@ def play_all(player: Player, again_up_to: float = float("inf")) -> dict[int, tup
 
 def play_backwards(player: Player, played: dict[int, tuple[Said, str]]) -> dict[int, str]:
     """After all cells have run: the cells of each section from the last to the first."""
-    return {
-        index: difference(played[index][0], player.play(index))
-        for section in sections(player.notebook)
-        for index in reversed(section)
-    }
+    differs = {}
+    for index in (index for section in sections(player.notebook) for index in reversed(section)):
+        again = player.play(index)
+        differs[index] = "" if again.asks_for_another else difference(played[index][0], again)
+    return differs
 
 
 def main() -> int:

@@ -72,6 +72,12 @@ def test_a_name_that_a_cell_takes_from_others_is_made_by_one_of_them(path):
 
 
 @ALL
+def test_pythons_own_names_keep_their_meaning(path):
+    """Else a cell above fails when it runs again."""
+    assert not replay.hidden_builtins(read(path))
+
+
+@ALL
 def test_committed_outputs_are_there_and_clean(path):
     notebook = read(path)
     counts = [cell.execution_count for cell in code_cells(notebook)]

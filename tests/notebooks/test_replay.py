@@ -10,6 +10,8 @@ TELL_THE_SAME = [
     "print('→ this against that: faster' if random.random() < 0.5 else '→ this: can\\'t tell')",
     "1 / 0",
     "1 / 0",
+    "assert 'later' not in globals(), 'first run all from the top'",  # says what to do
+    "later = 1",
 ]
 TELL_SOMETHING_ELSE = {
     "twice": [
@@ -84,6 +86,16 @@ def test_what_takes_too_long_runs_once(tmp_path):
     player = replay.Player(path)
     with player.kernel():
         assert not any(differs for _, differs in replay.play_all(player, 0.0).values())
+
+
+def test_a_hidden_name_of_pythons_own_is_found():
+    sources = [
+        "for all in [1]:\n    print(all)",
+        "def f():\n    sum = 1\n    return sum",
+        "one = 1",
+    ]
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    assert replay.hidden_builtins(nbformat.v4.new_notebook(cells=cells)) == [(0, "all")]
 
 
 @pytest.mark.parametrize(
