@@ -40,6 +40,7 @@ WINGS = {  # catalogue: where its words are
         "evidence/records.py",
     ),
     "questions": (),  # of the notebooks' cells
+    "troubleshooting": ("troubleshooting/known.py",),
     "verifier": ("verifier/*.py",),
     "sanitizer": ("sanitizer/checks/*.py", "sanitizer/talk/*.py", "sanitizer/watch/*.py"),
 }
@@ -290,6 +291,11 @@ BY_HAND = {  # put together in the code from pieces too small to be known alone
         "seen in",
         "nothing to report",
         "nothing",
+    ),
+    "troubleshooting": (
+        "Troubleshooting",
+        "**Why:** {cause}.<br>",
+        "**What to do:** {advice}.",
     ),
     "verifier": (
         "note: {note}",
