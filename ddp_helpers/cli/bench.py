@@ -15,7 +15,8 @@ from ddp_helpers.bench.records import Change, Job, Measured
 from ddp_helpers.bench.verdict import beyond_ranks, judge, not_to_judge
 from ddp_helpers.environment.check import usable_cpu_count
 from ddp_helpers.group.devices import choose_backend
-from ddp_helpers.ranks.launcher import finished, launch
+from ddp_helpers.ranks.conclusion import finished
+from ddp_helpers.ranks.launcher import launch
 from ddp_helpers.timeline.records import (
     COMPUTE,
     DATA,

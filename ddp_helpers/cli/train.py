@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ddp_helpers import launch, process_group
 from ddp_helpers.cli.options import add_nprocs
-from ddp_helpers.ranks.launcher import finished
+from ddp_helpers.ranks.conclusion import finished
 from ddp_helpers.words import shown
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from typing import Any
 from ddp_helpers.evidence.frames import is_launcher_file, is_user_file
 from ddp_helpers.evidence.records import RankError
 from ddp_helpers.ranks import wire
-from ddp_helpers.ranks.wire import Answer, Asked, Wish
+from ddp_helpers.ranks.messages import Answer, Asked, Wish
 from ddp_helpers.torch_private import set_timeouts
 from ddp_helpers.words import shown
 

@@ -18,9 +18,9 @@ from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 from ddp_helpers.ranks import wire
+from ddp_helpers.ranks.messages import Answer, Asked, Wish
 from ddp_helpers.ranks.notebook import ipython_shell
 from ddp_helpers.ranks.view import Silenceable, TextView, show
-from ddp_helpers.ranks.wire import Answer, Asked, Wish
 from ddp_helpers.words import shown
 
 if TYPE_CHECKING:

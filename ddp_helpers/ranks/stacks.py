@@ -13,6 +13,7 @@ from ddp_helpers.evidence.records import Frame
 from ddp_helpers.evidence.waits import waiting_in
 from ddp_helpers.ranks import wire
 from ddp_helpers.ranks.launched import Events, LaunchedRank
+from ddp_helpers.ranks.messages import Job
 from ddp_helpers.ranks.processes import is_stopped
 
 STACK_WAIT = 0.2  # seconds for all ranks to write
@@ -23,7 +24,7 @@ STACK_LINE = re.compile(r'File "(.+)", line (\d+) in (.+)')  # as faulthandler w
 
 def take_stacks(
     ranks: Sequence[LaunchedRank],
-    job: wire.Job,
+    job: Job,
     events: Events,
     patience: float = STACK_WAIT,
     is_enough: Callable[[], bool] = lambda: False,
@@ -55,7 +56,7 @@ def take_stacks(
         rank.stack = parse_stack(text, job)
 
 
-def parse_stack(text: str, job: wire.Job) -> tuple[Frame, ...]:
+def parse_stack(text: str, job: Job) -> tuple[Frame, ...]:
     """faulthandler's text as frames, outermost first, without what runs before the function."""
     found = filter(None, map(STACK_LINE.search, text.splitlines()))
     inside = [
@@ -67,7 +68,7 @@ def parse_stack(text: str, job: wire.Job) -> tuple[Frame, ...]:
     return tuple(inside[own + 1 :] or inside[own:])
 
 
-def _source(filename: str, line: int, job: wire.Job) -> str:
+def _source(filename: str, line: int, job: Job) -> str:
     text = job.sources.get(filename)
     if text is None:
         with contextlib.suppress(OSError), open(filename, errors="replace") as file:
@@ -88,7 +89,7 @@ class StrandedLook:
     def __init__(self) -> None:
         self._looked_at = 0.0
 
-    def is_so(self, ranks: Sequence[LaunchedRank], job: wire.Job, events: Events) -> bool:
+    def is_so(self, ranks: Sequence[LaunchedRank], job: Job, events: Events) -> bool:
         """True if two looks in a row have found them all waiting at the same lines."""
         living = [rank for rank in ranks if not rank.has_left]
         if len(living) == len(ranks) or any(rank.outcome or not rank.link for rank in living):

@@ -20,6 +20,7 @@ from typing import Any
 
 from ddp_helpers.plots.scene import Scene
 from ddp_helpers.widgets.controls import Control, put
+from ddp_helpers.widgets.player import Player
 from ddp_helpers.words import columns, shown
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -60,6 +61,8 @@ class Explorable:
     adjust: Callable[..., Mapping[str, Control]] | None = None
     """Called with the name of the control that moved, and all values: others that change with it,
     such as a slider that now ends elsewhere."""
+    plays: str = ""
+    """The name of the slider that a play button moves on, step by step."""
     shown_by: Callable[[Explorable], Live] | None = None
     """What shows it in a notebook, if that is more than `Live`."""
 
@@ -95,6 +98,9 @@ class Live:
                 control.layout.width = "auto"
             control.observe(functools.partial(self._changed, name), "value")
         row = list(self.controls.values())
+        if explorable.plays:
+            self.player = Player(self.controls[explorable.plays])
+            row.append(self.player.button)
         if explorable.run:
             self.button = ipywidgets.Button(
                 description=shown(explorable.run_label),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ddp_helpers import faults
 from ddp_helpers.plots.colors import BLUE, GREEN, GREY, ORANGE, VERMILLION
-from ddp_helpers.plots.scene import Scene
+from ddp_helpers.plots.scene import PAGE, Scene
 from ddp_helpers.widgets.controls import Choice
 from ddp_helpers.words import shown
 
@@ -125,12 +125,12 @@ def _detail(fault: str, guess: str, result: Seen | None) -> str:
 
 
 def _scene(ranks: tuple[RankResult, ...], *, run: bool) -> Scene:
-    left, wide, row = 64, 640, 30
-    scene = Scene(900, 34 + row * max(1, len(ranks)) + 44)
+    left, wide, row = 64, 460, 30
+    scene = Scene(PAGE, 34 + row * max(1, len(ranks)) + 44)
     for at, (name, color) in enumerate(ENDS.items()):
-        x = left + (0, 110, 240, 430)[at]
+        x = left + (0, 100, 230, 430)[at]
         scene.box(x, 4, 14, 14, fill=color, hatch=name in HATCHED)
-        scene.text(x + 20, 11, name, anchor="start", size=11)
+        scene.text(x + 20, 11, name, anchor="start")
     if not ranks:
         text = "it ran as a command" if run else "not run yet"
         scene.text(left, 48, text, anchor="start", size=14, color=GREY)
@@ -142,7 +142,7 @@ def _scene(ranks: tuple[RankResult, ...], *, run: bool) -> Scene:
         width = wide * rank.seconds / top
         scene.box(left, y, max(THINNEST, width), 22, fill=ENDS[end], hatch=end in HATCHED)
         where = left + width + 8
-        scene.text(where, y + 11, f"{end}, {rank.seconds:.1f} s", anchor="start", size=11)
+        scene.text(where, y + 11, f"{end}, {rank.seconds:.1f} s", anchor="start")
     scene.axis(left, 36 + row * len(ranks), wide, top, "time that the rank lived (s)")
     return scene
 

@@ -255,8 +255,20 @@ def _hole(name: str) -> str:
     return f"(?P<{name}>{what})"
 
 
+def language() -> str:
+    """The name of the reader's catalogues, or an empty text for English."""
+    folder = _folder(os.environ.get(VARIABLE) or "en")
+    return folder.name if folder else ""
+
+
 @cache
 def _book(language: str) -> Book | None:
+    folder = _folder(language)
+    return Book(folder) if folder else None
+
+
+@cache
+def _folder(language: str) -> Path | None:
     name = language.partition(".")[0].replace("-", "_")
     if name.startswith("en") or name in ("C", "POSIX"):
         return None
@@ -264,6 +276,6 @@ def _book(language: str) -> Book | None:
     if not name.isidentifier() or not folder.is_dir():
         known = ", ".join(sorted({file.parent.name for file in FOLDER.glob("*/*.po")}))
         told = f"{VARIABLE}={language!r}: expected {known} or en, so what is shown is English"
-        warnings.warn(told, stacklevel=3)
+        warnings.warn(told, stacklevel=4)
         return None
-    return Book(folder)
+    return folder

@@ -11,10 +11,11 @@ from small_ranks import Child, memory_file
 from ddp_helpers.evidence.frames import make_frame
 from ddp_helpers.ranks import stacks, travel, wire, worker
 from ddp_helpers.ranks.launched import Events, LaunchedRank
+from ddp_helpers.ranks.messages import Job, Outcome
 from ddp_helpers.ranks.stacks import StrandedLook, parse_stack, take_stacks
 from ddp_helpers.ranks.view import Silenceable
 
-JOB = wire.Job(b"", 2, {}, "/", [], 1, {"/tmp/c.py": "a\n  work()\n"}, {"/tmp/c.py": "cell In[4]"})
+JOB = Job(b"", 2, {}, "/", [], 1, {"/tmp/c.py": "a\n  work()\n"}, {"/tmp/c.py": "cell In[4]"})
 NO_FILE = -1
 
 
@@ -183,7 +184,7 @@ def test_who_has_not_called_or_has_returned_is_left_alone(standing):
         time.sleep(60)
 
     early, late = standing(dies_of_it, called=False), standing(dies_of_it)
-    late.rank.outcome = wire.Outcome(None, None, 0, 1.0)
+    late.rank.outcome = Outcome(None, None, 0, 1.0)
     started = time.monotonic()
     take_stacks([early.rank, late.rank], JOB, EVENTS[0])
     assert time.monotonic() - started < 0.15
@@ -296,7 +297,7 @@ def test_nobody_is_asked_while_all_run_or_one_is_about_to_end(monkeypatch):
     asked = Asked(monkeypatch, WAITS)
     assert looks(ranks(False, False)) == [False] * 3
     leaves = ranks(True, False, False)
-    leaves[1].outcome = wire.Outcome(None, None, 0, 1.0)
+    leaves[1].outcome = Outcome(None, None, 0, 1.0)
     assert looks(leaves) == [False] * 3
     starts = ranks(True, False, False)
     starts[2].link = None

@@ -8,6 +8,8 @@ A_SEAT = (
     "run here alone: {seconds} s, at most {ranks} ranks and {processes} processes at once; "
     "{seats} at once need {bytes} of memory"
 )
+A_TRAINING = "rank {number} {how}, step {count} of {number_2}, {number_3} digits/s"
+WAITS = ("", ", waits {ms} of {ms_2} ms")
 BY_HAND = {  # put together in the code from pieces too small to be known alone
     "diagnosis": (
         "why: {cause}",
@@ -109,9 +111,8 @@ BY_HAND = {  # put together in the code from pieces too small to be known alone
         *("recomputed", "working", "rank {number} {how} after {count} s", "{how}, {number} s"),
         "{text} Right: {title}. {cause}",
         "{number} stay, {count} new, {number_2} gone",
+        *("Pause", "fits", "{number} GiB too much", "{number} cores too much"),
         "{number} of {count} cores",
-        "{number} of {count} cores: too much",
-        "{number} of {count} GiB: too much",
         "{number} of {count} GiB",
         "CPU threads: {number} of {count} cores",
         "memory: {number} of {count} GiB",
@@ -134,9 +135,8 @@ BY_HAND = {  # put together in the code from pieces too small to be known alone
         "{how}: step {number} of ?",
         "{how}: step {number} of {count}, {number_2} digits/s",
         "{how}: step {number} of ?, {number_2} digits/s",
+        *(A_TRAINING + waits + loss for waits in WAITS for loss in ("", ", loss {number_4}")),
         "rank {number} {how}, step {count} of {number_2}",
-        "rank {number} {how}, step {count} of {number_2}, {number_3} digits/s",
-        "rank {number} {how}, step {count} of {number_2}, {number_3} digits/s, loss {loss}",
         "Stopped.",
         "{number} ({number_2} to {number_3})",
         "drop_last with {samples} samples for {ranks} ranks leaves no sample: use fewer ranks, "
@@ -168,6 +168,11 @@ BY_HAND = {  # put together in the code from pieces too small to be known alone
         "seen in",
         "nothing to report",
         "nothing",
+    ),
+    "troubleshooting": (
+        "Troubleshooting",
+        "**Why:** {cause}.<br>",
+        "**What to do:** {advice}.",
     ),
     "verifier": (
         "note: {note}",

@@ -43,12 +43,18 @@ WINGS = {  # catalogue: where its words are
         *("scaling/plots.py", "bench/plots.py"),
         *("exercises/figure.py", "evidence/claims.py"),
     ),  # and what the notebooks' cells give to them
-    "launch": ("ranks/launcher.py", "evidence/records.py"),
+    "launch": (
+        "ranks/conclusion.py",
+        "ranks/given.py",
+        "ranks/starting.py",
+        "evidence/records.py",
+    ),
     "questions": (),  # of the notebooks' cells
     "ranks": tuple(
         f"ranks/{name}.py"
-        for name in ("view", "prompts", "breakpoints", "session", "stall", "host_task")
+        for name in "view prompts breakpoints session staying stall host_task".split()
     ),
+    "troubleshooting": ("troubleshooting/known.py",),
     "verifier": ("verifier/*.py",),
     "scaling": tuple(  # plots.py is among the figures; others.py has names, and what BY_HAND says
         f"scaling/{name}.py"
@@ -73,6 +79,7 @@ HELP = ("HELP", "COMMANDS", "PLACES", "STYLE", "usage")  # argparse's, and a pag
 PLACES = {"loc", "textcoords", "layout"}  # keywords whose texts say where
 NO_WORDS = {
     *("rank {rank}", "{pair}.py", "{name}: {ms} ms", "row wrap", "2px 18px"),
+    *("{value} {unit} too much", "worked {worked} ms, waited {waited} ms a step"),
     *("text/html; charset=utf-8", "forkserver import main", "price_per_hour model_error"),
     "parameters gradients optimizer frozen buckets gathered activations recomputed",
     "background communication_cpu step_overhead byte_overhead noise",
