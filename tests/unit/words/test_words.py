@@ -25,6 +25,7 @@ SAMPLES = {
     "op": "shift",
     "verdict": "perhaps",
     "port": "80",
+    "variable": "GLOO_SOCKET_IFNAME",
     "function": "main",
 }
 WINGS = pytest.mark.parametrize("wing", catalogue.WINGS)
