@@ -32,6 +32,7 @@ from ddp_helpers.ranks.supervisor import Ending
 from ddp_helpers.ranks.travel import pack
 from ddp_helpers.ranks.view import View, show
 from ddp_helpers.sanitizer.talk.session import Options as Watching
+from ddp_helpers.words import shown
 
 WHY = {
     Ending.TIMED_OUT: "it took too long",
@@ -205,7 +206,7 @@ class Session:
         self._end(_why(self._ranks.ending, ranks))
         line = f"the session is over: {self._again()}"
         result = conclude(self._ranks, ranks, echo=self._echo, last_line=line)
-        show(f"{line}\n")
+        show(f"{shown(line)}\n")
         return result
 
     def _end(self, why: str) -> None:

@@ -27,6 +27,7 @@ from ddp_helpers.ranks.stall import StallWatch
 from ddp_helpers.ranks.standby import standby
 from ddp_helpers.ranks.travel import load_value
 from ddp_helpers.ranks.view import PER_SECOND, PanelView, Silenceable, TextView, View
+from ddp_helpers.words import shown
 
 GRACE_AFTER_FAILURE = 0.15  # seconds in which other ranks may still tell what became of them
 GRACE_AFTER_OUTCOME = 10.0  # seconds that a rank may take to end once its function has returned
@@ -222,7 +223,7 @@ class Supervisor:
             if stall and isinstance(
                 view, TextView | PanelView
             ):  # a view of one's own has its place
-                print(stall, file=sys.stderr, flush=True)
+                print(shown(stall), file=sys.stderr, flush=True)
         return Ending.ALL_ENDED
 
     def _failed_at(self) -> float | None:
