@@ -61,6 +61,7 @@ recordings: $(READY)
 notebooks: $(DEV)
 	$(BIN)/python tests/notebooks/build.py $(ARGS)
 	$(BIN)/python tests/notebooks/translate.py
+	$(BIN)/python tests/notebooks/build.py --language zh_CN $(ARGS)
 
 replay: $(DEV)
 	$(BIN)/python tests/notebooks/replay.py $(ARGS)

@@ -87,9 +87,16 @@ class Host:
     namespace: Namespace | None = None
     runs: list[Running] = field(default_factory=list)
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+    ended: bool = False
 
     def start(self, *command: object, **variables: str) -> Running:
-        """Start a command there in the host's folder, with these environment variables added."""
+        """Start a command there in the host's folder, with these environment variables added.
+
+        Raises:
+            RuntimeError: the host has ended; the text says how to get another.
+        """
+        if self.ended:  # its folder may be gone: another must not come to lie there
+            raise RuntimeError(f"host {self.name!r} has ended: first run hosts = TwoHosts() again")
         place = self.folder / f"run-{len(self.runs)}"
         place.mkdir(parents=True)
         ours = {MARK: self.mark, "TMPDIR": str(place)}  # torchrun leaves its logs there
@@ -147,6 +154,7 @@ class Host:
 
     def end(self) -> None:
         """Pull the plug for good: a namespace is gone after it."""
+        self.ended = True
         if self.namespace:
             self.namespace.end()
         else:

@@ -23,6 +23,7 @@ from ddp_helpers.evidence.records import (
 )
 from ddp_helpers.plots.colors import BLUE, GREY, VERMILLION
 from ddp_helpers.plots.scene import PAGE, Scene
+from ddp_helpers.words import columns, shown
 
 SUMS = ("all_reduce", "reduce", "broadcast")  # where all bring as much
 ROW, HEAD, MARGIN = 40.0, 34.0, 66.0  # pixels
@@ -226,10 +227,11 @@ class _Picture:
         self.scene.text(x + width / 2, y + 14, text, size=12, color=VERMILLION, bold=True)
 
     def _text(self, x: float, y: float, text: str, color: str | None = None) -> None:
-        most = int((self.lane - 24) / LETTER)
-        short = text if len(text) <= most else f"{text[: most - 1]}…"
+        most, told = int((self.lane - 24) / LETTER), shown(text)
+        while columns(told) > most:
+            told = f"{told.removesuffix('…')[:-1]}…"
         look = {"color": color} if color else {}
-        self.scene.text(x + 6, y, short, anchor="start", **look)  # type: ignore[arg-type]
+        self.scene.text(x + 6, y, told, anchor="start", **look)  # type: ignore[arg-type]
 
     def _x(self, rank: int) -> float:
         return MARGIN + self.lane * rank
@@ -245,8 +247,8 @@ def _edges(x: float, y: float, width: float, height: float) -> list[tuple[float,
 
 def _about(call: TimedCall) -> str:
     """What a call brings, and to whom."""
-    arrow = {SEND: " to", RECV: " from"}.get(call.kind, " of")
-    peer = f"{arrow} {call.peer}" if call.peer is not None else ""
+    word = {SEND: "to", RECV: "from"}.get(call.kind, "of")
+    peer = f" {shown(f'{word} {call.peer}')}" if call.peer is not None else ""
     return f"{peer}, {size(call.bytes)}" if call.bytes else peer
 
 
@@ -269,7 +271,7 @@ def _place(call: TimedCall) -> str:
 
 
 def _short(frame: Frame) -> str:
-    return f"{frame.filename.rpartition('/')[2]}, line {frame.line}"
+    return f"{frame.filename.rpartition('/')[2]}, {shown(f'line {frame.line}')}"
 
 
 def _end(rank: RankResult) -> tuple[str, str]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from ddp_helpers.plots.colors import GREY
+from ddp_helpers.words import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -123,17 +124,21 @@ class Words:
 
     def svg(self, _: int) -> str:
         weight = ' font-weight="bold"' if self.bold else ""
-        text = html.escape(self.text)
+        text = html.escape(shown(self.text))  # a browser finds a font with its letters
         return (
             f'<text x="{self.x:.1f}" y="{self.y:.1f}" dy="0.35em" font-size="{self.size:g}" '
             f'text-anchor="{self.anchor}" fill="{self.color}"{weight}>{text}</text>'
         )
 
     def draw(self, ax: Axes) -> None:
+        from ddp_helpers.plots.letters import drawable
+
+        text, fonts = drawable(self.text)
         ax.text(
             self.x,
             self.y,
-            self.text,
+            text,
+            fontfamily=fonts,
             ha={"start": "left", "middle": "center", "end": "right"}[self.anchor],
             va="center",
             color=GREY if self.color == CONTENT else self.color,  # a PNG can't follow the page
@@ -197,7 +202,7 @@ class Scene:
 
     def svg(self, alt: str) -> str:
         """The picture as inline SVG, with a text for those who can't see it."""
-        number = next(_numbers)
+        number, alt = next(_numbers), shown(alt)
         parts = [shape.svg(number) for shape in self.shapes]
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{html.escape(alt)}" '

@@ -13,6 +13,7 @@ from ddp_helpers import faults
 from ddp_helpers.plots.colors import BLUE, GREEN, GREY, ORANGE, VERMILLION
 from ddp_helpers.plots.scene import PAGE, Scene
 from ddp_helpers.widgets.controls import Choice
+from ddp_helpers.words import shown
 
 if TYPE_CHECKING:
     from ddp_helpers.evidence.records import RankResult
@@ -107,16 +108,16 @@ def _detail(fault: str, guess: str, result: Seen | None) -> str:
     boxes = []
     if result is not None:
         lines = result.output.strip().splitlines()
-        boxes.append(("What the ranks printed", "\n".join(lines[-LINES:]) or "nothing"))
+        boxes.append(("What the ranks printed", "\n".join(lines[-LINES:]) or shown("nothing")))
     if guess == module.FAULT.title:
         boxes.append(("The mend", inspect.getsource(module.fixed)))
     else:
         boxes.append(("The code", code(fault)))
     if result is not None and guess == module.FAULT.title:
-        boxes.append(("The report", result.report or "nothing to report"))
-        boxes.append(("What to do", module.FAULT.mend))
+        boxes.append(("The report", shown(result.report or "nothing to report")))
+        boxes.append(("What to do", shown(module.FAULT.mend)))
     return "".join(
-        f'<div style="margin-top:6px"><b>{name}</b><pre tabindex="0" style="margin:2px 0;'
+        f'<div style="margin-top:6px"><b>{shown(name)}</b><pre tabindex="0" style="margin:2px 0;'
         "font-size:11px;white-space:pre-wrap;max-height:220px;overflow:auto;"
         f'border-left:3px solid {GREY};padding-left:8px">{html.escape(text)}</pre></div>'
         for name, text in boxes

@@ -15,6 +15,7 @@ from ddp_helpers import templates
 from ddp_helpers.plots.colors import GREEN, GREY, SKY, VERMILLION
 from ddp_helpers.plots.scene import PAGE, Scene
 from ddp_helpers.widgets.controls import Choice, Slider
+from ddp_helpers.words import shown as told
 
 if TYPE_CHECKING:
     from ddp_helpers.widgets.base import Explorable, Picture
@@ -138,7 +139,7 @@ def table(before: str, after: str, *, whole: bool) -> str:
             body.append('<tr><td colspan="4" style="text-align:center">...</td></tr>')
     head = f'<tr><th colspan="2">{before}.py</th><th colspan="2">{after}.py</th></tr>'
     return (
-        '<div tabindex="0" role="region" aria-label="both files, side by side" '
+        f'<div tabindex="0" role="region" aria-label="{told("both files, side by side")}" '
         'style="max-height:380px;overflow:auto;border:1px solid #767676;margin-top:6px">'
         '<table style="width:100%;table-layout:fixed;border-collapse:collapse;font-size:11px;'
         'font-family:monospace"><colgroup><col style="width:36px"><col><col style="width:36px">'

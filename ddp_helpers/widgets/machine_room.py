@@ -9,6 +9,7 @@ from ddp_helpers.environment.report import EnvironmentReport
 from ddp_helpers.plots.colors import BLUE, GREEN, GREY, VERMILLION
 from ddp_helpers.plots.scene import PAGE, Scene
 from ddp_helpers.widgets.controls import Choice, Slider
+from ddp_helpers.words import shown as told
 
 if TYPE_CHECKING:
     from ddp_helpers.widgets.base import Explorable, Picture
@@ -99,14 +100,19 @@ def draw(
     found = needs(room, ranks, threads, workers, batch_mib)
     shown = [check for check in report.checks if rows != "not pass" or check.status != "pass"]
     crowded = [need.name for need in found if not need.fits]
+    wanted = "; ".join(map(str, found))
     words = (
-        f"This machine: {report.summary}. {ranks} {'ranks want' if ranks > 1 else 'rank wants'} "
-        f"{'; '.join(map(str, found))}. "
+        f"This machine: {report.summary}. "
+        + (f"{ranks} ranks want {wanted}. " if ranks > 1 else f"{ranks} rank wants {wanted}. ")
         + (f"Too much: {', '.join(crowded)}." if crowded else "All of it fits.")
         + f" CPU threads of each rank: {threads_of_a_rank(room, ranks, threads)} to "
         f"compute, {workers} for loader workers."
     )
-    table = EnvironmentReport(tuple(shown))._repr_html_() if shown else "<p>All rows pass.</p>"
+    table = (
+        EnvironmentReport(tuple(shown))._repr_html_()
+        if shown
+        else f"<p>{told('All rows pass.')}</p>"
+    )
     return Picture(_scene(found), words, table)
 
 

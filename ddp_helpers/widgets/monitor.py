@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 from ddp_helpers.plots.colors import FILLS, GREY, LINES
 from ddp_helpers.plots.scene import PAGE, Scene, WordsLook
-from ddp_helpers.ranks.launcher import LaunchStopped, launch
+from ddp_helpers.ranks.conclusion import LaunchStopped
+from ddp_helpers.ranks.launcher import launch
 from ddp_helpers.widgets.base import Explorable, Live
 from ddp_helpers.widgets.controls import Choice, Slider
 

@@ -17,6 +17,7 @@ from ddp_helpers.scaling.rated import LINKS, described, with_cards
 from ddp_helpers.scaling.records import GRADIENT_BYTES, Machine, Numbers, Setup, Work
 from ddp_helpers.scaling.step_time import predict
 from ddp_helpers.widgets.controls import Choice, Slider, Steps
+from ddp_helpers.words import shown
 
 if TYPE_CHECKING:
     from ddp_helpers.scaling.records import Prediction
@@ -180,15 +181,21 @@ def _measured_table(found: Measured) -> str:
             f"{1e3 * told.value:.1f} ({1e3 * told.low:.1f} to {1e3 * told.high:.1f})",
             f"{1e3 * seconds:.1f}",
         ]
-        rows += "<tr>" + "".join(f'<td style="text-align:right">{c}</td>' for c in cells) + "</tr>"
+        rows += (
+            "<tr>"
+            + "".join(f'<td style="text-align:right">{shown(c)}</td>' for c in cells)
+            + "</tr>"
+        )
     link = found.machine.link
     device = "CPU" if found.machine.cores else "GPUs"
-    return (
-        f"<p style='margin:6px 0'>Measured on this machine's {device}, SmallCNN, batches of "
-        f"{found.batch}: latency {1e6 * link.latency:.0f} µs, bandwidth "
-        f"{link.bandwidth / 1e9:.2f} GB/s.</p><table><tr><th>ranks</th><th>predicted step (ms)"
-        f"</th><th>measured (ms)</th></tr>{rows}</table>"
+    about = (
+        f"Measured on this machine's {device}, SmallCNN, batches of {found.batch}: latency "
+        f"{1e6 * link.latency:.0f} µs, bandwidth {link.bandwidth / 1e9:.2f} GB/s."
     )
+    heads = (shown(head) for head in ("ranks", "predicted step (ms)", "measured (ms)"))
+    row = "".join(f"<th>{head}</th>" for head in heads)
+    table = f"<table><tr>{row}</tr>{rows}</table>"
+    return f"<p style='margin:6px 0'>{shown(about)}</p>{table}"
 
 
 def explorable(

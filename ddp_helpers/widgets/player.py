@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+from ddp_helpers.words import shown
+
 SECONDS = 1.2  # of a step: long enough to see what has moved
 
 
@@ -41,5 +43,5 @@ class Player:
         self._say("Play the steps", "play")
 
     def _say(self, text: str, icon: str) -> None:
-        self.button.description = self.button.tooltip = text
+        self.button.description = self.button.tooltip = shown(text)
         self.button.icon = icon

@@ -137,6 +137,9 @@ def test_close_leaves_no_process_no_folder_and_is_done_once(hosts: TwoHosts) -> 
     assert not folder.exists()
     assert not any(psutil.pid_exists(pid) for pid in networks)
     assert not list(Path(tempfile.gettempdir()).glob("hosts-*"))
+    with pytest.raises(RuntimeError, match=r"host 'first' has ended: first run hosts = TwoHosts"):
+        hosts.first.start(*SLEEP)
+    assert not folder.exists()
 
 
 OWNER = """
