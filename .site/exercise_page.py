@@ -12,8 +12,8 @@ from ddp_helpers.exercises.core import imports_of, load, source_of
 
 HEAD = """# Exercises
 
-Each notebook from 01 on ends with exercises that check themselves, on real ranks. In a notebook of
-the course:
+From notebook 01 on, exercises wait in cells beside their ideas, and check themselves on real ranks.
+Anywhere else:
 
 ```python
 from ddp_helpers.exercises import check, hint, solution, task
