@@ -146,6 +146,11 @@ def player(name: str, start: Mapping[str, object], still: str, up: str, language
     explorable = load(name, start)
     words = WORDS[language]
     controls = "".join(control_html(key, each) for key, each in explorable.controls.items())
+    if explorable.plays:
+        controls += (
+            f'<button type="button" class="ddp-steps" data-plays="{explorable.plays}" '
+            f'aria-pressed="false">{words["play"]}</button>'
+        )
     notes = ""
     if name in RECORDED:
         button = html.escape(words["recorded"].format(explorable.run_label))

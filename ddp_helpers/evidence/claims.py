@@ -13,6 +13,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
+from ddp_helpers.words import shown
+
 ARROW = "→"
 ENOUGH = 0.75
 """The share of the rounds that a verdict needs."""
@@ -48,9 +50,10 @@ def says(
     verdict = yes if held >= ENOUGH * of else no if of - held >= ENOUGH * of else CANT_TELL
     count = of - held if verdict == no else held
     word = f"{yes} " if verdict == CANT_TELL else ""
-    print(f"{ARROW} {claim}: {verdict}, {word}in {count} of {of} {each}")
+    told = shown(f"{verdict}, {word}in {count} of {of} {each}")
+    print(f"{ARROW} {shown(claim)}: {told}")
     if figures:
-        print(f"  {figures}")
+        print(f"  {shown(figures)}")
     return verdict
 
 

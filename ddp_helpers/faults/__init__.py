@@ -24,7 +24,8 @@ from ddp_helpers.diagnosis.log_causes import diagnose_text
 from ddp_helpers.diagnosis.rules import Diagnosis
 from ddp_helpers.evidence.records import Finding, LaunchResult
 from ddp_helpers.faults._terminal import Ended, terminal
-from ddp_helpers.ranks.launcher import LaunchError, LaunchTimeoutError, launch
+from ddp_helpers.ranks.conclusion import LaunchError, LaunchTimeoutError
+from ddp_helpers.ranks.launcher import launch
 from ddp_helpers.words import shown
 
 GROUPS = ("hangs", "start-up", "silently wrong", "slow", "after the end", "many machines")

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from ddp_helpers import faults
 from ddp_helpers.plots.colors import BLUE, GREEN, GREY, ORANGE, VERMILLION
-from ddp_helpers.plots.scene import Scene
+from ddp_helpers.plots.scene import PAGE, Scene
 from ddp_helpers.widgets.controls import Choice
+from ddp_helpers.words import shown
 
 if TYPE_CHECKING:
     from ddp_helpers.evidence.records import RankResult
@@ -107,16 +108,16 @@ def _detail(fault: str, guess: str, result: Seen | None) -> str:
     boxes = []
     if result is not None:
         lines = result.output.strip().splitlines()
-        boxes.append(("What the ranks printed", "\n".join(lines[-LINES:]) or "nothing"))
+        boxes.append(("What the ranks printed", "\n".join(lines[-LINES:]) or shown("nothing")))
     if guess == module.FAULT.title:
         boxes.append(("The mend", inspect.getsource(module.fixed)))
     else:
         boxes.append(("The code", code(fault)))
     if result is not None and guess == module.FAULT.title:
-        boxes.append(("The report", result.report or "nothing to report"))
-        boxes.append(("What to do", module.FAULT.mend))
+        boxes.append(("The report", shown(result.report or "nothing to report")))
+        boxes.append(("What to do", shown(module.FAULT.mend)))
     return "".join(
-        f'<div style="margin-top:6px"><b>{name}</b><pre tabindex="0" style="margin:2px 0;'
+        f'<div style="margin-top:6px"><b>{shown(name)}</b><pre tabindex="0" style="margin:2px 0;'
         "font-size:11px;white-space:pre-wrap;max-height:220px;overflow:auto;"
         f'border-left:3px solid {GREY};padding-left:8px">{html.escape(text)}</pre></div>'
         for name, text in boxes
@@ -124,12 +125,12 @@ def _detail(fault: str, guess: str, result: Seen | None) -> str:
 
 
 def _scene(ranks: tuple[RankResult, ...], *, run: bool) -> Scene:
-    left, wide, row = 64, 640, 30
-    scene = Scene(900, 34 + row * max(1, len(ranks)) + 44)
+    left, wide, row = 64, 460, 30
+    scene = Scene(PAGE, 34 + row * max(1, len(ranks)) + 44)
     for at, (name, color) in enumerate(ENDS.items()):
-        x = left + (0, 110, 240, 430)[at]
+        x = left + (0, 100, 230, 430)[at]
         scene.box(x, 4, 14, 14, fill=color, hatch=name in HATCHED)
-        scene.text(x + 20, 11, name, anchor="start", size=11)
+        scene.text(x + 20, 11, name, anchor="start")
     if not ranks:
         text = "it ran as a command" if run else "not run yet"
         scene.text(left, 48, text, anchor="start", size=14, color=GREY)
@@ -141,7 +142,7 @@ def _scene(ranks: tuple[RankResult, ...], *, run: bool) -> Scene:
         width = wide * rank.seconds / top
         scene.box(left, y, max(THINNEST, width), 22, fill=ENDS[end], hatch=end in HATCHED)
         where = left + width + 8
-        scene.text(where, y + 11, f"{end}, {rank.seconds:.1f} s", anchor="start", size=11)
+        scene.text(where, y + 11, f"{end}, {rank.seconds:.1f} s", anchor="start")
     scene.axis(left, 36 + row * len(ranks), wide, top, "time that the rank lived (s)")
     return scene
 

@@ -87,6 +87,14 @@ def test_without_the_variable_nothing_is_read_or_changed(monkeypatch):
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
+def test_a_text_has_one_translation_in_all_catalogues():
+    told = {}
+    for wing in catalogue.WINGS:
+        for text, translation in entries(wing):
+            told.setdefault(text, {})[translation] = wing
+    assert not {text: each for text, each in told.items() if len(each) > 1}
+
+
 @pytest.mark.parametrize("name", ["en", "en_US.UTF-8", "C"])
 def test_english_may_be_asked_for(monkeypatch, name):
     monkeypatch.setenv(words.VARIABLE, name)
