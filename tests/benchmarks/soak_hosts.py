@@ -24,6 +24,8 @@ from jupyter_client.kernelspec import KernelSpec
 
 RANKS_FILE = Path(__file__).with_name("soak_ranks.py")
 SHARED_MEMORY = Path("/dev/shm")
+# of torch, of multiprocessing, of OpenMP; other people keep their files there, too
+SHARED_NAMES = ("torch_", "sem.soak", "psm_", "__KMP_")
 KNOWN = set(os.listdir(SHARED_MEMORY))
 PREFIX = f"soak-{os.getpid()}-"
 # a machine that is busy with other work is slow, and that alone is no fault
@@ -230,7 +232,7 @@ def may_be_ours(name: str, running: dict[int, str]) -> bool:
 
     The soak's own semaphores have a prefix; `sem.mp-` is everybody else's.
     """
-    if name.startswith("sem.mp-"):
+    if not name.startswith(SHARED_NAMES):
         return False
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):

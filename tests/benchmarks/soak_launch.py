@@ -356,7 +356,7 @@ def kernels(options: argparse.Namespace) -> int:
     tell(left, "after the normal end", "")
     good = sum(not problems for problems, _ in done)
     print(
-        f"{options.launches} launches and a session took {min(s for _, s in done):.1f} s in the "
+        f"a session and {options.launches} launches took {min(s for _, s in done):.1f} s in the "
         f"first kernel, {max(s for _, s in done):.1f} s in the last"
     )
     tell_memory(memory)

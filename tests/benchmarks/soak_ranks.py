@@ -195,11 +195,11 @@ def left_open(nprocs: int, plan: dict, timeout: float, **options):
 
 
 def seat(launches: int) -> list:
-    """What one of many kernels does: launches, then two commands of a session."""
+    """What one of many kernels does: two commands of a session, then launches."""
     plan = {"victim": -1, "habit": "", "event": "", "moment": "", "delay": 0, "steps": 1}
-    values = [sums(2, "forkserver") for _ in range(launches)]
     with Session(2, echo=False) as ranks:
-        return values + [ranks.run(work, (plan,)).values for _ in range(2)]
+        values = [ranks.run(work, (plan,)).values for _ in range(2)]
+    return values + [sums(2, "forkserver") for _ in range(launches)]
 
 
 def serve(answers: int) -> None:
