@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections import Counter
+from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 
@@ -109,9 +110,14 @@ def figures(page: Path) -> list[tuple[str, str]]:
     code = "\n".join(map(source, cells(page, "code")))
     if not re.search(r"plot_\w+\(|plots\.show", code):
         return []
-    own = catalogue.figures([page])
-    ours = set(catalogue.sentences("figures")) - set(catalogue.figures())
-    return [(text, shown(sample(text))) for text in (*own, *ours)]
+    texts = (*catalogue.figures([page]), *of_the_package())
+    return [(text, shown(sample(text))) for text in texts]
+
+
+@cache
+def of_the_package() -> tuple[str, ...]:
+    """What figures say whoever draws them."""
+    return tuple(set(catalogue.sentences("figures")) - set(catalogue.figures()))
 
 
 def sample(text: str) -> str:
