@@ -29,8 +29,8 @@ solution("01.3")
 def write_exercises(root: Path, pages: Path) -> None:
     """Write exercises.md."""
     about = (
-        "Each notebook from 01 on ends with exercises that check themselves, on real ranks. In a "
-        "notebook of the course:"
+        "From notebook 01 on, exercises wait in cells beside their ideas, and check themselves on "
+        "real ranks. Anywhere else:"
     )
     parts = [f"# {said('Exercises')}\n", twin(PAGE), said(about), HEAD]
     for notebook, numbers in groupby(names(), key=lambda number: number.partition(".")[0]):

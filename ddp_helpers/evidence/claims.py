@@ -50,8 +50,7 @@ def says(
     verdict = yes if held >= ENOUGH * of else no if of - held >= ENOUGH * of else CANT_TELL
     count = of - held if verdict == no else held
     word = f"{yes} " if verdict == CANT_TELL else ""
-    told = shown(f"{verdict}, {word}in {count} of {of} {each}")
-    print(f"{ARROW} {shown(claim)}: {told}")
+    print(f"{ARROW} {shown(f'{claim}: {verdict}, {word}in {count} of {of} {each}')}")
     if figures:
         print(f"  {shown(figures)}")
     return verdict
@@ -77,7 +76,7 @@ def compare(times: Mapping[str, Sequence[float]], before: str, after: str) -> st
     old, new = (1e3 * statistics.median(each) for each in zip(*pairs, strict=True))
     gain = middle([one / other for one, other in pairs], "{:.2f}")
     return says(
-        f"{after} against {before}",
+        f"{shown(after)} {shown('against')} {shown(before)}",
         [one > other for one, other in pairs],
         f"{old:.1f} ms before, {new:.1f} ms after; {gain} times as fast",
         yes="faster",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ddp_helpers.evidence.records import LaunchResult, RankResult
@@ -60,6 +62,18 @@ def interrupted(report: str, result: LaunchResult[Any]) -> KeyboardInterrupt:
     lines = [f"KeyboardInterrupt: {shown(report)}"]
     vars(stop).update(result=result, _render_traceback_=lambda: lines)
     return stop
+
+
+@contextlib.contextmanager
+def getting_ready(told: str = "stopped before a rank had started") -> Iterator[None]:
+    """A Ctrl-C in the block says so, in place of a stack of ours, of torch's imports or of pickle.
+
+    Of a line without a number, as pickle's may be, IPython could not even show the stack.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise interrupted(told, LaunchResult(())) from None
 
 
 def conclude(

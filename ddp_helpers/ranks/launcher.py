@@ -6,6 +6,7 @@ WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT), so what runs here runs 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
 from ddp_helpers.environment.check import default_nprocs
 from ddp_helpers.environment.facts import check_before_torch
 from ddp_helpers.evidence.records import LaunchResult
-from ddp_helpers.ranks.conclusion import conclude
+from ddp_helpers.ranks.conclusion import conclude, getting_ready
 from ddp_helpers.ranks.drawing import Draw, check_draw, show_run
 from ddp_helpers.ranks.given import check_call, check_env, check_options, watching
 from ddp_helpers.ranks.notebook import is_kernel
@@ -134,27 +135,28 @@ def launch(
     check_draw(draw, one_machine=not names)
     check_env(env)
     every, ignore = watching(sanitize)
-    packed = pack(fn, tuple(args), dict(kwargs or {}))
     run: Supervisor | HostsRun
-    if names:
-        from ddp_helpers.ranks.host_task import make_task
-        from ddp_helpers.ranks.hosts import HostsRun
+    with contextlib.ExitStack() as store:
+        with getting_ready():
+            packed = pack(fn, tuple(args), dict(kwargs or {}))
+            if names:
+                from ddp_helpers.ranks.host_task import make_task
+                from ddp_helpers.ranks.hosts import HostsRun
 
-        task = make_task(fn, packed, nprocs, timeout, threads_per_rank, start_method, env)
-        task = replace(task, sanitize=every, ignore=ignore)
-        run = HostsRun(names, task, make_view(len(names) * nprocs, echo, live))
+                task = make_task(fn, packed, nprocs, timeout, threads_per_rank, start_method, env)
+                task = replace(task, sanitize=every, ignore=ignore)
+                run = HostsRun(names, task, make_view(len(names) * nprocs, echo, live))
+            else:
+                check_open_files(nprocs)
+                check_tasks(nprocs)
+                port = store.enter_context(rendezvous_store())
+                job = make_job(packed, nprocs, port, threads_per_rank, env, start_method)
+                job = replace(
+                    job, post_mortem=post_mortem, sanitize=every, ignore=ignore, draw=bool(draw)
+                )
+                prepare(start_method)
+                run = Supervisor(job, start_method, timeout, make_view(nprocs, echo, live))
         ranks = tuple(run.run())
-    else:
-        check_open_files(nprocs)
-        check_tasks(nprocs)
-        with rendezvous_store() as port:
-            job = make_job(packed, nprocs, port, threads_per_rank, env, start_method)
-            job = replace(
-                job, post_mortem=post_mortem, sanitize=every, ignore=ignore, draw=bool(draw)
-            )
-            prepare(start_method)
-            run = Supervisor(job, start_method, timeout, make_view(nprocs, echo, live))
-            ranks = tuple(run.run())
     show_run(ranks, draw)
     try:
         return conclude(run, ranks, echo=echo)

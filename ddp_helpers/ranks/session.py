@@ -20,7 +20,7 @@ from ddp_helpers.environment.check import default_nprocs
 from ddp_helpers.environment.facts import check_before_torch
 from ddp_helpers.evidence.records import LaunchResult, RankResult, name_ranks
 from ddp_helpers.ranks import magics, stay
-from ddp_helpers.ranks.conclusion import conclude
+from ddp_helpers.ranks.conclusion import conclude, getting_ready
 from ddp_helpers.ranks.given import check_call, check_options, watching
 from ddp_helpers.ranks.launcher import launch, make_view
 from ddp_helpers.ranks.messages import Command
@@ -89,11 +89,12 @@ class Session:
         check_open_files(self.nprocs)
         check_tasks(self.nprocs)
         with contextlib.ExitStack() as files:
-            port = files.enter_context(rendezvous_store())
-            served = pack(stay.serve, (), {})
-            job = make_job(served, self.nprocs, port, threads_per_rank, env, start_method)
-            job = replace(job, post_mortem=post_mortem, sanitize=every, ignore=ignore)
-            prepare(start_method)
+            with getting_ready():
+                port = files.enter_context(rendezvous_store())
+                served = pack(stay.serve, (), {})
+                job = make_job(served, self.nprocs, port, threads_per_rank, env, start_method)
+                job = replace(job, post_mortem=post_mortem, sanitize=every, ignore=ignore)
+                prepare(start_method)
             self.over = ""
             self._ranks = Staying(job, start_method, timeout, make_view(self.nprocs, echo, False))
             self._conclude(self._ranks.begin())
@@ -128,7 +129,8 @@ class Session:
             KeyboardInterrupt: as of `launch()`; after the last four it is over.
         """
         check_call(fn, args)
-        packed = pack(fn, tuple(args), dict(kwargs or {}), _IN_RANK)
+        with getting_ready("stopped before the ranks heard of it; they wait for the next one"):
+            packed = pack(fn, tuple(args), dict(kwargs or {}), _IN_RANK)
         return self._send(Command(packed), on, timeout)
 
     def run_cell(

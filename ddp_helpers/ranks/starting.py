@@ -13,7 +13,7 @@ from datetime import timedelta
 from ddp_helpers.environment.check import usable_cpu_count
 from ddp_helpers.evidence.records import LaunchResult
 from ddp_helpers.ranks import fork_server, surroundings
-from ddp_helpers.ranks.conclusion import LaunchTimeoutError, interrupted
+from ddp_helpers.ranks.conclusion import LaunchTimeoutError
 from ddp_helpers.ranks.given import check_env
 from ddp_helpers.ranks.messages import INSIDE_A_RANK, Job
 from ddp_helpers.ranks.notebook import ipython_shell, notebook_cells
@@ -56,15 +56,8 @@ def prepare(start_method: str) -> None:
     """Have a fork server that can fork at once, or be ready to spawn.
 
     Raises:
-        KeyboardInterrupt, LaunchTimeoutError: as of `launch()`.
+        LaunchTimeoutError: as of `launch()`.
     """
-    try:
-        _prepare(start_method)
-    except KeyboardInterrupt:
-        raise interrupted("stopped before a rank had started", LaunchResult(())) from None
-
-
-def _prepare(start_method: str) -> None:
     fork_server.tidy_up()
     if start_method == "spawn":
         fork_server.start_resource_tracker()

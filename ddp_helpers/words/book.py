@@ -33,7 +33,10 @@ NUMBERS = (
     "now",
 )  # what a hole of such a name takes: digits, and commas
 OTHERS = {
+    "how": r"[a-z ]+",
     "op": r"\w+",
+    "port": r"\d+",
+    "verdict": r"[a-z' ]+",
     "way": r"[^.:]+",
     "function": r"[^,: ]+",  # a name: no comma, and no space
     "rank": r"\d+",

@@ -107,6 +107,21 @@ def test_a_rank_that_is_killed_while_it_waits_is_named():
         ranks.run(total)
 
 
+class Stopped:
+    """Ctrl-C comes while this is written for the ranks."""
+
+    def __reduce__(self):
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_before_the_ranks_have_heard_of_it_leaves_the_session_as_it_is():
+    with Session(2, echo=False) as ranks:
+        with pytest.raises(KeyboardInterrupt, match="before the ranks heard of it") as caught:
+            ranks.run(print, (Stopped(),))
+        assert caught.value._render_traceback_() == [f"KeyboardInterrupt: {caught.value}"]
+        assert ranks.run(total).values == [3.0, 3.0]
+
+
 def test_a_value_that_cannot_leave_its_rank():
     ranks = Session(1, echo=False)
     with pytest.raises(LaunchError, match="can't leave its rank"):

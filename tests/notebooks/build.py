@@ -66,8 +66,9 @@ def clean(notebook: NotebookNode) -> NotebookNode:
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number:02d}"
         kept = {k: v for k, v in cell.metadata.items() if k in KEPT_CELL_METADATA}
-        if cell.cell_type == "code" and ASKS.search(cell.source):  # not to be read beforehand
+        if cell.cell_type == "code" and ASKS.search(cell.source):
             kept["tags"] = sorted({*kept.get("tags", ()), FOLDED})
+        if FOLDED in kept.get("tags", ()):  # not to be read beforehand
             kept["jupyter"] = {"outputs_hidden": True}
         cell["metadata"] = nbformat.from_dict(kept)
         if cell.cell_type == "code":

@@ -42,7 +42,7 @@ class Supervised:
     def __init__(self):
         self.ending = Ending.ALL_ENDED
         self.results = [RankResult(0, "a", exit_code=0), RankResult(1, "b", exit_code=0)]
-        self.during = lambda: None
+        self.during = self.during_warm_up = lambda: None
         self.seconds = 2.5
         self.quit_by = None
 
@@ -69,6 +69,7 @@ def supervised(monkeypatch):
 
     def wait(seconds):
         one.steps.append(("wait", seconds))
+        one.during_warm_up()
         return one.is_ready
 
     one.is_ready, one.is_stale = True, False
@@ -169,6 +170,28 @@ def test_ctrl_c(supervised):
     assert str(error).startswith("stopped after 2.5 s, and all ranks have ended\nrank 0 had")
     assert error._render_traceback_() == [f"KeyboardInterrupt: {error}"]
     assert error.result[0].ok
+
+
+class Stopped:
+    """Ctrl-C comes while this is written for the ranks."""
+
+    def __reduce__(self):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("while_it", ["packs", "warms up"])
+def test_ctrl_c_before_a_rank_has_started(supervised, while_it):
+    def stop():
+        raise KeyboardInterrupt
+
+    if while_it == "warms up":
+        supervised.during_warm_up = stop
+    with pytest.raises(KeyboardInterrupt, match="stopped before a rank had started") as caught:
+        launch(print, 2, args=(Stopped() if while_it == "packs" else 1,))
+    assert type(caught.value) is KeyboardInterrupt
+    assert caught.value._render_traceback_() == [f"KeyboardInterrupt: {caught.value}"]
+    assert caught.value.result.ranks == ()
+    assert "run" not in supervised.steps
 
 
 @pytest.mark.parametrize("echo", [True, False])

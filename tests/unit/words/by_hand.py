@@ -9,6 +9,8 @@ A_SEAT = (
     "{seats} at once need {bytes} of memory"
 )
 A_TRAINING = "rank {number} {how}, step {count} of {number_2}, {number_3} digits/s"
+HELD = "parameters gradients optimizer buckets gathered activations recomputed working".split()
+SPENT = ("compute", "recompute", "waiting", "stragglers", "bubble", "tensor parallel")
 WAITS = ("", ", waits {ms} of {ms_2} ms")
 BY_HAND = {  # put together in the code from pieces too small to be known alone
     "diagnosis": (
@@ -86,9 +88,9 @@ BY_HAND = {  # put together in the code from pieces too small to be known alone
         *("waits {number} s", "waits {number} ms", "raised {name}", "at {place}"),
         "Rank {number}: {calls}; {end}.",
         "Missing: {name} of {these}.",
-        "{verdict}, in {number} of {count} {each}",
-        "{verdict}, {which} in {number} of {count} {each}",
-        *("faster", "slower", "yes", "no", "rounds", "steps", "{after} against {before}"),
+        "{claim}: {verdict}, in {number} of {count} {word}",
+        "{claim}: {verdict}, {which} in {number} of {count} {word}",
+        *("faster", "slower", "yes", "no", "rounds", "steps", "against"),
         "{number} MB a step in theory, {counted} counted",
         *("one process", "threads", "{number} ranks", "{number} worker", "{number} workers"),
         *("ring", "two levels", "full speed", "{way}, full speed", "weights", "gradients"),
@@ -124,7 +126,9 @@ BY_HAND = {  # put together in the code from pieces too small to be known alone
         *("FSDP without resharding", "{number} samples a rank", "{number} sample a rank"),
         "{number} x {count} samples a rank",
         "{number} x {count} sample a rank",
-        *("{name}: {number} GB", "{name}: {number}%", "{name}: {number} ms"),
+        *(f"{part}: {{number}} GB" for part in HELD),
+        *(f"{part}: {{number}}%" for part in SPENT),
+        *(f"{part}: {{number}} ms" for part in ("compute", "waits for messages", "other")),
         "Step {number} of {count}.",
         "Step {number} of {count} ({phase}).",
         "{layers} layers of {width}, {size} MiB of gradients, batches of {batch}, "

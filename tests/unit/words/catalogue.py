@@ -80,7 +80,8 @@ PLACES = {"loc", "textcoords", "layout"}  # keywords whose texts say where
 NO_WORDS = {
     *("rank {rank}", "{pair}.py", "{name}: {ms} ms", "row wrap", "2px 18px"),
     *("{value} {unit} too much", "worked {worked} ms, waited {waited} ms a step"),
-    *("text/html; charset=utf-8", "forkserver import main", "price_per_hour model_error"),
+    *("{bytes} of memory", "text/html; charset=utf-8"),
+    *("forkserver import main", "price_per_hour model_error"),
     "parameters gradients optimizer frozen buckets gathered activations recomputed",
     "background communication_cpu step_overhead byte_overhead noise",
     "seconds_per_sample seconds_per_batch optimizer_seconds data_seconds_per_sample",

@@ -17,7 +17,16 @@ from ddp_helpers.words import book as words
 CHINESE = re.compile("[\u4e00-\u9fff]")
 LAGS_AT_MOST = 0.1  # of all words
 NOT_SO = re.compile("工人|规约|rank 们|搬运|走散|无声|残余")  # what no practitioner says
-SAMPLES = {"these": "rank 1", "rank": "2", "verb": "waits", "function": "main"}
+SAMPLES = {
+    "these": "rank 1",
+    "rank": "2",
+    "verb": "waits",
+    "how": "moves",
+    "op": "shift",
+    "verdict": "perhaps",
+    "port": "80",
+    "function": "main",
+}
 WINGS = pytest.mark.parametrize("wing", catalogue.WINGS)
 
 
