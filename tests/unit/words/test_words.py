@@ -1,6 +1,5 @@
 """The package speaks Chinese where it is asked to, and English everywhere else."""
 
-import json
 import os
 import re
 import subprocess
@@ -129,15 +128,6 @@ def test_an_exercise_is_chinese(number, chinese):
     for text in (exercise.title, exercise.task, exercise.lesson):
         assert CHINESE.search(words.shown(text)), text
     assert sum(bool(CHINESE.search(words.shown(hint))) for hint in exercise.hints) >= 2
-
-
-def test_titles_are_those_of_the_lessons_tables(chinese):
-    listed = {}
-    for book in (catalogue.ROOT / "notebooks/zh_CN").glob("*.ipynb"):
-        for cell in json.loads(book.read_text())["cells"]:
-            rows = re.findall(r"^\| (\d\d\.\d) \| (.+?) \|", "".join(cell["source"]), flags=re.M)
-            listed |= dict(rows)
-    assert listed == {number: words.shown(load(number).EXERCISE.title) for number in files()}
 
 
 def test_what_is_somebody_elses_stays(chinese):
