@@ -36,6 +36,7 @@ OTHERS = {
     "how": r"[a-z ]+",
     "op": r"\w+",
     "port": r"\d+",
+    "variable": r"[A-Z_]+",
     "verdict": r"[a-z' ]+",
     "way": r"[^.:]+",
     "function": r"[^,: ]+",  # a name: no comma, and no space

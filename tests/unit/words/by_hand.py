@@ -53,6 +53,7 @@ BY_HAND = {  # put together in the code from pieces too small to be known alone
         "{version}, CPU build",
         "{version}, CUDA {number} build",
         "kernel {version}, {processor}",
+        "{variable} names {cards}",
     ),
     "exercises": (
         "{number} {title} (about {count} minutes)",

@@ -10,6 +10,7 @@ import pytest
 
 from ddp_helpers import words as package
 from ddp_helpers.evidence.records import Finding
+from ddp_helpers.exercises import exercise
 from ddp_helpers.exercises.core import files, load
 from ddp_helpers.words import book as words
 
@@ -24,6 +25,7 @@ SAMPLES = {
     "op": "shift",
     "verdict": "perhaps",
     "port": "80",
+    "variable": "GLOO_SOCKET_IFNAME",
     "function": "main",
 }
 WINGS = pytest.mark.parametrize("wing", catalogue.WINGS)
@@ -127,6 +129,15 @@ def test_an_exercise_is_chinese(number, chinese):
     for text in (exercise.title, exercise.task, exercise.lesson):
         assert CHINESE.search(words.shown(text)), text
     assert sum(bool(CHINESE.search(words.shown(hint))) for hint in exercise.hints) >= 2
+
+
+def test_a_cell_to_fill_in_says_in_chinese_what_to_do(chinese, capsys):
+    for number in files():
+        exercise(number, load(number).starter)
+        title, _, *lines = capsys.readouterr().out.splitlines()
+        assert CHINESE.search(title), title
+        assert "再运行这个单元格" in lines[-2]
+        assert lines[-1].endswith(f'hint("{number}")')
 
 
 def test_what_is_somebody_elses_stays(chinese):
