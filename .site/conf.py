@@ -7,6 +7,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import docstrings  # noqa: E402
+import editions  # noqa: E402
 import mathml  # noqa: E402
 import mend_html  # noqa: E402
 from search_words import CourseSearch  # noqa: E402
@@ -44,7 +45,7 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 
 # what the browser gets
-html_static_path = ["static"]
+html_static_path = ["static", str(editions.search_words())]
 html_favicon = "static/favicon.svg"
 html_css_files = ["site.css"]
 html_js_files = [("site.js", {"defer": "defer"})]
@@ -63,16 +64,12 @@ html_theme_options = {
 }
 
 
-def language_of_the_page(app, pagename, templatename, context, doctree) -> None:
-    """Screen readers and browsers are told which pages are Chinese."""
-    if pagename.startswith(("zh_CN", "notebooks/zh_CN")):
-        context["language"] = "zh-CN"
-
-
-def script_of_explorables(app, pagename, templatename, context, doctree) -> None:
+def scripts_of_what_moves(app, pagename, templatename, context, doctree) -> None:
     """Only pages on which something moves load what moves it."""
     if 'class="ddp-play"' in context.get("body", ""):
         app.add_js_file("play.js", defer="defer")
+    if 'class="ddp-recorded"' in context.get("body", ""):
+        app.add_js_file("runs.js", defer="defer")
 
 
 def setup(app) -> dict[str, bool]:
@@ -83,7 +80,9 @@ def setup(app) -> dict[str, bool]:
     app.add_directive("course-module", docstrings.CourseModule)
     app.add_directive("course-first-line", docstrings.FirstLine)
     app.connect("autodoc-process-docstring", docstrings.process, priority=400)
-    app.connect("html-page-context", language_of_the_page)
-    app.connect("html-page-context", script_of_explorables)
+    app.connect("html-collect-pages", editions.search_page)
+    app.connect("html-page-context", editions.frame, priority=800)  # after the theme
+    app.connect("build-finished", editions.fixed_words)
+    app.connect("html-page-context", scripts_of_what_moves)
     app.connect("html-page-context", mend_html.for_everybody, priority=900)  # after the theme
     return {"parallel_read_safe": True, "parallel_write_safe": True}

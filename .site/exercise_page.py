@@ -7,14 +7,14 @@ import re
 from itertools import groupby
 from pathlib import Path
 
+from editions import lessons, said, to_lesson, twin
+
 from ddp_helpers.exercises import names
 from ddp_helpers.exercises.core import imports_of, load, source_of
+from ddp_helpers.words import shown
 
-HEAD = """# Exercises
-
-Each notebook from 01 on ends with exercises that check themselves, on real ranks. In a notebook of
-the course:
-
+PAGE = "exercises.md"
+HEAD = """
 ```python
 from ddp_helpers.exercises import check, hint, solution, task
 
@@ -28,13 +28,17 @@ solution("01.3")
 
 def write_exercises(root: Path, pages: Path) -> None:
     """Write exercises.md."""
-    parts = [HEAD]
+    about = (
+        "From notebook 01 on, exercises wait in cells beside their ideas, and check themselves on "
+        "real ranks. Anywhere else:"
+    )
+    parts = [f"# {said('Exercises')}\n", twin(PAGE), said(about), HEAD]
     for notebook, numbers in groupby(names(), key=lambda number: number.partition(".")[0]):
-        path = next((root / "notebooks").glob(f"{notebook}_*.ipynb"))
-        link = f"[notebook {notebook}](notebooks/{path.name})"
-        parts.append(f"## {title_of(path)}\n\nThey belong to {link}.\n")
+        path = next(lessons(root).glob(f"{notebook}_*.ipynb"))
+        link = f"[{said('notebook {number}', number=notebook)}]({to_lesson(path.name, PAGE)})"
+        parts.append(f"## {title_of(path)}\n\n{said('They belong to {link}.', link=link)}\n")
         parts += [_exercise(number) for number in numbers]
-    (pages / "exercises.md").write_text("\n".join(parts), encoding="utf-8")
+    (pages / PAGE).write_text("\n".join(parts), encoding="utf-8")
 
 
 def title_of(notebook: Path) -> str:
@@ -56,8 +60,12 @@ def _exercise(number: str) -> str:
     module = load(number)
     exercise = module.EXERCISE
     code = "\n\n\n".join(filter(None, (imports_of(module), source_of(module, "starter").rstrip())))
+    about = said(
+        "About {minutes} minutes. {task}",
+        minutes=exercise.minutes,
+        task=plain(shown(exercise.task)),
+    )
     return (
-        f"### {number} {plain(exercise.title)}\n\nAbout {exercise.minutes} minutes. "
-        f"{plain(exercise.task)}\n\n"
+        f"### {number} {plain(shown(exercise.title))}\n\n{about}\n\n"
         f'```python\n{code}\n\n\ncheck("{number}", {exercise.name})\n```\n'
     )

@@ -5,15 +5,14 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
+from editions import said, twin
 from exercise_page import plain
 
 from ddp_helpers import faults
+from ddp_helpers.words import shown
 
-HEAD = """# The failure lab
-
-Small programs that go wrong on purpose, each with a version that is right. In a notebook of the
-course:
-
+PAGE = "faults.md"
+HEAD = """
 ```python
 from ddp_helpers import faults
 
@@ -25,14 +24,23 @@ faults.run("one_extra_collective", fixed=True)
 
 def write_faults(pages: Path) -> None:
     """Write faults.md, with a heading for each fault that is its name."""
-    parts = [HEAD]
+    about = (
+        "Small programs that go wrong on purpose, each with a version that is right. In a notebook "
+        "of the course:"
+    )
+    parts = [f"# {said('The failure lab')}\n", twin(PAGE), said(about), HEAD]
     for name in faults.names():
         module = importlib.import_module(f"ddp_helpers.faults.{name}")
         fault = module.FAULT
         source = Path(module.__file__).read_text(encoding="utf-8").rstrip()
-        parts.append(
-            f"## {name}\n\n**{plain(fault.title)}** ({fault.group})\n\n"
-            f"- What torch prints: `{fault.says}`\n- Cause: {plain(fault.cause)}\n"
-            f"- What mends it: {plain(fault.mend)}\n\n``````python\n{source}\n``````\n"
-        )
-    (pages / "faults.md").write_text("\n".join(parts), encoding="utf-8")
+        title = plain(shown(fault.title))
+        prints = "nothing" if fault.says == "nothing" else f"`{fault.says}`"
+        parts += [
+            f"## {name}\n",
+            said("**{title}** ({group})", title=title, group=said(fault.group)) + "\n",
+            said("- What torch prints: {text}", text=said(prints)),
+            said("- Cause: {text}", text=plain(shown(fault.cause))),
+            said("- What mends it: {text}", text=plain(shown(fault.mend))),
+            f"\n``````python\n{source}\n``````\n",
+        ]
+    (pages / PAGE).write_text("\n".join(parts), encoding="utf-8")

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
+from editions import in_edition
+
 NAMED = {"README.md": "index", "README.zh-CN.md": "zh_CN"}
 FOLDERS = {
     "ddp_helpers/templates": "templates/index.md",
@@ -74,8 +76,8 @@ class Links:
             if linked.endswith(IMAGES):
                 self.images.add(linked)
                 return f"{before}{os.path.relpath(linked, here or '.')}{anchor or ''}{after}"
-            page, anchor = page_of(linked), slug(anchor or "")
-            if page == "faults.md" and linked.endswith(".py"):
+            page, anchor = in_edition(page_of(linked), file), slug(anchor or "")
+            if page.endswith("faults.md") and linked.endswith(".py"):
                 anchor = f"#{Path(linked).stem}"
             if page.startswith("files/") or Path(linked).suffix in PAGES:
                 self.files.add(linked)

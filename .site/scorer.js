@@ -1,9 +1,11 @@
-// The order of search results: names that one imports, lessons, what one looks up, Chinese.
+// The order of search results: names that one imports, lessons, what one looks up, and at last
+// pages of the other language.
 var Scorer = {
   score: ([docname, title, anchor, descr, score]) => {
     if (descr !== null && docname === "api/ddp_helpers") return score + 6;
-    if (docname.startsWith("notebooks/zh_CN") || docname === "zh_CN") return score - 20;
-    if (/^notebooks\/\d/.test(docname)) return score + 12;
+    const chinese = document.documentElement.lang.startsWith("zh");
+    if (/^(notebooks\/)?zh_CN/.test(docname) !== chinese) return score - 20;
+    if (/^notebooks\/(zh_CN\/)?\d/.test(docname)) return score + 12;
     if (docname === "exercises" || docname === "index") return score + 3;
     return score;
   },

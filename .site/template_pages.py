@@ -8,8 +8,11 @@ import re
 from difflib import SequenceMatcher
 from pathlib import Path
 
+from editions import paragraphs, said, twin
+
 from ddp_helpers.templates import TAKE_IF, template_files, without_mark
 from ddp_helpers.widgets.ladder import RUNGS
+from ddp_helpers.words import shown
 
 FENCE = "`" * 6
 
@@ -40,7 +43,7 @@ def docstring(path: Path) -> str:
 
 
 def _page(name: str, path: Path, relative: str) -> str:
-    words = docstring(path)
+    words = paragraphs(docstring(path))
     links = sorted(set(re.findall(r"\b(\w+)\.py\b", words)) & set(TAKE_IF) - {name}, key=len)
     for other in reversed(links):
         words = re.sub(
@@ -51,12 +54,17 @@ def _page(name: str, path: Path, relative: str) -> str:
     return "\n".join(
         [
             f"# {path.name}\n",
+            twin(f"templates/{name}.md"),
             f"{words}\n",
-            "## Get it\n",
+            f"## {said('Get it')}\n",
             f"{FENCE}bash\npython -m ddp_helpers new {target} --template {name}\n{FENCE}\n",
-            f"Or {{download}}`save the file <{relative}>`, or copy it from below.\n",
+            said(
+                "Or {download}, or copy it from below.",
+                download=f"{{download}}`{said('save the file')} <{relative}>`",
+            )
+            + "\n",
             *_changes(name),
-            "## The whole file\n",
+            f"## {said('The whole file')}\n",
             f"{FENCE}{{literalinclude}} {relative}",
             f":language: {kind}\n:class: whole-file\n{FENCE}\n",
         ]
@@ -72,9 +80,15 @@ def _changes(name: str) -> list[str]:
     lines = diff(files[before].read_text(encoding="utf-8"), files[name].read_text(encoding="utf-8"))
     new, gone = (sum(line.startswith(sign) for line in lines) for sign in "+-")
     return [
-        "## What is new\n",
-        f"Against [{before}.py]({before}.md), {new} lines are new and {gone} are gone; the "
-        "docstring and marks of the step before are left out.\n",
+        f"## {said('What is new')}\n",
+        said(
+            "Against {before}, {new} lines are new and {gone} are gone; the docstring and marks of "
+            "the step before are left out.",
+            before=f"[{before}.py]({before}.md)",
+            new=new,
+            gone=gone,
+        )
+        + "\n",
         f"{FENCE}{{code-block}} diff\n:class: changes\n\n" + "\n".join(lines) + f"\n{FENCE}\n",
     ]
 
@@ -102,12 +116,15 @@ def _below_docstring(text: str) -> list[str]:
 
 
 def _index(names: list[str], files: dict[str, Path]) -> str:
-    rows = ["| template | take it if |", "| --- | --- |"]
-    rows += [f"| [{files[name].name}]({name}.md) | {TAKE_IF[name]} |" for name in names]
+    rows = [said("| template | take it if |"), "| --- | --- |"]
+    rows += [f"| [{files[name].name}]({name}.md) | {shown(TAKE_IF[name])} |" for name in names]
     table = "\n".join(rows)
     contents = "\n".join(names)
+    about = said(
+        "One file each, to copy and own. The first are for work; the lesson's are a ladder: each "
+        "is a small marked step from the one before, and its page shows that step."
+    )
     return (
-        "# Templates\n\nOne file each, to copy and own. The first are for work; the lesson's are a "
-        "ladder: each is a small marked step from the one before, and its page shows that step.\n\n"
+        f"# {said('Templates')}\n\n{twin('templates/index.md')}\n{about}\n\n"
         f"{table}\n\n```{{toctree}}\n:hidden:\n:titlesonly:\n\n{contents}\n```\n"
     )

@@ -4,6 +4,16 @@ Importing this package loads neither torch nor matplotlib; each function loads w
 In a notebook it also starts the process that will start ranks, which loads torch meanwhile.
 """
 
+from ddp_helpers.ranks import (  # first of all: importing it starts that process
+    LaunchError,
+    LaunchStopped,
+    LaunchTimeoutError,
+    Session,
+    launch,
+    report,
+)
+
+# isort: split
 from ddp_helpers.environment import check_environment
 from ddp_helpers.group import (
     cleanup_distributed,
@@ -13,15 +23,6 @@ from ddp_helpers.group import (
     is_main_process,
     process_group,
 )
-from ddp_helpers.ranks.launcher import (
-    LaunchError,
-    LaunchStopped,
-    LaunchTimeoutError,
-    launch,
-    warm_up_in_a_kernel,
-)
-from ddp_helpers.ranks.progress import report
-from ddp_helpers.ranks.session import Session
 from ddp_helpers.sanitizer import sanitize
 from ddp_helpers.verifier import verify
 
@@ -50,6 +51,3 @@ def __getattr__(name: str) -> str:
     from importlib.metadata import version  # slower to load than most of this package
 
     return version("ddp_helpers")
-
-
-warm_up_in_a_kernel()

@@ -1,4 +1,4 @@
-"""The moving picture that README opens with: one mistake, with torchrun alone and with launch().
+"""The moving picture that README opens with: two mistakes, with torchrun alone and with launch().
 
     python .site/demo/picture.py        # of recorded.json, into notebooks/images/demo.svg
 
@@ -8,6 +8,7 @@ Time passes as it did on the real ranks. Who asks for less motion sees how it en
 from __future__ import annotations
 
 import html
+import itertools
 import json
 import math
 import sys
@@ -17,11 +18,14 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 FILE = HERE.parents[1] / "notebooks" / "images" / "demo.svg"
-WIDE, HIGH, PANEL = 900, 496, 436
+WIDE, HIGH, PANEL = 900, 884, 436
+HALF = 496  # where the second mistake begins
 LANE, AXIS = 70, 13.0  # pixels before a lane; seconds that it is long
 LOOP = 20.0  # seconds: the last picture stays for the rest
 LETTERS = 60  # of a line of output
 FIRST_LINE = 9  # of the program, as it is shown
+FOUND = "sanitizer: "  # how a finding begins
+DRIFT_AXIS, CHART = 8.0, 84  # seconds, pixels
 STYLE = """
 text { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: 11px; fill: #24292f; }
 .title { font-family: system-ui, sans-serif; font-size: 14px; font-weight: 600; }
@@ -33,9 +37,12 @@ text { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: 11px; f
 .works { fill: #56b4e9; } .talks { fill: #0072b2; }
 .waits { fill: url(#wait); stroke: #d55e00; }
 .axis { stroke: #8c959f; }
+.one, .two { fill: none; stroke-width: 2.4px; stroke-linecap: round; }
+.one { stroke: #0072b2; } .two { stroke: #d55e00; stroke-dasharray: 5 4; }
 @media (prefers-color-scheme: dark) {
   text { fill: #e6edf3; } .small { fill: #9aa5b1; } .bad { fill: #ff9a57; }
   .ground { fill: #0d1117; } .halo { stroke: #0d1117; }
+  .one { stroke: #56b4e9; } .two { stroke: #ff9a57; }
 }
 @media (prefers-reduced-motion: reduce) { * { animation: none !important; } }
 """
@@ -71,6 +78,11 @@ class Picture:
         )
         place = f'x="{x:.1f}" y="{y:g}" width="{wide:.1f}" height="18"'
         self.shapes.append(f'<rect {place} class="{kind}"{style}/>')
+
+    def stroke(self, path: str, kind: str, at: float) -> None:
+        """A line that comes after so many seconds."""
+        frames = f"0%,{_share(at)}{{opacity:0}}{_share(at, 0.05)},to{{opacity:1}}"
+        self.shapes.append(f'<path d="{path}" class="{kind}"{self._rule(frames, at)}/>')
 
     def only_between(self, x: float, y: float, words: str, start: float, end: float) -> None:
         """A text that goes again; who sees no motion never sees it."""
@@ -115,6 +127,7 @@ def draw(found: dict) -> str:
     _panel(picture, 4, "torchrun --nproc_per_node=2 train.py", found["alone"], alone=True)
     launch = f"launch(train, 2, timeout={found['limit']})"
     _panel(picture, WIDE - PANEL - 4, launch, found["launched"], alone=False)
+    _drift(picture, found["drifting"])
     about = f"Real ranks, and time as it passed: recorded {found['recorded']}, torch and gloo."
     picture.text(4, HIGH - 6, about, "small")
     return picture.svg(in_words(found))
@@ -127,7 +140,9 @@ def in_words(found: dict) -> str:
         "Two ranks run a program in which only rank 0 comes to a barrier. With torchrun alone both "
         f"wait, and nothing is printed: after {found['alone']['until']:.0f} s it still waits. With "
         f"launch() a line says: {notice}. At its limit the ranks are ended, and it says why: "
-        f"{report[3][1].removeprefix('why: ')}."
+        f"{report[3][1].removeprefix('why: ')}. Below, two ranks pass DDP by: their weights part, "
+        "and torchrun alone says nothing. With sanitize=True the run ends, and it says why: "
+        f"{_why(found['drifting']['watched'])}."
     )
 
 
@@ -153,7 +168,7 @@ def _program(picture: Picture) -> None:
 
 def _panel(picture: Picture, left: float, command: str, run: dict, alone: bool) -> None:
     top = 146
-    frame = f'x="{left}" y="{top}" width="{PANEL}" height="{HIGH - top - 22}" rx="6"'
+    frame = f'x="{left}" y="{top}" width="{PANEL}" height="{HALF - top - 14}" rx="6"'
     picture.shapes.append(f'<rect {frame} class="frame"/>')
     ended = run["lines"][-1][0] if run["lines"] else AXIS
     prompt = f"In [*]: {'!' if alone else ''}{command}"
@@ -172,6 +187,68 @@ def _panel(picture: Picture, left: float, command: str, run: dict, alone: bool) 
             picture.text(left + 12, y, part, "bad" if line.startswith("why") else "", at)
             y += 14
         y += 2
+
+
+def _drift(picture: Picture, found: dict) -> None:
+    """The second mistake: models that part while each loss falls."""
+    lines = (HERE / "drift.py").read_text(encoding="utf-8").splitlines()
+    picture.text(4, HALF + 18, "drift.py, with another one", "title")
+    shown = [at for at, line in enumerate(lines, 1) if "ddp = " in line or "loss = " in line]
+    for row, at in enumerate(shown):
+        kind = "bad" if "ddp.module(x)" in lines[at - 1] else ""
+        picture.text(10, HALF + 42 + 15 * row, f"{at:2}  {lines[at - 1].strip()}", kind)
+    picture.text(WIDE - PANEL, HALF + 18, "One model, or two? Alone nobody says.", "title")
+    picture.text(340, HALF + 57, "passes DDP by", "small")
+    alone, watched = found["alone"], found["watched"]
+    weights = [step[4] for run in (alone, watched) for step in run["steps"]]
+    span = min(weights), max(weights)
+    command = "!torchrun --nproc_per_node=2 drift.py"
+    left = _drift_panel(picture, 4, command, alone["steps"], span)
+    (first, last) = (
+        next(step for step in reversed(alone["steps"]) if step[1] == rank) for rank in (0, 1)
+    )
+    words = f"After {last[2]} steps: losses {first[3]:.2f} and {last[3]:.2f}, "
+    words += f"weights {first[4]:.2f} and {last[4]:.2f}."
+    picture.text(left, HALF + 226, words, "small", last[0])
+    picture.text(left, HALF + 242, "Two models, and nothing is said.", "small", last[0])
+    command = "launch(train, 2, sanitize=True)"
+    left = _drift_panel(picture, WIDE - PANEL - 4, command, watched["steps"], span)
+    y = HALF + 226
+    for at, line in watched["lines"]:
+        for part in textwrap.wrap(line, LETTERS, subsequent_indent="    "):
+            picture.text(left, y, part, "bad" if line.startswith(FOUND) else "", at)
+            y += 14
+
+
+def _why(run: dict) -> str:
+    return next(line for _, line in run["lines"] if line.startswith(FOUND)).removeprefix(FOUND)
+
+
+def _drift_panel(picture: Picture, left: float, command: str, steps: list, span: tuple) -> float:
+    """A frame, and one weight of each rank over time; where its text begins."""
+    top = HALF + 72
+    frame = f'x="{left}" y="{top}" width="{PANEL}" height="{HIGH - top - 22}" rx="6"'
+    picture.shapes.append(f'<rect {frame} class="frame"/>')
+    picture.text(left + 12, top + 22, f"In [*]: {command}")
+    picture.text(left + 12, top + 50, "a weight", "small")
+    picture.text(left + 12, top + 64, "of each", "small")
+    floor, wide = top + 36 + CHART, PANEL - LANE - 80
+    picture.shapes.append(
+        f'<path d="M{left + LANE} {floor}h{wide}" class="axis" stroke-width="1" fill="none"/>'
+    )
+    share = lambda weight: (weight - span[0]) / (span[1] - span[0])
+    for rank, kind in ((0, "one"), (1, "two")):
+        own = [
+            (left + LANE + wide * at / DRIFT_AXIS, floor - CHART * share(weight), at)
+            for at, number, _, _, weight in steps
+            if number == rank
+        ]
+        for (x, y, _), (to_x, to_y, at) in itertools.pairwise(own):
+            picture.stroke(f"M{x:.1f} {y:.1f}L{to_x:.1f} {to_y:.1f}", kind, at)
+        for x, y, at in own[-1:]:  # none if it was ended before its first line
+            picture.stroke(f"M{x - 0.1:.1f} {y:.1f}h.2", kind, at)
+            picture.text(x + 6, y + 4, f"rank {rank}", "small", at)
+    return left + 12
 
 
 def _lanes(picture: Picture, left: float, top: float, events: list[dict], end: float) -> None:

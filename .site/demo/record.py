@@ -1,6 +1,6 @@
-"""Record the demo on real ranks: one mistake, with torchrun alone and with launch().
+"""Record the demo on real ranks: two mistakes, with torchrun alone and with launch().
 
-The times are those of the ranks' own clock, from the first exchange on.
+The times are those of the ranks' own clock, from the first exchange or the first line on.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import contextlib
 import datetime
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -42,6 +43,19 @@ except LaunchTimeoutError as error:
 """
 
 
+WATCHED = f"""
+import sys
+sys.path[:0] = [{str(HERE)!r}, {str(ROOT)!r}]
+from ddp_helpers import LaunchError, launch
+import drift
+try:
+    launch(drift.train, 2, sanitize=True)
+except LaunchError as error:
+    print(error, flush=True)
+"""
+STEP = re.compile(r"\[(?:rank |default)(\d)\]:? ?step +(\d+): loss ([\d.]+), weight (-?[\d.]+)")
+
+
 def run(command: list[str], seconds: float) -> dict[str, object]:
     """What a command printed, line by line with the time, and its ranks' exchanges."""
     with tempfile.TemporaryDirectory() as notes:
@@ -51,7 +65,7 @@ def run(command: list[str], seconds: float) -> dict[str, object]:
             stderr=subprocess.STDOUT,
             text=True,
             cwd=HERE,
-            env=os.environ | {"DEMO_NOTES": notes, "OMP_NUM_THREADS": "1"},
+            env=os.environ | {"DEMO_NOTES": notes, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
         )
         lines: list[tuple[float, str]] = []
         assert process.stdout is not None
@@ -74,12 +88,22 @@ def run(command: list[str], seconds: float) -> dict[str, object]:
             for line in path.read_text().splitlines()
             if '"init_process_group"' not in line
         ]
-    begin = min(each["at"] for each in events)
+    begin = min([each["at"] for each in events] or [at for at, line in lines if STEP.match(line)])
     since = lambda at: round(at - begin, 3)
     for each in events:
         each["at"] = since(each["at"])
-    told = [[since(at), line.replace(str(HERE / "stuck.py"), "train.py")] for at, line in lines]
-    return {"alive": alive, "until": since(ended), "events": events, "lines": told}
+    steps = [
+        [since(at), int(found[1]), int(found[2]), float(found[3]), float(found[4])]
+        for at, line in lines
+        if (found := STEP.match(line))
+    ]
+    told = [
+        [since(at), line.replace(str(HERE / "stuck.py"), "train.py").replace(f"{HERE}/", "")]
+        for at, line in lines
+        if not STEP.match(line)
+    ]
+    found = {"alive": alive, "until": since(ended), "events": events, "lines": told}
+    return found | ({"steps": steps} if steps else {})
 
 
 def main() -> int:
@@ -90,6 +114,10 @@ def main() -> int:
         "limit": LIMIT,
         "alone": run([*torchrun, "--nproc_per_node=2", "noted.py"], ALONE),
         "launched": run([sys.executable, "-c", LAUNCH], 120),
+        "drifting": {
+            "alone": run([*torchrun, "--nproc_per_node=2", "--tee=3", "drift.py"], 60),
+            "watched": run([sys.executable, "-c", WATCHED], 60),
+        },
     }
     FILE.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {FILE}")

@@ -15,6 +15,7 @@
         starts: "Python starts ...",
         failed: "Python could not start in this browser: ",
       };
+  const MS_OF_A_STEP = 1200;
   const roots = [...document.querySelectorAll(".ddp-play")];
   let worker = null;
   let turn = 0;
@@ -30,7 +31,8 @@
   const wake = () => {
     if (worker) return;
     tell(say.starts, true);
-    worker = new Worker(new URL("worker.mjs", new URL(roots[0].dataset.play, location)), {
+    const file = chinese ? "worker.mjs?language=zh_CN" : "worker.mjs";
+    worker = new Worker(new URL(file, new URL(roots[0].dataset.play, location)), {
       type: "module",
     });
     worker.onmessage = ({ data }) => {
@@ -86,6 +88,31 @@
     root.querySelector(".ddp-detail").innerHTML = told.detail;
   };
 
+  // a button that moves a slider on, step by step, until its end or the next press
+  const play = (button, slider) => {
+    let timer = null;
+    const stop = () => {
+      clearInterval(timer);
+      timer = null;
+      button.setAttribute("aria-pressed", false);
+    };
+    const put = (value) => {
+      slider.value = value;
+      slider.dispatchEvent(new Event("input", { bubbles: true }));
+    };
+    const on = () => {
+      if (Number(slider.value) >= Number(slider.max)) stop();
+      else put(Number(slider.value) + 1);
+    };
+    button.addEventListener("click", () => {
+      if (timer !== null) return stop();
+      button.setAttribute("aria-pressed", true);
+      if (Number(slider.value) >= Number(slider.max)) put(slider.min);
+      else on();
+      timer = setInterval(on, MS_OF_A_STEP);
+    });
+  };
+
   const live = (root) => {
     const inputs = [...root.querySelectorAll(".ddp-controls [name]")];
     let ran = false; // the picture shows what the ranks did
@@ -119,6 +146,8 @@
         draw();
       });
     }
+    const player = root.querySelector(".ddp-steps");
+    if (player) play(player, root.querySelector(`[name="${player.dataset.plays}"]`));
     root.querySelector(".ddp-run")?.addEventListener("click", () => {
       pressed = true;
       draw();

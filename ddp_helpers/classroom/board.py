@@ -13,6 +13,7 @@ from ddp_helpers.arguments import check_least
 from ddp_helpers.classroom import tables
 from ddp_helpers.classroom.learners import Learner, find
 from ddp_helpers.exercises import short_title
+from ddp_helpers.words import shown
 
 LEAST = 0.5  # seconds between two drawings
 CLEAR = "\x1b[H\x1b[2J"  # of a terminal: to the first line, and nothing below
@@ -38,7 +39,10 @@ def show(places: Sequence[str | Path], notebooks: Sequence[str] = (), every: flo
         check_least("--every", every, LEAST)
     while True:
         learners, problems = find(places)
-        lines = [tables.board(learners, notebooks), *(f"not read: {each}" for each in problems)]
+        lines = [
+            tables.board(learners, notebooks),
+            *(shown(f"not read: {each}") for each in problems),
+        ]
         print((CLEAR if every and sys.stdout.isatty() else "") + "\n".join(lines), flush=True)
         if not every:
             return

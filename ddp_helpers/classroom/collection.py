@@ -22,6 +22,7 @@ from ddp_helpers.classroom import tables
 from ddp_helpers.classroom.copies import KEPT
 from ddp_helpers.classroom.learners import MARK, Learner, find
 from ddp_helpers.exercises import names, progress_file, short_title
+from ddp_helpers.words import shown
 
 # the columns of nbgrader's CsvExportPlugin
 GRADES = (
@@ -163,11 +164,11 @@ def about(learner: Learner) -> str:
     state = learner.state
     lines = [f"# {learner.name}", ""]
     if learner.student != learner.key:
-        lines += [f"The copy was handed out as {learner.student}.", ""]
-    lines.append(f"{len(progress_file.passed(state))} of {len(names())} exercises done.")
+        lines += [shown(f"The copy was handed out as {learner.student}."), ""]
+    lines.append(shown(f"{len(progress_file.passed(state))} of {len(names())} exercises done."))
     if guesses := state.get("guesses", {}):
         right = sum(bool(each.get("right")) for each in guesses.values())
-        lines.append(f"{right} of {len(guesses)} guesses came true.")
+        lines.append(shown(f"{right} of {len(guesses)} guesses came true."))
     untouched = []
     for notebook, numbers in tables.chosen().items():
         if not any(state["exercises"].get(number) for number in numbers):
@@ -178,8 +179,8 @@ def about(learner: Learner) -> str:
             record = state["exercises"].get(number, {})
             tries, hints = record.get("tries", 0), record.get("hints", 0)
             counts = [_count(tries, "try", "tries"), _count(hints, "hint", "hints")]
-            how = f": {', '.join(counts)}" if tries or hints else ""
-            seen = ", solution seen" if record.get("saw_solution") else ""
+            how = f": {', '.join(map(shown, counts))}" if tries or hints else ""
+            seen = shown(", solution seen") if record.get("saw_solution") else ""
             title = f"{number} {short_title(number)}"
             mark = tables.mark(state, number)
             # beside "01.3" a board's number of tries would read as part of it
@@ -187,8 +188,8 @@ def about(learner: Learner) -> str:
             if not record.get("passed_at"):
                 lines += [f"    > {line}" for line in _said(learner, number).splitlines()]
     if untouched:
-        lines += ["", f"Nothing was tried in {', '.join(untouched)}."]
-    return "\n".join([*lines, "", LEGEND, ""])
+        lines += ["", shown(f"Nothing was tried in {', '.join(untouched)}.")]
+    return "\n".join([*lines, "", shown(LEGEND), ""])
 
 
 def _count(number: int, one: str, more: str) -> str:

@@ -16,7 +16,8 @@ KEEP = "keep-output"  # the tag of a cell whose output stays
 TO_READ = re.compile(r"read the committed (figure|output)")
 PAGE = re.compile(r"\]\((?:\.\./)*([\w-]+\.md)(?=[)#])")  # a link to a page beside the notebooks
 OUTSIDE = re.compile(r"\]\((?:\.\./)+([^)#\s]+)")  # a link out of the folder of notebooks
-OTHER_LANGUAGE = re.compile(r"\n\n\[(?:中文|English)\]\([^)]+\).*$")  # which is not handed out
+# the line that leads to the other language, which is not handed out
+OTHER_LANGUAGE = re.compile(r"\n\n\[(?:中文|English)\]\([^)]+\).*$", re.MULTILINE)
 READ_ME = Path(__file__).with_name("copy_readme.md")  # in other languages copy_readme.zh_CN.md
 
 

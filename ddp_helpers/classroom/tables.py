@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from ddp_helpers.classroom.learners import Learner
 from ddp_helpers.exercises import names, progress_file, short_title
+from ddp_helpers.words import shown
 
 LEARNER = ("learner", "copy", "done", "tried", "hints", "solutions seen", "last")
 EXERCISE = ("exercise", "tried by", "done by", "tries each", "hints", "solutions seen")
@@ -64,7 +65,7 @@ def board(learners: Sequence[Learner], notebooks: Sequence[str] = ()) -> str:
         name = learner.name + " " * (wide - _width(learner.name))
         lines.append("  ".join([name, *cells, f"{done:>4}"]))
     title = f"{len(learners)} learners, {time.strftime('%H:%M:%S')}"
-    return "\n".join([title, "", *lines, "", LEGEND])
+    return "\n".join([shown(title), "", *lines, "", shown(LEGEND)])
 
 
 def _width(text: str) -> int:

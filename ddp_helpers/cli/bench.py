@@ -15,7 +15,8 @@ from ddp_helpers.bench.records import Change, Job, Measured
 from ddp_helpers.bench.verdict import beyond_ranks, judge, not_to_judge
 from ddp_helpers.environment.check import usable_cpu_count
 from ddp_helpers.group.devices import choose_backend
-from ddp_helpers.ranks.launcher import finished, launch
+from ddp_helpers.ranks.conclusion import finished
+from ddp_helpers.ranks.launcher import launch
 from ddp_helpers.timeline.records import (
     COMPUTE,
     DATA,
@@ -25,6 +26,7 @@ from ddp_helpers.timeline.records import (
     RankTimeline,
     mean_shares,
 )
+from ddp_helpers.words import shown
 
 HELP = """\
 TARGET is path/script.py:function. The function trains with DDP, as it would under torchrun, and
@@ -70,16 +72,17 @@ def run(options: argparse.Namespace) -> int:
     runs = _scaling(options)
     rates = _rates(runs)
     notes = filter(None, (_devices(runs), beyond_ranks(rates)))
-    print(_table(runs, _threads(options)), *notes, sep="\n", flush=True)
+    print(_table(runs, _threads(options)), *map(shown, notes), sep="\n", flush=True)
     _save_figure(options, runs)
     if why := not_to_judge(rates):
-        print(f"\nno verdict: {why}", flush=True)
+        print(f"\n{shown(f'no verdict: {why}')}", flush=True)
         return 0
     most = max(runs)
     verdict = judge(_timelines(runs[most][0]), usable_cpu_count())
-    print(f"\n{most} rank{'s' * (most > 1)}: {verdict.kind}: {verdict.text}", flush=True)
+    ranks = shown(f"{most} rank{'s' * (most > 1)}")
+    print(f"\n{ranks}: {verdict.kind}: {shown(verdict.text)}", flush=True)
     if not options.no_advice:
-        print(_advice(options, most, verdict.advice))
+        print(shown(_advice(options, most, verdict.advice)))
     return 0
 
 
@@ -189,7 +192,7 @@ def _table(runs: Runs, threads: int) -> str:
     )
     note += f"{len(runs[least])} rounds"
     return "\n".join(
-        [*lines, f"* exposed: what no compute hides; shares by torch.profiler. {note}"]
+        [*lines, shown(f"* exposed: what no compute hides; shares by torch.profiler. {note}")]
     )
 
 

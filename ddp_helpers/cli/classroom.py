@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import os
 import sys
 from pathlib import Path
+
+from ddp_helpers.words import shown
 
 PLACES = "learners' copies, progress files, or folders with some"
 
@@ -76,7 +77,9 @@ def _check(options: argparse.Namespace) -> int:
     from ddp_helpers.classroom.room import check
     from ddp_helpers.classroom.seats import LESSONS
 
-    tell = functools.partial(print, flush=True)
+    def tell(line: str) -> None:
+        print(shown(line), flush=True)
+
     print(seating := check(options.seats, options.notebook or LESSONS, options.source, tell))
     return int(not seating.ok)
 
@@ -91,10 +94,11 @@ def _hand_out(options: argparse.Namespace) -> int:
         said = f"{each.folder}: {notebooks if each.new else 'nothing new'}"
         if each.left:
             said += f"; changed by the learner, and left alone: {', '.join(each.left)}"
-        print(said)
+        print(shown(said))
     ours = "python -m ddp_helpers classroom"
-    print(f"a learner begins with README.md there, and sets a notebook back by `{ours} reset 03`")
-    print(f"to look on: {ours} board {options.folder}")
+    told = f"a learner begins with README.md there, and sets a notebook back by `{ours} reset 03`"
+    print(shown(told))
+    print(shown(f"to look on: {ours} board {options.folder}"))
     return 0
 
 
@@ -102,10 +106,12 @@ def _name(options: argparse.Namespace) -> int:
     from ddp_helpers.exercises import progress_file
 
     progress_file.rename(" ".join(options.name))
-    print(f"hello {progress_file.current()['learner']}; kept in {progress_file.path()}")
+    told = f"hello {progress_file.current()['learner']}; kept in {progress_file.path()}"
+    print(shown(told))
     if not os.environ.get(progress_file.VARIABLE) and progress_file.class_folder() is None:
         # a terminal opens at home: then a class's board would never show it
-        print("this folder is in no copy of a class: in one, go to your copy and say it there")
+        told = "this folder is in no copy of a class: in one, go to your copy and say it there"
+        print(shown(told))
     return 0
 
 
@@ -114,7 +120,7 @@ def _reset(options: argparse.Namespace) -> int:
 
     if bool(options.notebooks) == options.all:
         raise ValueError("which notebook? `reset 03` sets one back, `reset --all` all of them")
-    print(*reset(options.notebooks, options.folder), sep="\n")
+    print(*map(shown, reset(options.notebooks, options.folder)), sep="\n")
     return 0
 
 
@@ -126,7 +132,8 @@ def _board(options: argparse.Namespace) -> int:
         return 0
     there = (options.host, options.port)
     with board.serve(options.places, options.notebook, options.every, *there) as server:
-        print(f"http://{options.host}:{server.server_port}/ until Ctrl-C", flush=True)
+        told = f"http://{options.host}:{server.server_port}/ until Ctrl-C"
+        print(shown(told), flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()
     return 0
@@ -136,7 +143,8 @@ def _collect(options: argparse.Namespace) -> int:
     from ddp_helpers.classroom.collection import collect
 
     learners, problems = collect(options.places, options.into)
-    print(f"{len(learners)} learners in {Path(options.into)}: begin with report.md there")
+    told = f"{len(learners)} learners in {Path(options.into)}: begin with report.md there"
+    print(shown(told))
     return _tell(problems)
 
 
@@ -160,5 +168,5 @@ def _report(options: argparse.Namespace) -> int:
 
 def _tell(problems: list[str]) -> int:
     for problem in problems:
-        print(f"not read: {problem}", file=sys.stderr)
+        print(shown(f"not read: {problem}"), file=sys.stderr)
     return int(bool(problems))

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from ddp_helpers.ranks import LaunchError
+from ddp_helpers.words import shown
 
 COMMANDS = {
     "check": "Tell what this machine can do, with advice; exit code 1 if something must be mended.",
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     except (ValueError, TypeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shown(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print(str(stop) or "stopped", file=sys.stderr)

@@ -11,6 +11,7 @@ from pathlib import Path
 from ddp_helpers.data import data_root
 from ddp_helpers.recipes import recipes
 from ddp_helpers.templates import TAKE_IF, template_files, without_marks
+from ddp_helpers.words import shown
 
 # the one line that says where a template's data lies, as the templates write it
 _DATA_LINE = re.compile(r'^DATA = .*"(?:\.\./)*data/(?P<name>[^"]+)".*$', re.MULTILINE)
@@ -46,29 +47,32 @@ def run(options: argparse.Namespace) -> int:
         text = recipes()[recipe].apply(text)
     target.write_text(_with_data(without_marks(text)), encoding="utf-8")
     shutil.copymode(source, target)  # a shell script stays executable
-    print(f"{target} is yours: {name}{source.suffix}; its first lines say how to start it")
+    told = f"{target} is yours: {name}{source.suffix}; its first lines say how to start it"
+    print(shown(told))
     return 0
 
 
 def _all_there_is() -> str:
-    lines = ["templates: new FILE --template NAME; take it if"]
-    lines += [f"  {name:<20}{when}" for name, when in TAKE_IF.items()]
-    lines += ["", "recipes for starter.py: new FILE --recipe NAME ..."]
-    return "\n".join(lines + [f"  {each.name:<20}{each.title}" for each in recipes().values()])
+    lines = [shown("templates: new FILE --template NAME; take it if")]
+    lines += [f"  {name:<20}{shown(when)}" for name, when in TAKE_IF.items()]
+    lines += ["", shown("recipes for starter.py: new FILE --recipe NAME ...")]
+    lines += [f"  {each.name:<20}{shown(each.title)}" for each in recipes().values()]
+    return "\n".join(lines)
 
 
 def _ask() -> str:
     """The template that whoever sits at the terminal chooses."""
     names = [*TAKE_IF]
     for number, (name, when) in enumerate(TAKE_IF.items(), start=1):
-        print(f"{number:>3}  {name:<20}{when}")
+        print(f"{number:>3}  {name:<20}{shown(when)}")
     while True:
-        answer = input("which one? [1] ").strip() or "1"
+        answer = input(shown("which one? [1]") + " ").strip() or "1"
         if answer in names:
             return answer
         if answer.isdecimal() and 1 <= int(answer) <= len(names):
             return names[int(answer) - 1]
-        print(f"{answer} found, expected a name or a number from 1 to {len(names)}")
+        told = f"{answer} found, expected a name or a number from 1 to {len(names)}"
+        print(shown(told))
 
 
 def _with_data(template: str) -> str:
@@ -78,7 +82,7 @@ def _with_data(template: str) -> str:
         return template
     path = (data_root() / found["name"]).absolute()
     if not path.exists():
-        print(f"no {path} here: let the line `DATA = ...` name your own data")
+        print(shown(f"no {path} here: let the line `DATA = ...` name your own data"))
         return template
     line = f"DATA = Path({_quoted(str(path))})"
     return template[: found.start()] + line + template[found.end() :]

@@ -31,6 +31,7 @@ from ddp_helpers.scaling.records import (
     Work,
 )
 from ddp_helpers.scaling.step_time import GRADIENT_SIZE, predict
+from ddp_helpers.words import shown
 
 DIGITS = 5000  # images of the course's data
 BUSY = 0.5  # other programs: fewer than that round to none
@@ -81,15 +82,17 @@ def run(options: argparse.Namespace) -> int:
         from ddp_helpers.scaling import others
         from ddp_helpers.scaling.published import PUBLISHED
 
-        print("\n\n".join([others.table(), *(each.explain() for each in PUBLISHED)]))
+        told = "\n\n".join([others.table(), *(each.explain() for each in PUBLISHED)])
+        print(shown(told))
         return 0
     machine = _machine(options)
     work = _work(options)
     if work is None:
-        print(describe(machine))
+        print(shown(describe(machine)))
         return 0
     prediction = predict(machine, work, _setup(options, work))
-    print(describe(machine), describe_work(work), *_assumed(options), sep="\n")
+    about = [describe(machine), describe_work(work), *_assumed(options)]
+    print(shown("\n".join(about)))
     print(table(prediction, options.samples, options.epochs))
     if options.figure:
         _save_figure(prediction, machine, work, options.figure)

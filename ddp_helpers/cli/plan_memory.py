@@ -20,6 +20,7 @@ from ddp_helpers.scaling.memory import (
 )
 from ddp_helpers.scaling.memory_ways import FITS, MAY_FIT, Found, Way, find_way
 from ddp_helpers.scaling.records import Numbers
+from ddp_helpers.words import shown
 
 SHORT = {
     "ddp": "DDP",
@@ -76,16 +77,16 @@ def run(options: argparse.Namespace) -> int:
         )
         for ranks in options.ranks
     ]
-    print(_describe(models["ddp"], options))
+    print(shown(_describe(models["ddp"], options)))
     print(_table(found))
     for each in found:
-        print(
-            f"\n{each.ways[0].how.ranks} rank{'s' * (each.ways[0].how.ranks > 1)}: {each.verdict}"
-        )
+        many = each.ways[0].how.ranks
+        print(f"\n{shown(f'{many} rank' + 's' * (many > 1))}: {shown(each.verdict)}")
     good = next((each.way for each in found if each.way), None)
     if good is None:
         return 1
-    print("\nto start it:", *good.commands(options.ranks_per_node), sep="\n  ")
+    start = shown("to start it:")
+    print(f"\n{start}", *good.commands(options.ranks_per_node), sep="\n  ")
     return 0
 
 
@@ -97,19 +98,21 @@ def _cut_up(models: Mapping[str, ModelMemory], options: argparse.Namespace) -> i
         for how in _all_holdings(options, ranks)
         for model in [models["fsdp" if how.strategy.startswith("fsdp") else "ddp"]]
     ]
-    print(_describe(models["ddp"], options))
+    print(shown(_describe(models["ddp"], options)))
     print(_heads(), *map(_row, ways), sep="\n")
     good = next((way for fits in (FITS, MAY_FIT) for way in ways if way.fits == fits), None)
     cut = f"tensor parallel over {options.tensor_parallel}, {options.stages} pipeline stages"
     if good is None:
-        print(f"\nnone of it fits into {options.capacity:g} GB with {cut}")
+        told = f"none of it fits into {options.capacity:g} GB with {cut}"
+        print(f"\n{shown(told)}")
         return 1
-    print(
-        f"\n{good.fits} into {options.capacity:g} GB with tensor parallel over "
+    told = (
+        f"{good.fits} into {options.capacity:g} GB with tensor parallel over "
         f"{options.tensor_parallel} and {good.how.in_words}\n"
         "no template of ours does that: torch's parallelize_module cuts layers, "
         "torch.distributed.pipelining makes stages"
     )
+    print(f"\n{shown(told)}")
     return 0
 
 

@@ -13,6 +13,7 @@ from ddp_helpers.arguments import check_whole
 from ddp_helpers.cli.child_process import run_child
 from ddp_helpers.cli.options import add_ignore, ignored
 from ddp_helpers.sanitizer import marks
+from ddp_helpers.words import shown
 
 REMOTE = {"srun", "sbatch", "salloc", "mpirun", "mpiexec", "mpiexec.hydra", "ssh", "pdsh"}
 KEPT_OUT = (
@@ -51,13 +52,14 @@ def run(options: argparse.Namespace) -> int:
         try:
             code = run_child(command, marks.environment(options.every, folder, ignore))
         except OSError as error:
-            print(f"error: {command[0]}: {error.strerror}{_hint(command[0])}", file=sys.stderr)
+            told = f"error: {command[0]}: {error.strerror}{shown(_hint(command[0]))}"
+            print(told, file=sys.stderr)
             return 127 if isinstance(error, FileNotFoundError) else 126
         seen = marks.marks_in(folder)
     if "watched" in seen:
         marks.mark_watched()  # for another `sanitize` around this one
     else:
-        print(f"the sanitizer watched nothing{_why(seen, command)}", file=sys.stderr)
+        print(shown(f"the sanitizer watched nothing{_why(seen, command)}"), file=sys.stderr)
     return code
 
 

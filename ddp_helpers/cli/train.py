@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from ddp_helpers import launch, process_group
 from ddp_helpers.cli.options import add_nprocs
-from ddp_helpers.ranks.launcher import finished
+from ddp_helpers.ranks.conclusion import finished
+from ddp_helpers.words import shown
 
 if TYPE_CHECKING:
     from ddp_helpers.training.records import EpochRecord
@@ -43,11 +44,12 @@ def run(options: argparse.Namespace) -> int:
     last = records[-1]
     figure = folder / "training.png"
     plots.save(plots.plot_training(records), figure, alt="Loss and accuracy of each epoch")
-    print(
+    told = (
         f"accuracy {last.test_accuracy:.2%} on the held-out digits after {len(records)} "
         f"epoch{'s' * (len(records) != 1)}, "
         f"{last.world_size} ranks, {result.seconds:.1f} s\nfigure: {figure}"
     )
+    print(shown(told))
     return 0
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from ddp_helpers.environment.cards import UNKNOWN, card_of, cards, own_address, variables_for
 from ddp_helpers.environment.facts import taken_too
+from ddp_helpers.words import shown
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore
@@ -42,8 +43,11 @@ class Check:
         return not self.advice
 
     def __str__(self) -> str:
+        found = shown(self.found)
         return (
-            f"ok: {self.name}: {self.found}" if self.ok else f"error: {self.found}: {self.advice}"
+            f"ok: {shown(self.name)}: {found}"
+            if self.ok
+            else f"error: {found}: {shown(self.advice)}"
         )
 
 

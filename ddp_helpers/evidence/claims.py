@@ -13,6 +13,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
+from ddp_helpers.words import shown
+
 ARROW = "→"
 ENOUGH = 0.75
 """The share of the rounds that a verdict needs."""
@@ -48,9 +50,9 @@ def says(
     verdict = yes if held >= ENOUGH * of else no if of - held >= ENOUGH * of else CANT_TELL
     count = of - held if verdict == no else held
     word = f"{yes} " if verdict == CANT_TELL else ""
-    print(f"{ARROW} {claim}: {verdict}, {word}in {count} of {of} {each}")
+    print(f"{ARROW} {shown(f'{claim}: {verdict}, {word}in {count} of {of} {each}')}")
     if figures:
-        print(f"  {figures}")
+        print(f"  {shown(figures)}")
     return verdict
 
 
@@ -74,7 +76,7 @@ def compare(times: Mapping[str, Sequence[float]], before: str, after: str) -> st
     old, new = (1e3 * statistics.median(each) for each in zip(*pairs, strict=True))
     gain = middle([one / other for one, other in pairs], "{:.2f}")
     return says(
-        f"{after} against {before}",
+        f"{shown(after)} {shown('against')} {shown(before)}",
         [one > other for one, other in pairs],
         f"{old:.1f} ms before, {new:.1f} ms after; {gain} times as fast",
         yes="faster",

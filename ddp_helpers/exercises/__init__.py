@@ -6,6 +6,7 @@
     hint("01.3")                       # each call tells a little more
     solution("01.3")
     progress()                         # what is done, as a figure
+    exercise("01.3", my_all_reduce)    # in a cell to fill in: the task; once it is changed, a check
     guess = ask("messages", 1, 3, 8)   # before a cell's result: is it what you expect?
     guess.was(3)
 
@@ -27,6 +28,7 @@ from ddp_helpers.exercises.core import (
     check_signature,
     files,
     imports_of,
+    is_starter,
     load,
     short_title,
     solution_of,
@@ -36,9 +38,22 @@ from ddp_helpers.exercises.guesses import Guess, ask
 from ddp_helpers.words import filled, joined, shown
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from matplotlib.figure import Figure
 
-__all__ = ["Checked", "Guess", "ask", "check", "hint", "names", "progress", "solution", "task"]
+__all__ = [
+    "Checked",
+    "Guess",
+    "ask",
+    "check",
+    "exercise",
+    "hint",
+    "names",
+    "progress",
+    "solution",
+    "task",
+]
 WIDTH = 88  # characters of a line of text
 LIMIT = 20.0  # seconds of one run on ranks; a right answer takes about one
 
@@ -73,15 +88,38 @@ def task(number: str) -> None:
         ValueError: there is no such exercise.
     """
     module = load(number)
-    exercise = module.EXERCISE
     code = source_of(module, "starter")
-    call = f'check("{number}", {exercise.name})'
+    call = f'check("{number}", {module.EXERCISE.name})'
     imports = imports_of(module)
-    print(shown(f"{number} {exercise.title} (about {exercise.minutes} minutes)"), end="\n\n")
-    print(_wrapped(exercise.task))
+    _print_task(number, module)
     print(f"\n{shown('Start from:')}\n")
     print(f"{imports}\n\n\n{code}" if imports else code)
     print(f"\n{call}")
+
+
+def exercise(number: str, answer: Callable) -> Checked | None:
+    """The end of a cell to fill in: says what to do; once the function is changed, checks it.
+
+    Nothing runs and nothing is noted before, so whoever reads on can run the cell as it is.
+
+    Raises:
+        ValueError: there is no such exercise.
+    """
+    module = load(number)
+    if not is_starter(answer, module):
+        return check(number, answer)
+    _print_task(number, module)
+    name = module.EXERCISE.name
+    told = f"Change {name} and run the cell again, or come back later. For a hint, in a new cell:"
+    print(f"\n{shown(told)}")
+    print(f'from ddp_helpers.exercises import hint; hint("{number}")')
+    return None
+
+
+def _print_task(number: str, module: ModuleType) -> None:
+    told = module.EXERCISE
+    print(shown(f"{number} {told.title} (about {told.minutes} minutes)"), end="\n\n")
+    print(_wrapped(told.task))
 
 
 def _wrapped(text: str) -> str:

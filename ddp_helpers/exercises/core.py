@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 import re
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +104,22 @@ def solution_of(module: ModuleType) -> str:
     code = source_of(module, "solution").rstrip()
     imports = imports_of(module)
     return f"{imports}\n\n\n{code}" if imports else code
+
+
+def is_starter(answer: object, module: ModuleType) -> bool:
+    """Whether a function still says what its exercise begins with; comments do not count."""
+    try:
+        told = _what_it_does(inspect.getsource(answer))  # type: ignore[arg-type]  # or TypeError
+    except (OSError, TypeError, SyntaxError):
+        return False
+    return told == _what_it_does(inspect.getsource(module.starter))
+
+
+def _what_it_does(source: str) -> str:
+    """Arguments and body, whatever the function is called."""
+    (function,) = ast.parse(textwrap.dedent(source)).body
+    assert isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+    return "\n".join(ast.dump(part) for part in (function.args, *function.body))
 
 
 def check_signature(answer: object, module: ModuleType) -> None:

@@ -43,7 +43,7 @@ def on_rank(answer, shapes):
     for place, tensor in enumerate(mine):
         expect(tensor, torch.stack([part[place] for part in parts]).sum(0), f"tensor {place}")
     if len(calls) != 1:
-        raise NotYet(f"the sums are right, but {len(calls)} messages were sent: one is enough")
+        raise NotYet(f"the sums are right. Messages: at most 1; you: {len(calls)}")
 
 
 def check(ranks):
@@ -88,4 +88,4 @@ WRONG = (
     Wrong(stacks, "sum_all failed on 2 ranks"),
 )
 ALSO_RIGHT = (by_place,)
-STARTER_SAYS = "3 messages were sent"
+STARTER_SAYS = "Messages: at most 1; you: 3"

@@ -83,14 +83,16 @@ def on_rank(answer):
         raise NotYet(faults[0])
     for (name, parameter), grad in zip(model.named_parameters(), whole, strict=True):
         expect(parameter.grad, grad, f"the gradient of {name}", tolerance=0.03)
+    sent = sum(call.elements * getattr(torch, call.dtype).itemsize for call in calls)
+    counted = f"Bytes sent: {sum(2 * grad.numel() for grad in whole)}; you: {sent}"
     others = {call.dtype for call in calls if call.elements > 1} - {"bfloat16"}
     if others:
-        raise NotYet(f"the gradients are right, but {', '.join(others)} was sent, not bfloat16")
+        others = ", ".join(others)
+        raise NotYet(f"the gradients are right, but {others} was sent, not bfloat16. {counted}")
     if borrowed:
         raise NotYet("the gradients are right, but the hook is torch's own: write it yourself")
-    sent, length = sum(call.elements for call in calls), sum(grad.numel() for grad in whole)
-    if sent != length:
-        raise NotYet(f"the gradients are right, but {sent} numbers were sent, expected {length}")
+    if sent != sum(2 * grad.numel() for grad in whole):
+        raise NotYet(f"the gradients are right. {counted}")
 
 
 def judge_value(buffer, faults, future):
@@ -160,13 +162,13 @@ def waits_itself(state, bucket):
 
 
 WRONG = (
-    Wrong(full_width, "was sent, not bfloat16"),
+    Wrong(full_width, "float32 was sent, not bfloat16. Bytes sent: 42; you: 84"),
     Wrong(not_divided, "the gradient of weight is"),
     Wrong(no_future, "expected a future"),
     Wrong(never_sent, "on rank 0 of 2, the gradient of"),
     Wrong(another_half, "but float16 was sent, not bfloat16"),
     Wrong(ready_made, "the hook is torch's own"),
-    Wrong(sent_twice, "42 numbers were sent, expected 21"),
+    Wrong(sent_twice, "Bytes sent: 42; you: 84"),
 )
 ALSO_RIGHT = (waits_itself,)
 STARTER_SAYS = "the gradient of weight is"

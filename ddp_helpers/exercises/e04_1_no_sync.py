@@ -55,8 +55,8 @@ def on_rank(answer, parts):
         answer(ddp, mine, loss_of)
     if max(sizes, default=4) > 4:
         raise NotYet(
-            f"the model got {max(sizes)} samples at once, expected one micro-batch of 4 at a time: "
-            "this is for batches that don't fit into memory"
+            f"samples in the model at once: at most 4, one micro-batch; you: {max(sizes)}. "
+            "This is for batches that don't fit into memory"
         )
     sent = [call for call in calls if call.name == "all_reduce" and call.elements > 1]
     if not sent:
@@ -64,7 +64,7 @@ def on_rank(answer, parts):
     for (name, parameter), grad in zip(model.named_parameters(), whole, strict=True):
         expect(parameter.grad, grad, f"with {parts} micro-batches, the gradient of {name}")
     if len(sent) > 1:
-        raise NotYet(f"the gradients are right, but were sent {len(sent)} times, once is enough")
+        raise NotYet(f"the gradients are right. Times they are sent: at most 1; you: {len(sent)}")
 
 
 def check(ranks):
@@ -113,8 +113,8 @@ def all_at_once(ddp, batches, loss_of):
 
 
 WRONG = (
-    Wrong(all_at_once, "the model got 12 samples at once"),
-    Wrong(sends_each, "were sent 3 times"),
+    Wrong(all_at_once, "at most 4, one micro-batch; you: 12"),
+    Wrong(sends_each, "Times they are sent: at most 1; you: 3"),
     Wrong(never_sends, "never sent"),
     Wrong(not_divided, "with 3 micro-batches, the gradient of weight is"),
 )

@@ -68,10 +68,12 @@ def check(ranks):
     sent, share = max(ranks.run(on_rank, 2))
     if sent > MESSAGES:
         raise NotYet(
-            f"the averages are right, but {sent} messages are sent for {STEPS} steps: at most "
-            f"{MESSAGES} are asked for"
+            f"the averages are right. Messages for {STEPS} steps: at most {MESSAGES}; you: {sent}"
         )
-    return f"It took {100 * share:.0f} % of the starter's time here."
+    return (
+        f"Messages for {STEPS} steps: at most {MESSAGES}; you: {sent}. It took {100 * share:.0f} % "
+        "of the starter's time here."
+    )
 
 
 def own_losses(losses):
@@ -106,7 +108,7 @@ WRONG = (
     Wrong(own_losses, "on rank 0 of 2, the result is"),
     Wrong(one_number, "has the shape (), expected (100,)"),
     Wrong(in_a_list, "should be a tensor"),
-    Wrong(only_async, "but 100 messages are sent"),
+    Wrong(only_async, "at most 2; you: 100"),
 )
 ALSO_RIGHT = (gathers,)
-STARTER_SAYS = "100 messages are sent for 100 steps"
+STARTER_SAYS = "Messages for 100 steps: at most 2; you: 100"

@@ -7,7 +7,8 @@ import torch.distributed as dist
 
 from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
 from ddp_helpers.group.lifetime import process_group
-from ddp_helpers.ranks.launcher import LaunchError, launch
+from ddp_helpers.ranks.conclusion import LaunchError
+from ddp_helpers.ranks.launcher import launch
 
 EXERCISE = Exercise(
     title="Read a failure report",

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from types import ModuleType
 
-from ddp_helpers.evidence.records import RankResult
+from ddp_helpers.evidence.records import ALL, SEND, RankResult, TimedCall
 from ddp_helpers.exercises import on_ranks
 from ddp_helpers.exercises.core import NotYet
 from ddp_helpers.exercises.on_ranks import Ranks
+from ddp_helpers.plots.lanes import size
 from ddp_helpers.ranks.drawing import show_beside
 from ddp_helpers.ranks.notebook import is_kernel
+from ddp_helpers.words import shown
 
 Ran = tuple[RankResult, ...]
 
@@ -27,7 +29,20 @@ def show_both(ranks: Ranks, module: ModuleType) -> None:
     mine = _exchanges_of(ranks.answer, ranks.last_run, module)
     right = _exchanges_of(module.solution, ranks.repeat(module.solution), module)
     if any(rank.calls for rank in (*mine, *right)):
-        show_beside({"yours": mine, "a right answer": right})
+        titles = shown(f"your answer: {_sent(mine)}"), shown(f"a right answer: {_sent(right)}")
+        show_beside(dict(zip(titles, (mine, right), strict=True)))
+
+
+def _sent(run: Ran) -> str:
+    """How much the rank that sends most has sent, so that both can be compared."""
+    most = max(run, key=lambda rank: (sum(call.bytes for call in _of(rank)), len(_of(rank))))
+    count = len(_of(most))
+    told = f"{count} call" if count == 1 else f"{count} calls"
+    return f"{told}, {size(sum(call.bytes for call in _of(most)))} by rank {most.rank}"
+
+
+def _of(rank: RankResult) -> list[TimedCall]:
+    return [call for call in rank.calls if call.kind in (ALL, SEND)]
 
 
 def _exchanges_of(answer: Callable, run: Ran, module: ModuleType) -> Ran:

@@ -24,8 +24,9 @@ from ddp_helpers.evidence.records import LaunchResult, RankResult, name_ranks
 from ddp_helpers.evidence.sent_calls import Call
 from ddp_helpers.exercises.core import NotYet
 from ddp_helpers.group.lifetime import process_group
+from ddp_helpers.ranks.conclusion import LaunchError, LaunchTimeoutError
 from ddp_helpers.ranks.drawing import Draw
-from ddp_helpers.ranks.launcher import LaunchError, LaunchTimeoutError, launch
+from ddp_helpers.ranks.launcher import launch
 from ddp_helpers.ranks.notebook import is_kernel
 from ddp_helpers.torch_private import DEFAULT_STORE
 

@@ -22,14 +22,15 @@ from ddp_helpers.evidence.records import (
     name_ranks,
 )
 from ddp_helpers.plots.colors import BLUE, GREY, VERMILLION
-from ddp_helpers.plots.scene import Scene
+from ddp_helpers.plots.scene import PAGE, Scene
+from ddp_helpers.words import columns, shown
 
 SUMS = ("all_reduce", "reduce", "broadcast")  # where all bring as much
 ROW, HEAD, MARGIN = 40.0, 34.0, 66.0  # pixels
-WIDEST, NARROWEST, PAGE = 230.0, 150.0, 820.0
+WIDEST, NARROWEST = 230.0, 150.0
 SAME_TIME = 0.002  # seconds: calls that are no further apart share a row
 MOST_ROWS = 30
-LETTER = 6.3  # pixels of a letter of 11 pixels
+LETTER = 6.8  # pixels of a letter of 12 pixels
 
 
 @dataclass(eq=False)
@@ -86,7 +87,7 @@ def draw_run(ranks: Sequence[RankResult]) -> tuple[Scene, str]:
     meetings = _meetings(ranks)
     times = _in_rows(ranks, meetings)
     first = max(0, len(times) - MOST_ROWS)
-    lane = min(WIDEST, max(NARROWEST, (PAGE - MARGIN) / len(ranks)))
+    lane = min(WIDEST, max(NARROWEST, (PAGE - MARGIN - 1) / len(ranks)))
     missing = list(_missing(meetings))
     rows = len(times) - first + 1 + bool(missing)  # in one stands how each rank ended
     scene = Scene(MARGIN + lane * len(ranks) + 1, HEAD + ROW * rows)
@@ -102,6 +103,12 @@ def draw_run(ranks: Sequence[RankResult]) -> tuple[Scene, str]:
     for number, name in missing:
         picture.missing(number, name)
     return scene, _in_words(ranks, missing)
+
+
+def row_times(ranks: Sequence[RankResult]) -> list[float]:
+    """When each row of `draw_run()`'s picture begins, in seconds from the first exchange on."""
+    times = _in_rows(ranks, _meetings(ranks))
+    return times[max(0, len(times) - MOST_ROWS) :]
 
 
 def _key(rank: int, call: TimedCall) -> tuple:
@@ -178,7 +185,7 @@ class _Picture:
             self.scene.text(x + self.lane / 2, 14, f"rank {rank.rank}", size=13, bold=True)
         for row, time in enumerate(times[self.first :]):
             y = HEAD + ROW * row + 12
-            self.scene.text(MARGIN - 8, y, _time(time), size=11, anchor="end", color=GREY)
+            self.scene.text(MARGIN - 8, y, _time(time), anchor="end", color=GREY)
 
     def block(self, block: _Block, meeting: _Meeting) -> None:
         call, x, y = block.call, self._x(block.rank) + 6, self._y(max(block.row, self.first))
@@ -193,7 +200,7 @@ class _Picture:
         if block.last_row > block.row:
             waited = meeting.began - block.at
             told = "never done" if stuck else f"waits {_time(waited)}"
-            self._text(x, y + height - 10, told, VERMILLION if stuck else GREY)
+            self._text(x, y + height - 10, told, None if stuck else GREY)
 
     def link(self, meeting: _Meeting) -> None:
         """A line between the calls that meet."""
@@ -207,13 +214,15 @@ class _Picture:
         for left, right in itertools.pairwise(lanes):  # aslant where one has gone on since
             ends = [self._y(by_lane[lane]) + (ROW - 8) / 2 for lane in (left, right)]
             color, width = (VERMILLION, 2.0) if wrong else (BLUE, 1.5)
+            if right - left > 1 and not wrong:  # it crosses the words of the lanes between
+                color, width = GREY, 0.7
             x, to_x = self._x(left) + self.lane - 6, self._x(right) + 6
             self.scene.line(x, ends[0], to_x, ends[1], color=color, width=width, dashed=wrong)
 
     def end(self, rank: RankResult) -> None:
         told, place = _end(rank)
         x, y = self._x(rank.rank) + 6, self._y(self.rows)
-        color = GREY if rank.ok else VERMILLION
+        color = GREY if rank.ok else None
         self._text(x, y + 10, told, color)
         self._text(x, y + 24, place, color)
 
@@ -223,13 +232,14 @@ class _Picture:
         for ends in _edges(x, y, width, ROW - 12):
             self.scene.line(*ends, color=VERMILLION, width=2, dashed=True)
         text = f"{name} is missing"
-        self.scene.text(x + width / 2, y + 14, text, size=12, color=VERMILLION, bold=True)
+        self.scene.text(x + width / 2, y + 14, text, bold=True)
 
     def _text(self, x: float, y: float, text: str, color: str | None = None) -> None:
-        most = int((self.lane - 24) / LETTER)
-        short = text if len(text) <= most else f"{text[: most - 1]}…"
+        most, told = int((self.lane - 24) / LETTER), shown(text)
+        while columns(told) > most:
+            told = f"{told.removesuffix('…')[:-1]}…"
         look = {"color": color} if color else {}
-        self.scene.text(x + 6, y, short, size=11, anchor="start", **look)  # type: ignore[arg-type]
+        self.scene.text(x + 6, y, told, anchor="start", **look)  # type: ignore[arg-type]
 
     def _x(self, rank: int) -> float:
         return MARGIN + self.lane * rank
@@ -245,12 +255,13 @@ def _edges(x: float, y: float, width: float, height: float) -> list[tuple[float,
 
 def _about(call: TimedCall) -> str:
     """What a call brings, and to whom."""
-    arrow = {SEND: " to", RECV: " from"}.get(call.kind, " of")
-    peer = f"{arrow} {call.peer}" if call.peer is not None else ""
-    return f"{peer}, {_size(call.bytes)}" if call.bytes else peer
+    word = {SEND: "to", RECV: "from"}.get(call.kind, "of")
+    peer = f" {shown(f'{word} {call.peer}')}" if call.peer is not None else ""
+    return f"{peer}, {size(call.bytes)}" if call.bytes else peer
 
 
-def _size(count: int) -> str:
+def size(count: int) -> str:
+    """Bytes as a reader says them."""
     for unit, many in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if count >= many:
             return f"{count / many:.3g} {unit}"
@@ -268,7 +279,7 @@ def _place(call: TimedCall) -> str:
 
 
 def _short(frame: Frame) -> str:
-    return f"{frame.filename.rpartition('/')[2]}, line {frame.line}"
+    return f"{frame.filename.rpartition('/')[2]}, {shown(f'line {frame.line}')}"
 
 
 def _end(rank: RankResult) -> tuple[str, str]:

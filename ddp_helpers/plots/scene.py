@@ -3,6 +3,10 @@ matplotlib as the PNG that stays in the notebook.
 
 The SVG takes about a millisecond; matplotlib needs some seventy for the same picture. The look is
 that of `plots/style.py`. Lengths are pixels on the page, from the upper left corner.
+
+Where there is less room than a picture is wide, it shrinks until its smallest words are `READABLE`,
+and scrolls from there on. Pictures that are no wider than `PAGE` fit a page of the course and a
+notebook in a window of 820 pixels.
 """
 
 from __future__ import annotations
@@ -14,12 +18,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from ddp_helpers.plots.colors import GREY
+from ddp_helpers.words import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from ddp_helpers.plots.style import CourseFigure
 
+PAGE = 698.0
+READABLE = 11.0  # pixels: the smallest letters that a reader gets
 CONTENT = "currentColor"  # the page's own text colour: it suits light and dark themes
 _numbers = itertools.count()
 _PX_TO_PT = 0.72  # for lines: a figure has 100 pixels an inch, which has 72 points
@@ -117,17 +124,21 @@ class Words:
 
     def svg(self, _: int) -> str:
         weight = ' font-weight="bold"' if self.bold else ""
-        text = html.escape(self.text)
+        text = html.escape(shown(self.text))  # a browser finds a font with its letters
         return (
             f'<text x="{self.x:.1f}" y="{self.y:.1f}" dy="0.35em" font-size="{self.size:g}" '
             f'text-anchor="{self.anchor}" fill="{self.color}"{weight}>{text}</text>'
         )
 
     def draw(self, ax: Axes) -> None:
+        from ddp_helpers.plots.letters import drawable
+
+        text, fonts = drawable(self.text)
         ax.text(
             self.x,
             self.y,
-            self.text,
+            text,
+            fontfamily=fonts,
             ha={"start": "left", "middle": "center", "end": "right"}[self.anchor],
             va="center",
             color=GREY if self.color == CONTENT else self.color,  # a PNG can't follow the page
@@ -180,17 +191,24 @@ class Scene:
         for tick in ticks(top):
             at = x + width * tick / top
             self.line(at, y, at, y + 4, width=1.0)
-            self.text(at, y + 13, f"{tick:g}", size=11)
-        self.text(x + width / 2, y + 29, label, size=12)
+            self.text(at, y + 13, f"{tick:g}")
+        self.text(x + width / 2, y + 29, label)
+
+    @property
+    def narrowest(self) -> float:
+        """How narrow the picture may be shown: its smallest words can still be read."""
+        sizes = [shape.size for shape in self.shapes if isinstance(shape, Words)]
+        return min(1.0, READABLE / min(sizes)) * self.width if sizes else 0.0
 
     def svg(self, alt: str) -> str:
         """The picture as inline SVG, with a text for those who can't see it."""
-        number = next(_numbers)
+        number, alt = next(_numbers), shown(alt)
         parts = [shape.svg(number) for shape in self.shapes]
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{html.escape(alt)}" '
             f'viewBox="0 0 {self.width:g} {self.height:g}" width="{self.width:g}" '
-            'style="max-width:100%;height:auto;display:block" font-family="sans-serif">'
+            f'style="max-width:100%;min-width:{math.ceil(self.narrowest)}px;height:auto;'
+            'display:block" font-family="sans-serif">'
             f"<title>{html.escape(alt)}</title>{_DEFS.replace('ID', str(number))}"
             f"{''.join(parts)}</svg>"
         )

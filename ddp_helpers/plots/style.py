@@ -19,6 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from ddp_helpers.plots.colors import FILLS, GREY, HATCHES
+from ddp_helpers.plots.letters import say_in_readers_words
+from ddp_helpers.words import shown
 
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
@@ -71,6 +73,7 @@ def show(fig: Figure, alt: str) -> None:
     from IPython.display import display
 
     _check_alt(alt)
+    alt = shown(alt)
     png = base64.b64encode(png_bytes(fig, alt)).decode("ascii")
     source = f'src="data:image/png;base64,{png}"'
     bundle = {
@@ -93,7 +96,7 @@ def save(fig: Figure, path: str | Path, alt: str) -> Path:
     if path.suffix not in (".png", ".svg"):
         raise ValueError(f"{path.name}: expected a name that ends in .png or .svg")
     path.parent.mkdir(parents=True, exist_ok=True)
-    kind = path.suffix[1:]
+    kind, alt = path.suffix[1:], shown(alt)
     path.write_bytes(png_bytes(fig, alt) if kind == "png" else _svg(fig, alt))
     _close(fig)
     return path
@@ -134,6 +137,7 @@ def _new_figure(
 
 def settle(fig: CourseFigure) -> CourseFigure:
     """Lay out once and keep it: each further drawing would move the axes a little."""
+    say_in_readers_words(fig)  # before: other words take other room
     fig.draw_without_rendering()
     fig.set_layout_engine("none")
     return fig
@@ -166,6 +170,7 @@ def _width(fig: Figure) -> int:
 
 
 def png_bytes(fig: Figure, alt: str | None = None) -> bytes:
+    say_in_readers_words(fig)
     file = io.BytesIO()
     about = {"Description": alt, "Software": None}
     fig.savefig(file, format="png", dpi=DPI, transparent=True, metadata=about)
@@ -173,6 +178,7 @@ def png_bytes(fig: Figure, alt: str | None = None) -> bytes:
 
 
 def _svg(fig: Figure, alt: str) -> bytes:
+    say_in_readers_words(fig)
     file = io.BytesIO()
     fig.savefig(file, format="svg", transparent=True, metadata={"Description": alt, "Date": None})
     return file.getvalue()

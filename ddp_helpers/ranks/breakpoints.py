@@ -24,8 +24,9 @@ from typing import Any
 from ddp_helpers.evidence.frames import is_launcher_file, is_user_file
 from ddp_helpers.evidence.records import RankError
 from ddp_helpers.ranks import wire
-from ddp_helpers.ranks.wire import Answer, Asked, Wish
+from ddp_helpers.ranks.messages import Answer, Asked, Wish
 from ddp_helpers.torch_private import set_timeouts
+from ddp_helpers.words import shown
 
 _keyboard: Keyboard | None = None
 _names: Mapping[str, str] = {}
@@ -118,7 +119,7 @@ class RankPdb(pdb.Pdb):
             _told.add(place)
             worker = _keyboard is not None and os.getpid() != _keyboard._process
             why = "a worker has no keyboard (num_workers=0 has)" if worker else "no keyboard here"
-            print(f"breakpoint at {place}: {why}, so it goes on", flush=True)
+            print(shown(f"breakpoint at {place}: {why}, so it goes on"), flush=True)
         if not self._after_death:
             self.set_continue()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ddp_helpers.evidence.records import RankResult
 from ddp_helpers.ranks.notebook import is_kernel
+from ddp_helpers.words import shown
 
 
 class Draw(Enum):
@@ -58,11 +59,11 @@ def show_beside(runs: Mapping[str, Sequence[RankResult]]) -> None:
 
     from ddp_helpers.plots.lanes import draw_run
 
-    drawn = {title: draw_run(ranks) for title, ranks in runs.items()}
+    drawn = {shown(title): draw_run(ranks) for title, ranks in runs.items()}
     page = "".join(
         f'<div style="overflow-x:auto"><b>{title}</b>{scene.svg(words)}</div>'
         for title, (scene, words) in drawn.items()
     )
-    told = "\n".join(f"{title} {words}".strip() for title, (_, words) in drawn.items())
+    told = "\n".join(f"{title} {shown(words)}".strip() for title, (_, words) in drawn.items())
     html = f'<div style="display:flex;flex-wrap:wrap;gap:24px">{page}</div>'
     display({"text/html": html, "text/plain": told}, raw=True)

@@ -20,9 +20,12 @@ from typing import Any
 
 from ddp_helpers.ranks import wire
 from ddp_helpers.ranks.interrupts import interrupts_blocked
+from ddp_helpers.ranks.messages import INSIDE_A_RANK
+from ddp_helpers.ranks.notebook import is_kernel
 from ddp_helpers.ranks.temporary import socket_folder
 
 READY = "DDP_HELPERS_READY"
+WARM_UP = "DDP_HELPERS_WARM_UP"  # "0": in a notebook, wait for the first launch
 # a fork copies an entry for each page in memory: of 2 MiB there are fewer than of 4 KiB, and the
 # fork and the end of a rank take half the time; other C libraries than glibc do not look at it
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
@@ -66,6 +69,16 @@ def warm_up() -> None:
     with _variables(**threads, **huge, **{READY: name}), interrupts_blocked(), _own_session():
         forkserver.ensure_running()
     _started_pid, _started_with = server._forkserver_pid, _read_at_import()
+
+
+def warm_up_in_a_kernel() -> None:
+    """In a notebook, start the fork server while the reader still reads; elsewhere do nothing.
+
+    DDP_HELPERS_WARM_UP=0, set before the import, leaves it to the first launch: for notebooks that
+    start their ranks in another way, or on a machine with little memory.
+    """
+    if is_kernel() and INSIDE_A_RANK not in os.environ and os.environ.get(WARM_UP) != "0":
+        warm_up()
 
 
 def is_stale() -> bool:

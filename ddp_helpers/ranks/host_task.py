@@ -12,10 +12,10 @@ from typing import Any
 
 from ddp_helpers.environment.cards import UNKNOWN, card_of, cards, own_address, variables_for
 from ddp_helpers.evidence.frames import LIBRARY_FOLDERS, is_user_file
-from ddp_helpers.ranks import wire
-from ddp_helpers.ranks.launcher import make_job
+from ddp_helpers.ranks.messages import Job
 from ddp_helpers.ranks.notebook import ipython_shell, notebook_cells
 from ddp_helpers.ranks.readiness import check_open_files, check_tasks
+from ddp_helpers.ranks.starting import make_job
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Task:
     """What the ranks of one host do."""
 
     function: bytes
-    """As of `wire.Job`."""
+    """As of `Job`."""
     script: str
     """The file of a function that came as a text, or nothing."""
     nprocs: int
@@ -98,7 +98,7 @@ def _source_of(fn: object) -> dict[str, str]:
 # ---- the host's side
 
 
-def job_of(task: Task) -> tuple[wire.Job, str]:
+def job_of(task: Task) -> tuple[Job, str]:
     """What the ranks of this host are told, and a note for the reader.
 
     Raises:

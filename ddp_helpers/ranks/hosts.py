@@ -36,6 +36,7 @@ from ddp_helpers.ranks.reach import Host, allocated, command_for
 from ddp_helpers.ranks.supervisor import Ending
 from ddp_helpers.ranks.travel import load_value
 from ddp_helpers.ranks.view import PER_SECOND, View, show
+from ddp_helpers.words import shown
 
 LONGEST_CALL = 60.0  # seconds for all hosts to answer, and to find one another
 LONGEST_START = 180.0  # seconds for each to load torch
@@ -145,7 +146,7 @@ class HostsRun:
         self._wait(lambda host: host.number in self._told[Began], LONGEST_START)
         for host in self._hosts:
             if note := self._told[Began][host.number].note:
-                show(f"note: on host {host.name} {note}\n")
+                show(f"{shown(f'note: on host {host.name} {note}')}\n")
 
     def _meeting_place(self, others: Sequence[Host], port: int) -> str:
         first = self._hosts[0]

@@ -9,14 +9,17 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from ddp_helpers.evidence.last_call import SIZE, read_last_call
 from ddp_helpers.evidence.records import Frame, LastCall, RankResult, TimedCall
+from ddp_helpers.evidence.timed_calls import read_timed_calls
 from ddp_helpers.ranks import wire
 from ddp_helpers.ranks.forked import ForkedProcess
+from ddp_helpers.ranks.messages import Asked, Outcome
 from ddp_helpers.ranks.prompts import Prompts
 from ddp_helpers.ranks.travel import Loaded, load_value
 from ddp_helpers.ranks.view import Silenceable
@@ -69,7 +72,7 @@ class LaunchedRank:
     """The launcher's ends of its files, once it has called."""
     text: list[str] = field(default_factory=list)
     partial: bytes = b""
-    outcome: wire.Outcome | None = None
+    outcome: Outcome | None = None
     exit_code: int | None = None
     ended: bool = False
     ended_by_us: bool = False
@@ -115,7 +118,7 @@ class LaunchedRank:
         report = wire.read_message(message)
         if report is None:
             self._read_outcome()
-        elif isinstance(report, wire.Asked):
+        elif isinstance(report, Asked):
             self.prompts.take(self, report)
         elif self.view.shown:
             self.view.shown.report(
@@ -223,6 +226,13 @@ class LaunchedRank:
             self._read_output()
             if (len(self.text), self.partial) == before:
                 break
+
+    def read_calls(self, names: Mapping[str, str]) -> None:
+        """What it called last, as it noted it: its death loses nothing."""
+        if self.files:
+            data = wire.read_whole(self.files.last_call)
+            self.last_call = read_last_call(data[:SIZE], names)
+            self.calls = read_timed_calls(data, names)
 
     def kill(self) -> None:
         """End it and its children at once."""

@@ -20,7 +20,7 @@ from typing import TypeVar
 from ddp_helpers.environment.cards import cards, own_address
 from ddp_helpers.environment.facts import check_before_torch
 from ddp_helpers.evidence.records import RankResult
-from ddp_helpers.ranks import fork_server, host_wire, wire
+from ddp_helpers.ranks import fork_server, host_wire
 from ddp_helpers.ranks.host_task import Task, job_of
 from ddp_helpers.ranks.host_wire import (
     Beat,
@@ -39,9 +39,10 @@ from ddp_helpers.ranks.host_wire import (
     Stop,
 )
 from ddp_helpers.ranks.launched import Events, LaunchedRank
-from ddp_helpers.ranks.launcher import prepare, rendezvous_store
+from ddp_helpers.ranks.messages import Job
 from ddp_helpers.ranks.stacks import LOOK, STACK_WAIT, StrandedLook
 from ddp_helpers.ranks.stall import StallWatch
+from ddp_helpers.ranks.starting import prepare, rendezvous_store
 from ddp_helpers.ranks.supervisor import Supervisor
 from ddp_helpers.ranks.travel import Loaded
 
@@ -164,7 +165,7 @@ class OfOneHost(Supervisor):
         """Values go on to the launcher as they are."""
         return data, None
 
-    def __init__(self, job: wire.Job, task: Task, launcher: Launcher) -> None:
+    def __init__(self, job: Job, task: Task, launcher: Launcher) -> None:
         super().__init__(job, task.start_method, task.timeout, Told(launcher, job.first_rank))
         self._stranded, self._stall = _NeverStranded(), _NeverStalled()
         self._launcher = launcher
@@ -179,12 +180,12 @@ class OfOneHost(Supervisor):
 
 
 class _NeverStranded(StrandedLook):
-    def is_so(self, ranks: Sequence[LaunchedRank], job: wire.Job, events: Events) -> bool:
+    def is_so(self, ranks: Sequence[LaunchedRank], job: Job, events: Events) -> bool:
         return False
 
 
 class _NeverStalled(StallWatch):
-    def tell(self, ranks: Sequence[LaunchedRank], job: wire.Job, events: Events) -> str | None:
+    def tell(self, ranks: Sequence[LaunchedRank], job: Job, events: Events) -> str | None:
         return None
 
 

@@ -15,6 +15,9 @@ with contextlib.suppress(OSError):
     os.setsid()  # a kernel that is killed takes its process group along; stay to tidy up
 
 server_pid = os.getpid()
+# all that is imported here stays, and the collector would look through it again and again: half a
+# second in two
+gc.disable()
 
 
 @atexit.register  # the first one here is the last one to be called
@@ -59,6 +62,7 @@ with contextlib.suppress(NameError, AttributeError):
 # a fork shares each page of memory until one side writes to it. The collector writes a count into
 # every object that it looks at, but leaves frozen ones alone
 gc.freeze()
+gc.enable()
 with contextlib.suppress(OSError):
     collapse()
 

@@ -9,6 +9,7 @@ import socket
 import time
 
 from ddp_helpers.ranks import wire
+from ddp_helpers.ranks.messages import Report
 
 MOST_PER_SECOND = 30  # more than a reader can see; the rest would only slow the rank
 LAST_ONE_WAITS = 0.5  # seconds: the last report is worth a moment
@@ -41,7 +42,7 @@ def report(*, step: int, total: int | None = None, loss: float | None = None) ->
         select.select([], [_link], [], LAST_ONE_WAITS)
     whole = None if total is None else int(total)
     with contextlib.suppress(OSError):  # the launcher is busy: this report is dropped
-        wire.send_report(_link, wire.Report(int(step), whole, number))
+        wire.send_report(_link, Report(int(step), whole, number))
 
 
 def connect(link: socket.socket) -> None:

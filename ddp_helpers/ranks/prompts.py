@@ -18,9 +18,10 @@ from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 from ddp_helpers.ranks import wire
+from ddp_helpers.ranks.messages import Answer, Asked, Wish
 from ddp_helpers.ranks.notebook import ipython_shell
 from ddp_helpers.ranks.view import Silenceable, TextView, show
-from ddp_helpers.ranks.wire import Answer, Asked, Wish
+from ddp_helpers.words import shown
 
 if TYPE_CHECKING:
     from ddp_helpers.ranks.launched import Events, LaunchedRank
@@ -121,7 +122,8 @@ class Prompts:
             return
         if not self._helped:
             self._helped = True
-            show(f"rank {rank.rank} has stopped at {asked.where}; the others wait\n({HELP})\n")
+            told = f"rank {rank.rank} has stopped at {asked.where}; the others wait"
+            show(f"{shown(told)}\n({shown(HELP)})\n")
         wire.answer(rank.link, Answer.HERE)
 
     def _release(self) -> None:

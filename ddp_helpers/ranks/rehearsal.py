@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 
 from ddp_helpers.group.torch_mends import release_ended_groups
+from ddp_helpers.ranks.messages import Job, Outcome
 from ddp_helpers.ranks.surroundings import look
 from ddp_helpers.ranks.travel import dump_value, pack, unpack
-from ddp_helpers.ranks.wire import Job, Outcome
 
 # by how their names begin; torch, gloo and OpenMP may read them once in a process
 READ_ONCE = ("TORCH_", "PYTORCH_", "GLOO_", "NCCL_", "OMP_", "GOMP_", "KMP_", "MKL_", "ATEN_")

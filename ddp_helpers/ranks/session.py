@@ -10,8 +10,6 @@ import ast
 import atexit
 import contextlib
 import os
-import pickle
-import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -21,30 +19,20 @@ from ddp_helpers.arguments import check_positive
 from ddp_helpers.environment.check import default_nprocs
 from ddp_helpers.environment.facts import check_before_torch
 from ddp_helpers.evidence.records import LaunchResult, RankResult, name_ranks
-from ddp_helpers.ranks import magics, stay, wire
-from ddp_helpers.ranks.interrupts import HeldInterrupts
-from ddp_helpers.ranks.launched import LaunchedRank
-from ddp_helpers.ranks.launcher import (
-    check_call,
-    check_options,
-    conclude,
-    launch,
-    make_job,
-    make_view,
-    prepare,
-    rendezvous_store,
-    watching,
-)
-from ddp_helpers.ranks.notebook import ipython_shell, notebook_cells
-from ddp_helpers.ranks.processes import count_memory_kills
+from ddp_helpers.ranks import magics, stay
+from ddp_helpers.ranks.conclusion import conclude, getting_ready
+from ddp_helpers.ranks.given import check_call, check_options, watching
+from ddp_helpers.ranks.launcher import launch, make_view
+from ddp_helpers.ranks.messages import Command
+from ddp_helpers.ranks.notebook import ipython_shell
 from ddp_helpers.ranks.readiness import check_open_files, check_tasks, open_standard_files
-from ddp_helpers.ranks.stacks import StrandedLook
-from ddp_helpers.ranks.stall import StallWatch
-from ddp_helpers.ranks.supervisor import Ending, Supervisor
+from ddp_helpers.ranks.starting import make_job, prepare, rendezvous_store
+from ddp_helpers.ranks.staying import Staying
+from ddp_helpers.ranks.supervisor import Ending
 from ddp_helpers.ranks.travel import pack
 from ddp_helpers.ranks.view import View, show
-from ddp_helpers.ranks.wire import Command
 from ddp_helpers.sanitizer.talk.session import Options as Watching
+from ddp_helpers.words import shown
 
 WHY = {
     Ending.TIMED_OUT: "it took too long",
@@ -53,8 +41,6 @@ WHY = {
     Ending.INTERRUPTED: "it was stopped",
     Ending.QUIT: "it was ended at a prompt",
 }
-LONGEST_BEGIN = 60.0  # seconds for the ranks to start and meet, whatever a command may take
-LONGEST_END = 10.0  # seconds for the ranks to leave their group and end
 _open: weakref.WeakSet[Session] = weakref.WeakSet()
 _latest: weakref.ref[Session] | None = None
 
@@ -103,13 +89,14 @@ class Session:
         check_open_files(self.nprocs)
         check_tasks(self.nprocs)
         with contextlib.ExitStack() as files:
-            port = files.enter_context(rendezvous_store())
-            served = pack(stay.serve, (), {})
-            job = make_job(served, self.nprocs, port, threads_per_rank, env, start_method)
-            job = replace(job, post_mortem=post_mortem, sanitize=every, ignore=ignore)
-            prepare(start_method)
+            with getting_ready():
+                port = files.enter_context(rendezvous_store())
+                served = pack(stay.serve, (), {})
+                job = make_job(served, self.nprocs, port, threads_per_rank, env, start_method)
+                job = replace(job, post_mortem=post_mortem, sanitize=every, ignore=ignore)
+                prepare(start_method)
             self.over = ""
-            self._ranks = _Staying(job, start_method, timeout, make_view(self.nprocs, echo, False))
+            self._ranks = Staying(job, start_method, timeout, make_view(self.nprocs, echo, False))
             self._conclude(self._ranks.begin())
             self._files = files.pop_all()
         _remember(self)
@@ -142,7 +129,8 @@ class Session:
             KeyboardInterrupt: as of `launch()`; after the last four it is over.
         """
         check_call(fn, args)
-        packed = pack(fn, tuple(args), dict(kwargs or {}), _IN_RANK)
+        with getting_ready("stopped before the ranks heard of it; they wait for the next one"):
+            packed = pack(fn, tuple(args), dict(kwargs or {}), _IN_RANK)
         return self._send(Command(packed), on, timeout)
 
     def run_cell(
@@ -218,7 +206,7 @@ class Session:
         self._end(_why(self._ranks.ending, ranks))
         line = f"the session is over: {self._again()}"
         result = conclude(self._ranks, ranks, echo=self._echo, last_line=line)
-        show(f"{line}\n")
+        show(f"{shown(line)}\n")
         return result
 
     def _end(self, why: str) -> None:
@@ -247,115 +235,6 @@ def _why(ending: Ending, ranks: Sequence[RankResult[Any]]) -> str:
 
     causes = sorted(rank.rank for rank in find_causes(ranks))
     return WHY.get(ending) or (f"{name_ranks(causes)} failed" if causes else "a rank has left")
-
-
-class _Staying(Supervisor):
-    """The launcher's side of the ranks that stay."""
-
-    has_closed = False
-    """All ranks have ended."""
-
-    def begin(self) -> tuple[RankResult[Any], ...]:
-        """Start the ranks, and wait until each has joined the group."""
-        self._is_leaving = False
-        self._memory_kills = count_memory_kills()
-        return self._do(self._start, max(self.timeout, LONGEST_BEGIN), None)
-
-    def obey(
-        self, command: Command, numbers: Sequence[int], limit: float, view: View | None
-    ) -> tuple[RankResult[Any], ...]:
-        """Have some of the ranks obey, and wait for them."""
-        self.timeout = limit
-        sources, names = notebook_cells()
-        new = {name: text for name, text in sources.items() if name not in self.job.sources}
-        command = replace(command, sources=new | command.sources, names=names | command.names)
-        self.job.sources.update(command.sources)
-        self.job.names.update(command.names)
-
-        def send() -> None:
-            file = os.memfd_create("ddp_helpers-command")
-            try:
-                wire.write_whole(file, pickle.dumps(command))
-                for number in numbers:
-                    self._ranks[number].begin()
-                for number in numbers:
-                    link = self._ranks[number].link
-                    assert link is not None
-                    wire.send_command(link, file)
-            finally:
-                os.close(file)
-
-        return self._do(send, limit, view, numbers)
-
-    def leave(self, view: View | None) -> tuple[RankResult[Any], ...]:
-        """Let the ranks end by themselves; those that don't are killed."""
-
-        def send() -> None:
-            self._is_leaving = True
-            for rank in self._ranks:
-                rank.begin()
-                assert rank.link is not None
-                wire.send_end(rank.link)
-
-        return self._do(send, LONGEST_END, view)
-
-    def kill(self) -> None:
-        """End the ranks at once."""
-        if not self.has_closed:
-            self.has_closed = True
-            self._end()
-
-    def _do(
-        self,
-        act: Callable[[], None],
-        limit: float,
-        view: View | None,
-        numbers: Sequence[int] | None = None,
-    ) -> tuple[RankResult[Any], ...]:
-        """Act, watch until it is done, and say what the ranks have left."""
-        self._view.given = self._view.shown = view
-        self._interrupts = HeldInterrupts()
-        self._stranded, self._stall = StrandedLook(), StallWatch()
-        started_at = time.monotonic()
-        with self._interrupts:
-            try:
-                act()
-                self.ending = self._watch(started_at + limit)
-            except KeyboardInterrupt:
-                self.ending = Ending.INTERRUPTED
-            except BaseException:
-                self.kill()
-                raise
-            self.seconds = time.monotonic() - started_at
-            if self.ending is Ending.ALL_ENDED and all(map(_waits, self._ranks)):
-                self._finish(numbers)
-            else:
-                self.kill()
-            if self.ending is Ending.INTERRUPTED:
-                self._interrupts.forget()
-        more = self.has_closed and count_memory_kills() > self._memory_kills
-        return tuple(
-            rank.result(more)
-            if numbers is None or rank.rank in numbers or rank.ended
-            else RankResult(rank.rank, exit_code=0)
-            for rank in self._ranks
-        )
-
-    def _finish(self, numbers: Sequence[int] | None) -> None:
-        for rank in self._ranks:
-            if numbers is None or rank.rank in numbers:
-                rank.finish()
-        if self._view.given:
-            self._view.given.close()
-        self._view.given = self._view.shown = None
-
-    def _busy(self) -> list[LaunchedRank]:
-        return [rank for rank in self._living() if self._is_leaving or not _waits(rank)]
-
-
-def _waits(rank: LaunchedRank) -> bool:
-    """It waits for the next command."""
-    return rank.outcome is not None and rank.outcome.stays and not rank.ended
 
 
 class _InRank(dict):

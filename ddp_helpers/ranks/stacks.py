@@ -13,17 +13,21 @@ from ddp_helpers.evidence.records import Frame
 from ddp_helpers.evidence.waits import waiting_in
 from ddp_helpers.ranks import wire
 from ddp_helpers.ranks.launched import Events, LaunchedRank
+from ddp_helpers.ranks.messages import Job
 from ddp_helpers.ranks.processes import is_stopped
 
 STACK_WAIT = 0.2  # seconds for all ranks to write
 LONG_STACK_WAIT = 1.5  # where their stacks are all that there is to tell
 LOOK = 0.005  # seconds between looks at what they have written
+# of worker.py and stay.py, what calls the reader's function or cell; all else of the launcher's own
+# is on the way there or back
+CALLERS = ("_run", "_obey", "_run_cell")
 STACK_LINE = re.compile(r'File "(.+)", line (\d+) in (.+)')  # as faulthandler writes it
 
 
 def take_stacks(
     ranks: Sequence[LaunchedRank],
-    job: wire.Job,
+    job: Job,
     events: Events,
     patience: float = STACK_WAIT,
     is_enough: Callable[[], bool] = lambda: False,
@@ -55,8 +59,12 @@ def take_stacks(
         rank.stack = parse_stack(text, job)
 
 
-def parse_stack(text: str, job: wire.Job) -> tuple[Frame, ...]:
-    """faulthandler's text as frames, outermost first, without what runs before the function."""
+def parse_stack(text: str, job: Job) -> tuple[Frame, ...]:
+    """faulthandler's text as frames, outermost first, without what runs before the function.
+
+    Of a rank that has not come to its function yet, or has left it, one frame: the launcher's own.
+    What it imports there, or the error that it puts into words, is no place of the reader's.
+    """
     found = filter(None, map(STACK_LINE.search, text.splitlines()))
     inside = [
         make_frame(file, int(line), function, job.names, _source(file, int(line), job))
@@ -64,10 +72,13 @@ def parse_stack(text: str, job: wire.Job) -> tuple[Frame, ...]:
     ][::-1]
     ours = [at for at, frame in enumerate(inside) if frame.is_launcher]
     own = ours[-1] if ours else -1
-    return tuple(inside[own + 1 :] or inside[own:])
+    rest = inside[own + 1 :]
+    if ours and inside[own].function not in CALLERS and not any(each.is_user for each in rest):
+        rest = []
+    return tuple(rest or inside[own : own + 1 or None])
 
 
-def _source(filename: str, line: int, job: wire.Job) -> str:
+def _source(filename: str, line: int, job: Job) -> str:
     text = job.sources.get(filename)
     if text is None:
         with contextlib.suppress(OSError), open(filename, errors="replace") as file:
@@ -88,7 +99,7 @@ class StrandedLook:
     def __init__(self) -> None:
         self._looked_at = 0.0
 
-    def is_so(self, ranks: Sequence[LaunchedRank], job: wire.Job, events: Events) -> bool:
+    def is_so(self, ranks: Sequence[LaunchedRank], job: Job, events: Events) -> bool:
         """True if two looks in a row have found them all waiting at the same lines."""
         living = [rank for rank in ranks if not rank.has_left]
         if len(living) == len(ranks) or any(rank.outcome or not rank.link for rank in living):

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 
 from ddp_helpers.evidence.records import innermost_user_frame, name_ranks
 from ddp_helpers.evidence.waits import waiting_in
-from ddp_helpers.ranks import activity, wire
+from ddp_helpers.ranks import activity
 from ddp_helpers.ranks.activity import Activity
 from ddp_helpers.ranks.launched import Events, LaunchedRank
+from ddp_helpers.ranks.messages import Job
 from ddp_helpers.ranks.stacks import LONG_STACK_WAIT, take_stacks
 
 BETWEEN = 1.0  # seconds between looks at what the system knows, which costs the ranks nothing
@@ -33,7 +34,7 @@ class StallWatch:
         self._still_since = self._looked_at
         self._is_done = False  # until something moves again
 
-    def tell(self, ranks: Sequence[LaunchedRank], job: wire.Job, events: Events) -> str | None:
+    def tell(self, ranks: Sequence[LaunchedRank], job: Job, events: Events) -> str | None:
         """One line, once no rank can go on; None as long as one may."""
         now = time.monotonic()
         if now < self._looked_at + BETWEEN:

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddp_helpers.ranks import wire
+from ddp_helpers.ranks.messages import Command, Job, Outcome
 from ddp_helpers.ranks.travel import cannot_travel, dump_value, unpack
-from ddp_helpers.ranks.wire import Command, Job, Outcome
 
 namespace: dict[str, Any] = {"__name__": "__main__", "__builtins__": builtins}
 """What the cells and functions of a session share: their global names."""

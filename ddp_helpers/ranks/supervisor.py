@@ -14,13 +14,12 @@ from enum import Enum
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from ddp_helpers.evidence.last_call import SIZE, read_last_call
 from ddp_helpers.evidence.records import RankResult
-from ddp_helpers.evidence.timed_calls import read_timed_calls
 from ddp_helpers.ranks import wire
 from ddp_helpers.ranks.forked import ForkedProcess
 from ddp_helpers.ranks.interrupts import HeldInterrupts, interrupts_blocked
 from ddp_helpers.ranks.launched import Events, LaunchedRank
+from ddp_helpers.ranks.messages import Job
 from ddp_helpers.ranks.processes import count_memory_kills, has_exited, start_processes
 from ddp_helpers.ranks.prompts import Prompts
 from ddp_helpers.ranks.stacks import LONG_STACK_WAIT, STACK_WAIT, StrandedLook, take_stacks
@@ -28,6 +27,7 @@ from ddp_helpers.ranks.stall import StallWatch
 from ddp_helpers.ranks.standby import standby
 from ddp_helpers.ranks.travel import load_value
 from ddp_helpers.ranks.view import PER_SECOND, PanelView, Silenceable, TextView, View
+from ddp_helpers.words import shown
 
 GRACE_AFTER_FAILURE = 0.15  # seconds in which other ranks may still tell what became of them
 GRACE_AFTER_OUTCOME = 10.0  # seconds that a rank may take to end once its function has returned
@@ -60,7 +60,7 @@ class Supervisor:
 
     load = staticmethod(load_value)
 
-    def __init__(self, job: wire.Job, start_method: str, timeout: float, view: View | None) -> None:
+    def __init__(self, job: Job, start_method: str, timeout: float, view: View | None) -> None:
         self.job = job
         self.start_method = start_method
         self.timeout = timeout
@@ -223,7 +223,7 @@ class Supervisor:
             if stall and isinstance(
                 view, TextView | PanelView
             ):  # a view of one's own has its place
-                print(stall, file=sys.stderr, flush=True)
+                print(shown(stall), file=sys.stderr, flush=True)
         return Ending.ALL_ENDED
 
     def _failed_at(self) -> float | None:
@@ -277,7 +277,8 @@ class Supervisor:
                 if self._view.shown is None:
                     raise
                 self._view.shown = None  # it can't show anything: the ranks must end all the same
-        self._read_last_calls()
+        for rank in self._ranks:
+            rank.read_calls(self.job.names)
         self._files.close()  # with it the lifelines: what escaped the kill dies now
         if self._view.given:
             self._view.given.close()
@@ -287,13 +288,6 @@ class Supervisor:
                 rank.process.close()
             if self.job.own_temporary:
                 shutil.rmtree(self.job.temporary_folder(rank.rank), ignore_errors=True)
-
-    def _read_last_calls(self) -> None:
-        for rank in self._ranks:
-            if rank.files:
-                data = wire.read_whole(rank.files.last_call)
-                rank.last_call = read_last_call(data[:SIZE], self.job.names)
-                rank.calls = read_timed_calls(data, self.job.names)
 
     def _busy(self) -> list[LaunchedRank]:
         """The ranks that the watch waits for."""

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from ddp_helpers.words import shown
+
 PER_SECOND = 10
 LINES_OF_A_PANEL = 8
 POINTS_OF_A_SPARKLINE = 120
@@ -172,7 +174,8 @@ class _StopButton:
             from IPython.display import display
             from ipywidgets import Button
 
-            self._button = Button(description="Stop", icon="stop", tooltip="End these ranks")
+            told = {"description": shown("Stop"), "tooltip": shown("End these ranks")}
+            self._button = Button(icon="stop", **told)
             self._button.on_click(self._press)
             self._display = display(self._button, display_id=True)
             # a widget remembers the shell that drew it, and ipykernel 7.4 sends its clicks there:
@@ -195,11 +198,12 @@ class _StopButton:
 def _panel_html(rank: int, panel: _Panel) -> str:
     steps = f"step {panel.step}" + (f" of {panel.total}" if panel.total else "")
     loss = f", loss {panel.losses[-1]:.4g}" if panel.losses else ""
+    about = shown(f"{panel.how}, {steps}{loss}" if panel.step else panel.how)
     lines = html.escape("\n".join(line[:LONGEST_LINE] for line in panel.lines))
     share = min(1.0, panel.step / panel.total) if panel.total else 0.0
     return (
         f'<div style="flex:1 1 260px;border:1px solid {GREY};border-radius:4px;padding:6px 8px">'
-        f"<b>rank {rank}</b> {panel.how}{f', {steps}{loss}' if panel.step else ''}"
+        f"<b>rank {rank}</b> {about}"
         f'<div role="progressbar" aria-valuenow="{share:.0%}" style="height:4px;margin:4px 0;'
         f'background:linear-gradient(90deg,{BLUE} {share:.1%},transparent {share:.1%})"></div>'
         f"{_sparkline(panel.losses)}"
@@ -217,8 +221,9 @@ def _sparkline(losses: list[float]) -> str:
         f"{200 * i / (len(losses) - 1):.1f},{28 - 26 * (loss - low) / span:.1f}"
         for i, loss in enumerate(losses)
     )
+    told = shown(f"loss from {losses[0]:.4g} to {losses[-1]:.4g}")
     return (
-        f'<svg role="img" aria-label="loss from {losses[0]:.4g} to {losses[-1]:.4g}" '
+        f'<svg role="img" aria-label="{told}" '
         f'viewBox="0 0 200 30" style="width:100%;height:30px" preserveAspectRatio="none">'
         f'<polyline points="{points}" fill="none" stroke="{BLUE}" stroke-width="1.5"/></svg>'
     )

@@ -29,10 +29,10 @@ from ddp_helpers.evidence.records import Finding, Watched
 from ddp_helpers.evidence.timed_calls import TimedCalls
 from ddp_helpers.group.torch_mends import mend_destroy_process_group, mend_rendezvous
 from ddp_helpers.ranks import breakpoints, progress, stay, wire
+from ddp_helpers.ranks.messages import Job, Outcome
 from ddp_helpers.ranks.rehearsal import rehearse
 from ddp_helpers.ranks.surroundings import take_over
 from ddp_helpers.ranks.travel import cannot_travel, describe, dump_value, unpack
-from ddp_helpers.ranks.wire import Job, Outcome
 
 LONGEST_IDLE = 1800.0  # seconds that a rank stands by: a notebook left open overnight needs none
 STANDBY_NAME, RANK_NAME = b"ddp-standby", b"python"

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddp_helpers.ranks.launcher import finished, launch
+from ddp_helpers.ranks.conclusion import finished
+from ddp_helpers.ranks.launcher import launch
 from ddp_helpers.scaling.fits import fit_batches
 from ddp_helpers.scaling.rank_probes import (
     LossFunction,

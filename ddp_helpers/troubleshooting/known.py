@@ -1,10 +1,13 @@
 """All that is known to go wrong, as one list: the texts of `diagnose`, and the failure lab.
 
-`troubles()` is the list, `page()` the same in Markdown: notebooks/TROUBLESHOOTING.md.
+`troubles()` is the list, `page()` the same in Markdown: notebooks/TROUBLESHOOTING.md, and the
+Chinese one in notebooks/zh_CN, if the reader's language is Chinese.
 """
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -15,20 +18,14 @@ from ddp_helpers import faults
 from ddp_helpers.diagnosis.log_causes import diagnose_text
 from ddp_helpers.diagnosis.rule_files import peer_is_gone
 from ddp_helpers.troubleshooting.examples import Example, read_examples
+from ddp_helpers.words import VARIABLE, language, shown
 
 COMMAND = "python -m ddp_helpers explain --all > notebooks/TROUBLESHOOTING.md"
-HEAD = f"""# Troubleshooting
-
-Search this page for a piece of your message: a word such as `EADDRINUSE` is best, without numbers
-and paths. If yours differs a little, `python -m ddp_helpers explain "MESSAGE"` finds the nearest,
-and `python -m ddp_helpers diagnose LOG` reads a whole log and tells causes from consequences.
-
-If several ranks failed, look for the first error that is not about a connection. If nothing is
-printed at all, begin at [Ranks hang](#ranks-hang) or at
-[The result is wrong, and nothing is printed](#the-result-is-wrong-and-nothing-is-printed).
-
-<!-- This page is written by `{COMMAND}` -->
-"""
+TWINS = {
+    "": "[中文](zh_CN/TROUBLESHOOTING.md)",
+    "zh_CN": "[English](../TROUBLESHOOTING.md) · [术语表](GLOSSARY.md)",
+}
+WIDTH = 100
 TITLES = {
     "hangs": "Ranks hang",
     "start-up": "It does not start",
@@ -47,13 +44,15 @@ class Lesson:
     section: str
 
     def __str__(self) -> str:
-        return f'notebook {self.notebook[:2]}, "{self.section}"'
+        return shown(f'notebook {self.notebook[:2]}, "{self.section}"')
 
     @property
     def link(self) -> str:
         """In Markdown; JupyterLab jumps to the section."""
-        anchor = quote(self.section.replace(" ", "-"))
-        return f"[{self.notebook[:2]}, {self.section}]({self.notebook}#{anchor})"
+        section = shown(self.section)
+        anchor = quote(section.replace(" ", "-"))
+        mark = "\uff0c" if language() else ", "
+        return f"[{self.notebook[:2]}{mark}{section}]({self.notebook}#{anchor})"
 
 
 LOOK_FIRST = Lesson("05_when_it_breaks.ipynb", "Loud: the first error is the cause")
@@ -166,10 +165,10 @@ def _fault(name: str) -> Trouble:
 
 
 def page() -> str:
-    """The list as a page in Markdown, with links as they are in notebooks/."""
-    parts = [HEAD]
+    """The list as a page in Markdown, with links as in notebooks/, or its folder of a language."""
+    parts = [_head()]
     for group, members in groupby(troubles(), lambda trouble: trouble.group):
-        parts.append(f"## {group}\n")
+        parts.append(f"## {shown(group)}\n")
         if group in TITLES.values():
             parts.append(_table(group, members))
         else:
@@ -177,47 +176,94 @@ def page() -> str:
     return "\n".join(parts)
 
 
+def command() -> str:
+    """What writes the page, in the reader's language."""
+    spoken = language()
+    told = COMMAND.replace("notebooks/", f"notebooks/{spoken}/") if spoken else COMMAND
+    return f"{VARIABLE}={spoken} {told}" if spoken else told
+
+
+def _head() -> str:
+    hangs, silent = (_to_group(TITLES[group]) for group in ("hangs", "silently wrong"))
+    paragraphs = (
+        "Search this page for a piece of your message: a word such as `EADDRINUSE` is best, "
+        "without numbers and paths. If yours differs a little, `python -m ddp_helpers explain "
+        '"MESSAGE"` finds the nearest, and `python -m ddp_helpers diagnose LOG` reads a whole log '
+        "and tells causes from consequences.",
+        "If several ranks failed, look for the first error that is not about a connection. If "
+        f"nothing is printed at all, begin at {hangs} or at {silent}.",
+    )
+    told = [shown(text) for text in paragraphs]
+    if not language():  # Chinese would get spaces where lines end
+        told = [textwrap.fill(text, WIDTH, break_on_hyphens=False) for text in told]
+    written = f"<!-- This page is written by `{command()}` -->\n"
+    return "\n\n".join([f"# {shown('Troubleshooting')}", TWINS[language()], *told, written])
+
+
+def _to_group(title: str) -> str:
+    """A link to a heading of this page."""
+    told = shown(title)
+    anchor = re.sub(r"[^\w -]", "", told.lower()).replace(" ", "-")
+    return f"[{told}](#{anchor})"
+
+
 def _section(trouble: Trouble) -> str:
     lines = [f"### {trouble.name}\n"]
     for meaning in trouble.meanings:
         lines += [f"```text\n{_tidy(text)}\n```\n" for text in meaning.texts]
-        lines.append(f"**Why:** {meaning.cause}.<br>\n**What to do:** {meaning.advice}.\n")
+        lines += [
+            _told("**Why:**", meaning.cause) + "<br>",
+            _told("**What to do:**", meaning.advice),
+        ]
+        lines.append("")
     if trouble.also:
-        lines.append(f"It may also say {', '.join(f'`{piece}`' for piece in trouble.also)}.\n")
+        pieces = ", ".join(f"`{piece}`" for piece in trouble.also)
+        lines.append(shown(f"It may also say {pieces}.") + "\n")
     lines += list(_fault_lines(trouble))
-    lines.append(f"Read more: {trouble.lesson.link}.\n")
+    lines.append(_read_more(trouble.lesson))
     return "\n".join(lines)
+
+
+def _told(head: str, text: str) -> str:
+    """A sentence behind its head, each as the reader is to see it."""
+    return f"{shown(head)}{shown(text)}\u3002" if language() else f"{head} {text}."
+
+
+def _read_more(lesson: Lesson) -> str:
+    return shown(f"Read more: {lesson.link}.") + "\n"
 
 
 def _fault_lines(trouble: Trouble) -> Iterator[str]:
     """The faults that can be run, with what they print where no text above has it."""
     if trouble.faults:
-        yield "In the failure lab:\n"
+        yield shown("In the failure lab:") + "\n"
     for name in trouble.faults:
         fault = faults.load(name).FAULT
         new = fault.says != "nothing" and not any(fault.says in text for text in trouble.texts)
-        printed = f", which prints `{fault.says}`" if new else ""
-        yield f"- {_link(name)}{printed}: {fault.cause} *{fault.mend}*"
+        printed = shown(f", which prints `{fault.says}`") if new else ""
+        mark = "\uff1a" if language() else ": "
+        yield f"- {_link(name)}{printed}{mark}{shown(fault.cause)} *{shown(fault.mend)}*"
     if trouble.faults:
         yield ""
 
 
 def _table(group: str, members: Iterable[Trouble]) -> str:
     rows = [
-        "| what is wrong | torch prints | why | what to do | this course names it |",
+        shown("| what is wrong | torch prints | why | what to do | this course names it |"),
         "| --- | --- | --- | --- | --- |",
     ]
     for trouble in members:
         (name,), (meaning,) = trouble.faults, trouble.meanings
-        printed = " ".join(f"`{text}`" for text in meaning.texts) or "nothing"
+        printed = " ".join(f"`{text}`" for text in meaning.texts) or shown("nothing")
         kind = f"`{faults.load(name).FAULT.kind}`"
-        cells = (_link(name), printed, meaning.cause, meaning.advice, kind)
+        cells = (_link(name), printed, shown(meaning.cause), shown(meaning.advice), kind)
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join([*rows, f"\nRead more: {LESSONS[group].link}.\n"])
+    return "\n".join([*rows, f"\n{_read_more(LESSONS[group])}"])
 
 
 def _link(name: str) -> str:
-    return f"[{faults.load(name).FAULT.title}](../ddp_helpers/faults/{name}.py)"
+    up = "../.." if language() else ".."
+    return f"[{shown(faults.load(name).FAULT.title)}]({up}/ddp_helpers/faults/{name}.py)"
 
 
 def _tidy(text: str) -> str:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from ddp_helpers.arguments import check_whole
 from ddp_helpers.environment.check import default_nprocs, gpu_count, usable_cpu_count
-from ddp_helpers.ranks.launcher import LaunchError, finished, launch
+from ddp_helpers.ranks.conclusion import LaunchError, finished
+from ddp_helpers.ranks.launcher import launch
 from ddp_helpers.verifier.records import EQUAL, NOT_COMPARED, PARTS, Plan, RankRecord, Verdict
 from ddp_helpers.verifier.remarks import UNEXPLAINED, notes_of, unexplained
 from ddp_helpers.verifier.same_batches import other_batches, other_way

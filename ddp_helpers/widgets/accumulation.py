@@ -10,7 +10,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from ddp_helpers.plots.colors import BLUE, GREY, ORANGE, SKY, VERMILLION
-from ddp_helpers.plots.scene import Scene
+from ddp_helpers.plots.scene import PAGE, Scene
 from ddp_helpers.widgets.controls import Choice, Slider
 
 if TYPE_CHECKING:
@@ -111,15 +111,15 @@ def _steps(steps: int) -> str:
 
 
 def _scene(spoken: list[bool], accumulate: int, ranks: int) -> Scene:
-    scene = Scene(880, 64 + ROW * ranks + 40)
-    wide = min(70.0, 780 / len(spoken))
+    scene = Scene(PAGE, 64 + ROW * ranks + 40)
+    wide = min(70.0, (PAGE - LEFT - 14) / len(spoken))
     for rank in range(ranks):
         top = 44 + ROW * rank
         scene.text(LEFT - 8, top + 13, f"rank {rank}", anchor="end")
         for at in range(len(spoken)):
             scene.box(LEFT + wide * at, top, 0.72 * wide, 26, fill=SKY)
             if wide > NARROWEST:
-                scene.text(LEFT + wide * (at + 0.36), top + 13, at + 1, size=11, color="#000000")
+                scene.text(LEFT + wide * (at + 0.36), top + 13, at + 1, color="#000000")
     for at, aloud in enumerate(spoken):
         x, last = LEFT + wide * (at + 0.85), (at + 1) % accumulate == 0
         if aloud:
@@ -128,9 +128,9 @@ def _scene(spoken: list[bool], accumulate: int, ranks: int) -> Scene:
             scene.box(left, 40, width, ROW * ranks, fill=color, hatch=not last)
         if last:
             scene.line(x, 40 + ROW * ranks, x, 50 + ROW * ranks, color=ORANGE, width=3.0)
-            scene.text(x, 60 + ROW * ranks, "step", size=11)
+            scene.text(x, 60 + ROW * ranks, "step")
     _legend(scene, 14)
-    scene.text(LEFT, 84 + ROW * ranks, "micro-batches, from left to right", anchor="start", size=11)
+    scene.text(LEFT, 84 + ROW * ranks, "micro-batches, from left to right", anchor="start")
     return scene
 
 
@@ -141,9 +141,9 @@ def _legend(scene: Scene, top: float) -> None:
         (VERMILLION, True, "averaged, but no step follows: wasted"),
     )
     for at, (color, hatch, text) in enumerate(kinds):
-        x = LEFT + 200 * at
+        x = LEFT + (0, 180, 360)[at]
         scene.box(x, top - 8, 14, 16, fill=color, hatch=hatch, edge=GREY)
-        scene.text(x + 20, top, text, anchor="start", size=11)
+        scene.text(x + 20, top, text, anchor="start")
 
 
 def explorable(

@@ -20,6 +20,8 @@ from typing import Any
 
 from ddp_helpers.plots.scene import Scene
 from ddp_helpers.widgets.controls import Control, put
+from ddp_helpers.widgets.player import Player
+from ddp_helpers.words import columns, shown
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
@@ -59,6 +61,8 @@ class Explorable:
     adjust: Callable[..., Mapping[str, Control]] | None = None
     """Called with the name of the control that moved, and all values: others that change with it,
     such as a slider that now ends elsewhere."""
+    plays: str = ""
+    """The name of the slider that a play button moves on, step by step."""
     shown_by: Callable[[Explorable], Live] | None = None
     """What shows it in a notebook, if that is more than `Live`."""
 
@@ -78,7 +82,7 @@ class Live:
     def __init__(self, explorable: Explorable) -> None:
         import ipywidgets
 
-        self.explorable, self.title = explorable, explorable.title
+        self.explorable, self.title = explorable, shown(explorable.title)
         self.on_ranks = explorable.run
         self.result = explorable.known() if explorable.known else None
         self.keeps, self.complete = frozenset(explorable.keeps), explorable.complete
@@ -89,16 +93,19 @@ class Live:
         for name, control in self.controls.items():
             control.style.description_width = "initial"
             if isinstance(control, ipywidgets.IntSlider | ipywidgets.SelectionSlider):
-                control.layout.width = f"{210 + 8 * len(control.description)}px"
+                control.layout.width = f"{210 + 8 * columns(control.description)}px"
             else:
                 control.layout.width = "auto"
             control.observe(functools.partial(self._changed, name), "value")
         row = list(self.controls.values())
+        if explorable.plays:
+            self.player = Player(self.controls[explorable.plays])
+            row.append(self.player.button)
         if explorable.run:
             self.button = ipywidgets.Button(
-                description=explorable.run_label,
+                description=shown(explorable.run_label),
                 icon="play",
-                tooltip=f"{explorable.run_label}, with the values to the left",
+                tooltip=shown(f"{explorable.run_label}, with the values to the left"),
                 button_style="primary",
                 layout={"width": "auto"},
             )
@@ -176,20 +183,20 @@ def static_bundle(title: str, picture: Picture) -> dict[str, object]:
     """What a reader without a kernel gets: an image with alternative text, and the words."""
     from ddp_helpers.plots.style import png_bytes
 
-    fig = picture.scene.figure()
-    png = base64.b64encode(png_bytes(fig, picture.words)).decode("ascii")
-    alt, width = html.escape(picture.words), round(picture.scene.width)
+    fig, words = picture.scene.figure(), shown(picture.words)
+    png = base64.b64encode(png_bytes(fig, words)).decode("ascii")
+    alt, width = html.escape(words), round(picture.scene.width)
     return {
         "text/html": (
-            f'<div class="ddp-static"><b>{html.escape(title)}</b><br><img alt="{alt}" '
+            f'<div class="ddp-static"><b>{html.escape(shown(title))}</b><br><img alt="{alt}" '
             f'width="{width}" src="data:image/png;base64,{png}"><p>{alt}</p>{picture.detail}</div>'
         ),
         "image/png": png,
-        "text/plain": picture.words,
+        "text/plain": words,
     }
 
 
 def _status(words: str) -> str:
     """Text that screen readers speak when it changes."""
-    lines = "<br>".join(html.escape(words).splitlines())
+    lines = "<br>".join(html.escape(shown(words)).splitlines())
     return f'<div role="status" style="line-height:1.5;max-width:52em">{lines}</div>'

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ddp_helpers.plots.colors import FILLS, GREY
-from ddp_helpers.plots.scene import Scene
+from ddp_helpers.plots.scene import PAGE, Scene
 from ddp_helpers.widgets.controls import Choice, Slider
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ OPS = (
 )
 CUT_IN_PARTS = ("scatter", "reduce_scatter", "all_to_all")
 BYTES_SENT, BYTES_AGAIN = 200, 208  # offsets of tcpi_bytes_sent and _retrans, since Linux 4.19
-CELL, ROW = 34, 34  # pixels
+CELL, ROW, BETWEEN = 29, 34, 46  # pixels; between before and after
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,8 @@ def draw(op: str, ranks: int, count: int, kib: int, result: list[Moved] | None) 
     from ddp_helpers.widgets.base import Picture
 
     before = [numbers(op, rank, ranks, count) for rank in range(ranks)]
-    scene = Scene(900, 64 + ROW * ranks)
-    left, right = 64, 64 + CELL * max(map(len, before)) + 80
+    scene = Scene(PAGE, 64 + ROW * ranks)
+    left, right = 64, 64 + CELL * max(map(len, before)) + BETWEEN
     scene.text(left, 12, "before", anchor="start", bold=True, size=13)
     scene.text(right, 12, f"after {op}", anchor="start", bold=True, size=13)
     owner = {value: rank for rank, row in enumerate(before) for value in row}
@@ -147,9 +147,9 @@ def draw(op: str, ranks: int, count: int, kib: int, result: list[Moved] | None) 
         else:
             _row(scene, right, top, result[rank].after, owner)
             end = right + max(60, CELL * len(result[rank].after)) + 10
-            scene.text(end, top + 14, _sent(result[rank]), anchor="start", size=11)
+            scene.text(end, top + 14, _sent(result[rank]), anchor="start")
     middle = 28 + ROW * ranks / 2 - 3
-    scene.line(right - 66, middle, right - 14, middle, arrow=True)
+    scene.line(right - BETWEEN + 8, middle, right - 10, middle, arrow=True)
     _legend(scene, left, 48 + ROW * ranks, ranks, kib)
     return Picture(scene, _in_words(op, ranks, before, kib, result))
 
@@ -187,7 +187,7 @@ def _row(
     scene: Scene, left: float, top: float, values: Sequence[float], owner: dict[float, int]
 ) -> None:
     if not values:
-        scene.text(left, top + 14, "nothing", anchor="start", size=11)
+        scene.text(left, top + 14, "nothing", anchor="start")
     for at, value in enumerate(values):
         x = left + CELL * at
         rank = owner.get(value)
@@ -202,12 +202,12 @@ def _row(
 
 def _legend(scene: Scene, left: float, top: float, ranks: int, kib: int) -> None:
     for rank in range(ranks):
-        scene.box(left + 110 * rank, top - 7, 14, 14, fill=FILLS[rank])
-        scene.text(left + 110 * rank + 20, top, f"from rank {rank}", anchor="start", size=11)
-    x = left + 110 * ranks
+        scene.box(left + 96 * rank, top - 7, 14, 14, fill=FILLS[rank])
+        scene.text(left + 96 * rank + 20, top, f"from rank {rank}", anchor="start")
+    x = left + 96 * ranks
     scene.box(x, top - 7, 14, 14, fill="#ffffff", hatch=True)
-    scene.text(x + 20, top, "from several", anchor="start", size=11)
-    scene.text(x + 110, top, f"each box: {kib} KiB", anchor="start", size=11, color=GREY)
+    scene.text(x + 20, top, "from several", anchor="start")
+    scene.text(x + 100, top, f"each box: {kib} KiB", anchor="start", color=GREY)
 
 
 def explorable(op: str = "all_reduce", ranks: int = 3, count: int = 2, kib: int = 64) -> Explorable:

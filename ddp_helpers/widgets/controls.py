@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ddp_helpers.words import shown
+
 if TYPE_CHECKING:
     from ipywidgets import DOMWidget
 
@@ -34,7 +36,7 @@ class Slider(Control):
         from ipywidgets import IntSlider
 
         given = {"value": self.value, "min": self.least, "max": self.most, "step": self.step}
-        return IntSlider(**given, description=self.label)
+        return IntSlider(**given, description=shown(self.label))
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,15 @@ class Choice(Control):
         """For each option what the list says, and the value."""
         return [each if isinstance(each, tuple) else (str(each), each) for each in self.options]
 
+    def said(self) -> list[Any]:
+        """The options as the reader is to see them."""
+        told = [(shown(label), value) for label, value in self.pairs]
+        return list(self.options) if told == self.pairs else told
+
     def widget(self) -> DOMWidget:
         from ipywidgets import Dropdown
 
-        return Dropdown(value=self.value, options=list(self.options), description=self.label)
+        return Dropdown(value=self.value, options=self.said(), description=shown(self.label))
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ class Steps(Choice):
     def widget(self) -> DOMWidget:
         from ipywidgets import SelectionSlider
 
-        return SelectionSlider(value=self.value, options=list(self.options), description=self.label)
+        return SelectionSlider(value=self.value, options=self.said(), description=shown(self.label))
 
 
 @dataclass(frozen=True)
@@ -71,13 +78,13 @@ class Tick(Control):
     def widget(self) -> DOMWidget:
         from ipywidgets import Checkbox
 
-        return Checkbox(value=self.value, description=self.label, indent=False)
+        return Checkbox(value=self.value, description=shown(self.label), indent=False)
 
 
 def put(widget: DOMWidget, control: Control) -> None:
     """Make an ipywidget that is shown what `control` says: its bounds or options, and its value."""
     if isinstance(control, Slider):
         widget.min, widget.max = control.least, control.most
-    elif isinstance(control, Choice) and list(widget.options) != list(control.options):
-        widget.options = list(control.options)
+    elif isinstance(control, Choice) and list(widget.options) != control.said():
+        widget.options = control.said()
     widget.value = control.value

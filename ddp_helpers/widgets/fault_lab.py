@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import html
-import inspect
 import re
 from typing import TYPE_CHECKING
 
-from ddp_helpers import faults
+from ddp_helpers.faults._catalogue import GROUPS, Seen, functions, names, record
 from ddp_helpers.plots.colors import BLUE, GREEN, GREY, ORANGE, VERMILLION
-from ddp_helpers.plots.scene import Scene
+from ddp_helpers.plots.scene import PAGE, Scene
 from ddp_helpers.widgets.controls import Choice
+from ddp_helpers.words import shown
 
 if TYPE_CHECKING:
     from ddp_helpers.evidence.records import RankResult
-    from ddp_helpers.faults import Seen
     from ddp_helpers.widgets.base import Explorable, Picture
 
 VERSIONS = ("faulty", "mended")
@@ -34,13 +32,13 @@ HATCHED = ("raised an error", "was killed or left early")
 
 def suspects(name: str) -> list[str]:
     """Four titles, the right one among them, always in the same order for one fault."""
-    group = faults.load(name).FAULT.group
-    others = [other for other in faults.names() if other != name]
-    near = [other for other in others if faults.load(other).FAULT.group == group]
+    group = record(name).group
+    others = [other for other in names() if other != name]
+    near = [other for other in others if record(other).group == group]
     mixed = sorted(near, key=lambda other: _chance(name, other))
     mixed += sorted(set(others) - set(near), key=lambda other: _chance(name, other))
     chosen = sorted([name, *mixed[:3]], key=lambda other: _chance("place", name, other))
-    return [faults.load(other).FAULT.title for other in chosen]
+    return [record(other).title for other in chosen]
 
 
 def _chance(*words: str) -> str:
@@ -49,13 +47,8 @@ def _chance(*words: str) -> str:
 
 def code(name: str) -> str:
     """The functions of a fault, without its mend and without the comment that gives it away."""
-    text = inspect.getsource(faults.load(name))
-    functions = [
-        ast.get_source_segment(text, node)
-        for node in ast.parse(text).body
-        if isinstance(node, ast.FunctionDef) and node.name != "fixed"
-    ]
-    return re.sub(r"\s*# FAULT.*", "", "\n\n".join(filter(None, functions)))
+    found = (text for title, text in functions(name).items() if title != "fixed")
+    return re.sub(r"\s*# FAULT.*", "", "\n\n".join(found))
 
 
 def how_it_ended(rank: RankResult) -> str:
@@ -69,6 +62,8 @@ def how_it_ended(rank: RankResult) -> str:
 
 def run(group: str, fault: str, version: str, guess: str) -> Seen:
     """The fault or its mend, on real ranks."""
+    from ddp_helpers import faults
+
     return faults.run(fault, fixed=version == VERSIONS[1])
 
 
@@ -82,7 +77,7 @@ def draw(group: str, fault: str, version: str, guess: str, result: Seen | None) 
 
 
 def _in_words(fault: str, version: str, guess: str, result: Seen | None) -> str:
-    title = faults.load(fault).FAULT.title
+    title = record(fault).title
     if result is None:
         return "Not run yet. Read the code, predict what the ranks will do, then run it."
     if result.result is None:
@@ -98,38 +93,44 @@ def _in_words(fault: str, version: str, guess: str, result: Seen | None) -> str:
     if guess == NOT_YET:
         return f"{text} What is wrong? Choose a diagnosis."
     if guess == title:
-        return f"{text} Right: {title}. {faults.load(fault).FAULT.cause}"
+        return f"{text} Right: {title}. {record(fault).cause}"
     return f"{text} Not that one: {guess} looks different. Read the last lines again."
 
 
 def _detail(fault: str, guess: str, result: Seen | None) -> str:
-    module = faults.load(fault)
+    solved = guess == record(fault).title
     boxes = []
     if result is not None:
-        lines = result.output.strip().splitlines()
-        boxes.append(("What the ranks printed", "\n".join(lines[-LINES:]) or "nothing"))
-    if guess == module.FAULT.title:
-        boxes.append(("The mend", inspect.getsource(module.fixed)))
+        boxes.append(("What the ranks printed", last_lines(result.output)))
+    if result is not None and result.alone is not None:
+        boxes.append(("What torch prints, without launch()", last_lines(result.alone)))
+    if solved:
+        boxes.append(("The mend", functions(fault)["fixed"]))
     else:
         boxes.append(("The code", code(fault)))
-    if result is not None and guess == module.FAULT.title:
-        boxes.append(("The report", result.report or "nothing to report"))
-        boxes.append(("What to do", module.FAULT.mend))
+    if result is not None and solved:
+        boxes.append(("The report", shown(result.report or "nothing to report")))
+        boxes.append(("What to do", shown(record(fault).mend)))
     return "".join(
-        f'<div style="margin-top:6px"><b>{name}</b><pre tabindex="0" style="margin:2px 0;'
+        f'<div style="margin-top:6px"><b>{shown(name)}</b><pre tabindex="0" style="margin:2px 0;'
         "font-size:11px;white-space:pre-wrap;max-height:220px;overflow:auto;"
         f'border-left:3px solid {GREY};padding-left:8px">{html.escape(text)}</pre></div>'
         for name, text in boxes
     )
 
 
+def last_lines(text: str) -> str:
+    """The end of what was printed, where an error stands."""
+    return "\n".join(text.strip().splitlines()[-LINES:]) or shown("nothing")
+
+
 def _scene(ranks: tuple[RankResult, ...], *, run: bool) -> Scene:
-    left, wide, row = 64, 640, 30
-    scene = Scene(900, 34 + row * max(1, len(ranks)) + 44)
+    left, wide, row = 64, 418, 30
+    scene = Scene(PAGE, 34 + row * max(1, len(ranks)) + 44)
     for at, (name, color) in enumerate(ENDS.items()):
-        x = left + (0, 110, 240, 430)[at]
+        x = left + (0, 100, 230, 430)[at]
         scene.box(x, 4, 14, 14, fill=color, hatch=name in HATCHED)
-        scene.text(x + 20, 11, name, anchor="start", size=11)
+        scene.text(x + 20, 11, name, anchor="start")
     if not ranks:
         text = "it ran as a command" if run else "not run yet"
         scene.text(left, 48, text, anchor="start", size=14, color=GREY)
@@ -141,7 +142,7 @@ def _scene(ranks: tuple[RankResult, ...], *, run: bool) -> Scene:
         width = wide * rank.seconds / top
         scene.box(left, y, max(THINNEST, width), 22, fill=ENDS[end], hatch=end in HATCHED)
         where = left + width + 8
-        scene.text(where, y + 11, f"{end}, {rank.seconds:.1f} s", anchor="start", size=11)
+        scene.text(where, y + 11, f"{end}, {rank.seconds:.1f} s", anchor="start")
     scene.axis(left, 36 + row * len(ranks), wide, top, "time that the rank lived (s)")
     return scene
 
@@ -152,9 +153,9 @@ def explorable(
     """Pick a fault, run it, and find out what it is."""
     from ddp_helpers.widgets.base import Explorable
 
-    group = faults.load(fault).FAULT.group
+    group = record(fault).group
     controls = {
-        "group": Choice("it shows as", group, faults.GROUPS),
+        "group": Choice("it shows as", group, GROUPS),
         "fault": Choice("case", fault, _cases(group)),
         "version": Choice("version", version, VERSIONS),
         "guess": Choice("your diagnosis", guess, [NOT_YET, *suspects(fault)]),
@@ -175,4 +176,4 @@ def _adjust(moved: str, group: str, fault: str, version: str, guess: str) -> dic
 
 def _cases(group: str) -> list[tuple[str, str]]:
     """Numbers, because a name would give it away."""
-    return [(f"case {at + 1}", name) for at, name in enumerate(faults.names(group))]
+    return [(f"case {at + 1}", name) for at, name in enumerate(names(group))]

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from ddp_helpers import templates
 from ddp_helpers.plots.colors import GREEN, GREY, SKY, VERMILLION
-from ddp_helpers.plots.scene import Scene
+from ddp_helpers.plots.scene import PAGE, Scene
 from ddp_helpers.widgets.controls import Choice, Slider
+from ddp_helpers.words import shown as told
 
 if TYPE_CHECKING:
     from ddp_helpers.widgets.base import Explorable, Picture
@@ -104,11 +105,11 @@ def draw(rung: int, shown: str) -> Picture:
 
 
 def _scene(rung: int) -> Scene:
-    left, wide, row = 130, 600, 22
-    scene = Scene(900, 30 + row * len(RUNGS) + 40)
+    left, wide, row = 136, 366, 22
+    scene = Scene(PAGE, 30 + row * len(RUNGS) + 40)
     for at, (color, name) in enumerate(((SKY, "stay"), (GREEN, "new"), (VERMILLION, "gone"))):
         scene.box(left + 90 * at, 4, 14, 14, fill=color, hatch=name == "gone")
-        scene.text(left + 90 * at + 20, 11, name, anchor="start", size=11)
+        scene.text(left + 90 * at + 20, 11, name, anchor="start")
     top = max(sum(counts(*pair)) for pair in RUNGS)
     for at, pair in enumerate(RUNGS):
         y, x = 28 + row * at, float(left)
@@ -119,9 +120,9 @@ def _scene(rung: int) -> Scene:
             scene.box(x, y, width, 16, fill=color, hatch=gone, line=0.5)
             x += width
         text = "{} stay, {} new, {} gone".format(*counts(*pair))
-        scene.text(x + 8, y + 8, text, anchor="start", size=11)
+        scene.text(x + 8, y + 8, text, anchor="start")
         if chosen:
-            scene.box(left - 124, y - 2, 886, 20, edge=GREY, line=2.0)
+            scene.box(left - 132, y - 2, PAGE - 6, 20, edge=GREY, line=2.0)
     scene.axis(left, 30 + row * len(RUNGS), wide, top, "lines")
     return scene
 
@@ -138,7 +139,7 @@ def table(before: str, after: str, *, whole: bool) -> str:
             body.append('<tr><td colspan="4" style="text-align:center">...</td></tr>')
     head = f'<tr><th colspan="2">{before}.py</th><th colspan="2">{after}.py</th></tr>'
     return (
-        '<div tabindex="0" role="region" aria-label="both files, side by side" '
+        f'<div tabindex="0" role="region" aria-label="{told("both files, side by side")}" '
         'style="max-height:380px;overflow:auto;border:1px solid #767676;margin-top:6px">'
         '<table style="width:100%;table-layout:fixed;border-collapse:collapse;font-size:11px;'
         'font-family:monospace"><colgroup><col style="width:36px"><col><col style="width:36px">'

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ddp_helpers.environment.report import EnvironmentReport
-from ddp_helpers.plots.colors import BLUE, GREY, VERMILLION
-from ddp_helpers.plots.scene import Scene
+from ddp_helpers.plots.colors import BLUE, GREEN, GREY, VERMILLION
+from ddp_helpers.plots.scene import PAGE, Scene
 from ddp_helpers.widgets.controls import Choice, Slider
+from ddp_helpers.words import shown as told
 
 if TYPE_CHECKING:
     from ddp_helpers.widgets.base import Explorable, Picture
@@ -18,6 +19,7 @@ GIB = 1024**3
 GIB_OF_A_RANK, GIB_OF_THE_LAUNCHER = 0.3, 0.2
 BATCHES_AHEAD = 2  # DataLoader's default prefetch_factor, per worker
 LONGEST = 1.5  # of what there is: a longer bar is cut, its text says how much is asked for
+LEFT, WIDE, ROW = 100, 260, 40  # pixels; WIDE is all that there is
 ROWS = ("all rows", "not pass")
 
 
@@ -44,6 +46,11 @@ class Need:
     @property
     def fits(self) -> bool:
         return self.wanted <= self.there
+
+    @property
+    def verdict(self) -> str:
+        """Whether it fits, and what is missing."""
+        return "fits" if self.fits else f"{self.wanted - self.there:.3g} {self.unit} too much"
 
     def __str__(self) -> str:
         return f"{self.name}: {self.wanted:.3g} of {self.there:.3g} {self.unit}"
@@ -93,40 +100,47 @@ def draw(
     found = needs(room, ranks, threads, workers, batch_mib)
     shown = [check for check in report.checks if rows != "not pass" or check.status != "pass"]
     crowded = [need.name for need in found if not need.fits]
+    wanted = "; ".join(map(str, found))
     words = (
-        f"This machine: {report.summary}. {ranks} {'ranks want' if ranks > 1 else 'rank wants'} "
-        f"{'; '.join(map(str, found))}. "
+        f"This machine: {report.summary}. "
+        + (f"{ranks} ranks want {wanted}. " if ranks > 1 else f"{ranks} rank wants {wanted}. ")
         + (f"Too much: {', '.join(crowded)}." if crowded else "All of it fits.")
         + f" CPU threads of each rank: {threads_of_a_rank(room, ranks, threads)} to "
         f"compute, {workers} for loader workers."
     )
-    table = EnvironmentReport(tuple(shown))._repr_html_() if shown else "<p>All rows pass.</p>"
+    table = (
+        EnvironmentReport(tuple(shown))._repr_html_()
+        if shown
+        else f"<p>{told('All rows pass.')}</p>"
+    )
     return Picture(_scene(found), words, table)
 
 
 def _scene(found: list[Need]) -> Scene:
-    scene = Scene(860, 40 + 34 * len(found) + 44)
-    left, wide = 110, 400
-    scene.text(left, 12, "What the plan takes of this machine", anchor="start", bold=True, size=13)
+    scene = Scene(PAGE, 42 + ROW * len(found) + 44)
+    scene.text(LEFT, 12, "What the plan takes of this machine", anchor="start", bold=True, size=13)
     for at, need in enumerate(found):
-        top = 32 + 34 * at
-        share = min(LONGEST, need.wanted / need.there) if need.there else LONGEST
-        scene.text(left - 8, top + 11, need.name, anchor="end")
-        look = {"fill": BLUE} if need.fits else {"fill": VERMILLION, "hatch": True}
-        scene.box(left, top, wide * share, 22, **look)
-        text = f"{need.wanted:.3g} of {need.there:.3g} {need.unit}"
-        text += "" if need.fits else ": too much"
-        scene.text(left + LONGEST * wide + 12, top + 11, text, anchor="start", size=11)
-    bottom = 38 + 34 * len(found)
-    scene.line(left + wide, 26, left + wide, bottom, color=GREY, width=2.0, dashed=True)
-    scene.axis(
-        left,
-        bottom,
-        LONGEST * wide,
-        100 * LONGEST,
-        "share of what there is (%); the dashed line is all",
-    )
+        _bar(scene, 36 + ROW * at, need)
+    bottom = 42 + ROW * len(found)
+    limit = LEFT + WIDE
+    scene.line(limit, 30, limit, bottom, color=GREY, width=2.0, dashed=True)
+    label = "share of what there is (%); the dashed line is all"
+    scene.axis(LEFT, bottom, LONGEST * WIDE, 100 * LONGEST, label)
     return scene
+
+
+def _bar(scene: Scene, top: float, need: Need) -> None:
+    """What fits is plain; what does not is marked where it begins, and by a cross in words."""
+    share = min(LONGEST, need.wanted / need.there) if need.there else LONGEST
+    scene.text(LEFT - 8, top + 13, need.name, anchor="end")
+    scene.box(LEFT, top, WIDE * min(1.0, share), 26, fill=BLUE)
+    if share > 1:
+        scene.box(LEFT + WIDE, top, WIDE * (share - 1), 26, fill=VERMILLION, hatch=True, line=2.0)
+    x, color = LEFT + LONGEST * WIDE + 14, GREEN if need.fits else VERMILLION
+    scene.text(x, top + 13, "✓" if need.fits else "✗", size=18, bold=True, color=color)
+    scene.text(x + 12, top + 5, need.verdict, anchor="start", bold=not need.fits)
+    told = f"{need.wanted:.3g} of {need.there:.3g} {need.unit}"
+    scene.text(x + 12, top + 21, told, anchor="start")
 
 
 def explorable(

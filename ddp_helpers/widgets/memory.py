@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ddp_helpers.plots.colors import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
-from ddp_helpers.plots.scene import Scene, ticks
+from ddp_helpers.plots.scene import PAGE, Scene, ticks
 from ddp_helpers.scaling.memory import (
     AVERAGES,
     PRECISIONS,
@@ -57,7 +57,8 @@ COLORS = {
     "working": GREY,
 }
 HATCHED = ("recomputed", "working")
-LEFT, WIDE, TOP, HIGH = 20, 860, 44, 46
+LEFT, TOP, HIGH, COLUMN = 20, 54, 46, 222  # a column of the legends holds one entry
+WIDE = PAGE - 2 * LEFT
 
 
 def hold(
@@ -141,9 +142,9 @@ def draw(
     given = (model, way, ranks, precision, optimizer, batch, micro, checkpointing, tensor, stages)
     _, how, memory = hold(*given)
     seconds = cost(model, how, precision, tensor)
-    scene = Scene(2 * LEFT + WIDE, TOP + HIGH + 226)
+    scene = Scene(PAGE, TOP + HIGH + 250)
     _bytes(scene, memory)
-    _time(scene, seconds, TOP + HIGH + 126)
+    _time(scene, seconds, TOP + HIGH + 150)
     return Picture(scene, _in_words(model, how, tensor, memory, seconds))
 
 
@@ -164,11 +165,11 @@ def _bytes(scene: Scene, memory: RankMemory) -> None:
         at += size
     scene.box(place(at), TOP, place(memory.total.high) - place(at), HIGH, line=1.0)
     for tick in ticks(most / 1e9):
-        scene.text(place(1e9 * tick), TOP + HIGH + 12, f"{tick:,.10g}", size=11)
+        scene.text(place(1e9 * tick), TOP + HIGH + 12, f"{tick:,.10g}")
     for giga in CAPACITIES.values():
         x = place(1e9 * giga)
         scene.line(x, TOP - 8, x, TOP + HIGH + 4, width=2.0, dashed=True)
-        scene.text(x, TOP - 16, f"{giga}", size=11, bold=True)
+        scene.text(x, TOP - 16, f"{giga}", bold=True)
     _legend(scene, memory, TOP + HIGH + 40)
 
 
@@ -187,13 +188,13 @@ def _stack(memory: RankMemory) -> dict[str, float]:
 def _legend(scene: Scene, memory: RankMemory, top: float) -> None:
     rows = {name: size for name, size in memory.rows.items() if name in COLORS}
     for at, (name, size) in enumerate(rows.items()):
-        x, y = LEFT + 215 * (at % 4), top + 24 * (at // 4)
+        x, y = LEFT + COLUMN * (at % 3), top + 24 * (at // 3)
         scene.box(x, y - 7, 14, 14, fill=COLORS[name], hatch=name in HATCHED)
         scene.text(x + 20, y, f"{name}: {_giga(size)} GB", anchor="start")
-    x, y = LEFT, top + 24 * (-(-len(rows) // 4))
+    x, y = LEFT, top + 24 * (-(-len(rows) // 3))
     scene.box(x, y - 7, 14, 14)
     words = "what fragments may take; gradients beside activations only if both are there at once"
-    scene.text(x + 20, y, words, anchor="start", size=11)
+    scene.text(x + 20, y, words, anchor="start")
 
 
 def _time(scene: Scene, seconds: dict[str, float], top: float) -> None:
@@ -208,7 +209,7 @@ def _time(scene: Scene, seconds: dict[str, float], top: float) -> None:
         at += wide
     shown = [(name, each) for name, each in seconds.items() if each > 0]
     for number, (name, each) in enumerate(shown):
-        x, y = LEFT + 215 * (number % 4), top + 54 + 24 * (number // 4)
+        x, y = LEFT + COLUMN * (number % 3), top + 54 + 24 * (number // 3)
         hatch = name not in ("compute", "recompute")
         scene.box(x, y - 7, 14, 14, fill=colors[name], hatch=hatch)
         scene.text(x + 20, y, f"{name}: {each / whole:.0%}", anchor="start")

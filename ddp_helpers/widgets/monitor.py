@@ -1,17 +1,25 @@
-"""A training on real ranks, watched while it runs: steps, loss and throughput of each rank."""
+"""A training on real ranks, watched while it runs: how far each rank is, and for how long it waits.
+
+A rank works until DDP has all gradients of a step, and then waits for those of the others: until
+its backward has returned. A loss of one batch jumps from step to step, so a mean of ten is drawn.
+"""
 
 from __future__ import annotations
 
 import itertools
+import re
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from statistics import mean
 from typing import TYPE_CHECKING
 
 from ddp_helpers.plots.colors import FILLS, GREY, LINES
-from ddp_helpers.plots.scene import Scene
-from ddp_helpers.ranks.launcher import LaunchStopped, launch
+from ddp_helpers.plots.scene import PAGE, Scene, WordsLook
+from ddp_helpers.ranks.conclusion import LaunchStopped
+from ddp_helpers.ranks.launcher import launch
 from ddp_helpers.widgets.base import Explorable, Live
 from ddp_helpers.widgets.controls import Choice, Slider
 
@@ -22,6 +30,9 @@ GUESSING = 2.4  # nats, just above ln 10: the loss of a model that guesses among
 PER_SECOND = 8  # redraws
 MOST_POINTS = 120
 WINDOW = 2.0  # seconds over which the throughput is taken
+MEAN_OF = 10  # steps
+TOLD = re.compile(r"worked ([\d.]+) ms, waited ([\d.]+) ms a step")
+LEFT, WIDE, ROW = 60, 270, 82  # pixels of the bars
 
 
 @dataclass
@@ -33,6 +44,9 @@ class OfRank:
     losses: list[tuple[int, float]] = field(default_factory=list)
     total: int = 0
     how: str = "starts"
+    works: float = 0.0
+    """Milliseconds of a step, the mean of the last few."""
+    waits: float = 0.0
 
     @property
     def step(self) -> int:
@@ -68,7 +82,8 @@ class Watch:
     _drawn_at: float = 0.0
 
     def output(self, rank: int, lines: list[str]) -> None:
-        pass
+        for found in filter(None, map(TOLD.search, lines)):
+            self.ranks[rank].works, self.ranks[rank].waits = map(float, found.groups())
 
     def report(self, rank: int, step: int, total: int | None, loss: float | str | None) -> None:
         self.ranks[rank].tell(time.monotonic(), step, total, loss)
@@ -91,6 +106,7 @@ class Watch:
 def train(epochs: int, batch_size: int, slow_ms: int) -> float:
     """Train on the digits; rank 1 sleeps `slow_ms` in each step. Returns the last loss."""
     import torch
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
     from torch.utils.data import DistributedSampler
 
     from ddp_helpers.data.digits import load_mnist_5k
@@ -99,16 +115,26 @@ def train(epochs: int, batch_size: int, slow_ms: int) -> float:
     from ddp_helpers.model import SmallCNN
     from ddp_helpers.ranks.progress import report
 
+    ready = 0.0
+    losses: deque[float] = deque(maxlen=MEAN_OF)
+    times: deque[tuple[float, float]] = deque(maxlen=MEAN_OF)
+
+    def note(state, bucket):
+        nonlocal ready
+        ready = time.perf_counter()  # after the last bucket nothing is left but to wait
+        return allreduce_hook(state, bucket)
+
     with process_group() as pg:
         torch.manual_seed(0)
         ddp = torch.nn.parallel.DistributedDataParallel(SmallCNN().to(pg.device))
+        ddp.register_comm_hook(None, note)
         optimizer = torch.optim.SGD(ddp.parameters(), lr=0.02, momentum=0.9)
         loader = make_train_loader(
             load_mnist_5k(), batch_size, rank=pg.rank, world_size=pg.world_size
         )
         sampler = loader.sampler
         assert isinstance(sampler, DistributedSampler)  # of every make_train_loader
-        step, total = 0, epochs * len(loader)
+        step, total, start = 0, epochs * len(loader), time.perf_counter()
         for epoch in range(epochs):
             sampler.set_epoch(epoch)
             for images, labels in loader:
@@ -117,21 +143,31 @@ def train(epochs: int, batch_size: int, slow_ms: int) -> float:
                 loss = torch.nn.functional.cross_entropy(logits, labels.to(pg.device))
                 optimizer.zero_grad()
                 loss.backward()
+                losses.append(loss.item())
+                back = time.perf_counter()
                 optimizer.step()
                 step += 1
-                report(step=step, total=total, loss=loss.item())
-        return loss.item()
+                times.append((ready - start, back - ready))
+                start = back
+                report(step=step, total=total, loss=mean(losses))
+                if step % 5 == 0 or step == total:
+                    worked, waited = (1000 * mean(some) for some in zip(*times, strict=True))
+                    print(f"worked {worked:.1f} ms, waited {waited:.1f} ms a step")
+        return losses[-1]
 
 
 def draw(ranks: int, epochs: int, batch_size: int, slow_ms: int, result: Watch | None) -> Picture:
-    """Progress and throughput on the left, the losses on the right."""
+    """Progress and waits on the left, the losses on the right."""
     from ddp_helpers.widgets.base import Picture
 
     told = result.ranks if result else [OfRank(how="not started") for _ in range(ranks)]
-    scene = Scene(900, max(196, 40 + 52 * len(told)))
-    scene.text(64, 12, "steps done", anchor="start", bold=True, size=13)
+    scene = Scene(PAGE, max(204, 30 + ROW * len(told)))
+    scene.text(LEFT, 12, "steps done; a step, and the wait in it", **_HEAD)
+    longest = max(one.works + one.waits for one in told) or 1.0
     for rank, one in enumerate(told):
-        _progress(scene, 30 + 52 * rank, rank, one, batch_size)
+        _progress(scene, 30 + ROW * rank, rank, one, batch_size)
+        if one.works:
+            _step(scene, 30 + ROW * rank + 40, rank, one, longest)
     _losses(scene, told)
     if result is None:
         words = (
@@ -150,6 +186,7 @@ def _in_words(told: list[OfRank], batch_size: int, slow_ms: int, result: Watch) 
         f"rank {rank} {one.how}, step {one.step} of {one.total}"
         + (f", {batch_size * one.steps_per_second():,.0f} digits/s" if one.step else "")
         + (f", loss {one.losses[-1][1]:.3f}" if one.losses else "")
+        + (f", waits {one.waits:.1f} of {one.works + one.waits:.1f} ms" if one.works else "")
         for rank, one in enumerate(told)
     ]
     late = f" Rank 1 sleeps {slow_ms} ms in each step." if slow_ms and len(told) > 1 else ""
@@ -157,26 +194,35 @@ def _in_words(told: list[OfRank], batch_size: int, slow_ms: int, result: Watch) 
 
 
 def _progress(scene: Scene, top: float, rank: int, one: OfRank, batch_size: int) -> None:
-    left, wide = 64, 330
-    scene.text(left - 8, top + 10, f"rank {rank}", anchor="end")
-    scene.box(left, top, wide, 20)
+    scene.text(LEFT - 8, top + 8, f"rank {rank}", anchor="end")
+    scene.box(LEFT, top, WIDE, 16)
     share = one.step / one.total if one.total else 0.0
-    scene.box(left, top, wide * share, 20, fill=FILLS[rank % len(FILLS)])
+    scene.box(LEFT, top, WIDE * share, 16, fill=FILLS[rank % len(FILLS)])
     speed = f", {batch_size * one.steps_per_second():,.0f} digits/s" if one.step else ""
     text = f"{one.how}: step {one.step} of {one.total or '?'}{speed}"
-    scene.text(left, top + 32, text, anchor="start", size=11)
+    scene.text(LEFT, top + 27, text, anchor="start")
+
+
+def _step(scene: Scene, top: float, rank: int, one: OfRank, longest: float) -> None:
+    """How much of a step is work, and how much is waiting for the others."""
+    works, waits = (WIDE * ms / longest for ms in (one.works, one.waits))
+    scene.box(LEFT, top, works, 12, fill=FILLS[rank % len(FILLS)])
+    scene.box(LEFT + works, top, waits, 12, fill="#ffffff", hatch=True)
+    text = f"works {one.works:.1f} ms, waits {one.waits:.1f} ms"
+    scene.text(LEFT, top + 22, text, anchor="start", bold=one.waits > one.works)
 
 
 def _losses(scene: Scene, told: list[OfRank]) -> None:
-    left, wide, top, high = 480, 390, 26, 110
-    scene.text(left, 12, "loss (cross-entropy, nats)", anchor="start", bold=True, size=13)
+    left, wide, top, high = 388, 296, 30, 120
+    head = f"loss on its own batches, mean of {MEAN_OF} steps"
+    scene.text(left, 12, head, **_HEAD)
     points = [point for one in told for point in one.losses]
     last = max((one.total for one in told), default=0) or 1
     peak = max([GUESSING, *(loss for _, loss in points)])
     for share in (0.0, 0.5, 1.0):
         y = top + high * (1 - share)
         scene.line(left, y, left + wide, y, color=GREY, width=0.5)
-        scene.text(left - 6, y, f"{peak * share:.1f}", anchor="end", size=11)
+        scene.text(left - 6, y, f"{peak * share:.1f}", anchor="end")
     scene.axis(left, top + high, wide, last, "step")
     for rank, one in enumerate(told):
         few = one.losses[:: max(1, len(one.losses) // MOST_POINTS)]
@@ -184,6 +230,9 @@ def _losses(scene: Scene, told: list[OfRank]) -> None:
         for (x, y), (to_x, to_y) in itertools.pairwise(places):
             color, dashed = LINES[rank % len(LINES)], rank % 2 == 1
             scene.line(x, y, to_x, to_y, color=color, width=1.5, dashed=dashed)
+
+
+_HEAD: WordsLook = {"anchor": "start", "bold": True, "size": 13}
 
 
 class Monitor(Live):

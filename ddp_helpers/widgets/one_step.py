@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ddp_helpers.plots.colors import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
-from ddp_helpers.plots.scene import Scene
+from ddp_helpers.plots.scene import PAGE, Scene
 from ddp_helpers.widgets.controls import Choice, Slider
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ KINDS = {
 }
 HATCHED = ("copy weights", "collect")
 WARM_UP, REPEATS = 2, 9
-LEFT, WIDE, ROW = 150, 690, 30
+LEFT, WIDE, ROW = 146, 536, 30
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def draw(
     """Both steps on one time axis; a line marks the moment."""
     from ddp_helpers.widgets.base import Picture
 
-    scene = Scene(LEFT + WIDE + 40, 114 + (2 * ROW + 8) * workers)
+    scene = Scene(PAGE, 114 + (2 * ROW + 8) * workers)
     _legend(scene)
     if result is None:
         scene.text(LEFT, 80, "not measured yet", anchor="start", size=14, color=GREY)
@@ -259,13 +259,13 @@ def _rows(scene: Scene, y: float, way: str, step: Step, top: float) -> float:
 
 def _legend(scene: Scene) -> None:
     for at, (name, color) in enumerate(KINDS.items()):
-        x = LEFT + 116 * at
+        x = 14 + 115 * at
         scene.box(x, 6, 14, 14, fill=color, hatch=name in HATCHED)
-        scene.text(x + 20, 13, name, anchor="start", size=11)
+        scene.text(x + 20, 13, name, anchor="start")
 
 
 def explorable(
-    model: str = MODELS[0], workers: int = 2, batch: int = 256, moment: int = 50
+    model: str = MODELS[1], workers: int = 2, batch: int = 256, moment: int = 50
 ) -> Explorable:
     """Measure one step of each way, then move through it."""
     from ddp_helpers.widgets.base import Explorable

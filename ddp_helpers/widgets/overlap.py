@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ddp_helpers.plots.colors import BLUE, GREEN, GREY, PURPLE, SKY, VERMILLION
-from ddp_helpers.plots.scene import Scene
+from ddp_helpers.plots.scene import PAGE, Scene
 from ddp_helpers.timeline.intervals import difference, intersection
 from ddp_helpers.timeline.records import BACKWARD, FORWARD, OPTIMIZER, RankTimeline, overlap
 from ddp_helpers.widgets.controls import Choice, Slider, Steps
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 BUCKETS = (0.05, 0.25, 1.0, 25.0)  # MiB
 COLORS = {FORWARD: SKY, BACKWARD: BLUE, OPTIMIZER: PURPLE}
-LEFT, WIDE, ROW = 150, 690, 26
+LEFT, WIDE, ROW = 130, 548, 26
 THINNEST = 0.8  # pixels: what took no time to speak of is still to be seen
 
 
@@ -70,7 +70,7 @@ def draw(
     """The last recorded step: for each rank a lane of compute and one of all-reduce."""
     from ddp_helpers.widgets.base import Picture
 
-    scene = Scene(LEFT + WIDE + 40, 36 + 2 * ROW * ranks + 14 * ranks + 40)
+    scene = Scene(PAGE, 36 + 2 * ROW * ranks + 14 * ranks + 40)
     _legend(scene)
     size = gradients_mib(layers, width)
     given = (
@@ -132,9 +132,9 @@ def _bar(
 def _legend(scene: Scene) -> None:
     kinds = [*COLORS.items(), ("hidden behind backward", GREEN), ("not hidden", VERMILLION)]
     for at, (name, color) in enumerate(kinds):
-        x = LEFT + (0, 100, 210, 320, 510)[at]
+        x = LEFT + (0, 90, 190, 290, 470)[at]
         scene.box(x, 4, 14, 14, fill=color, hatch=color == VERMILLION)
-        scene.text(x + 20, 11, name, anchor="start", size=11)
+        scene.text(x + 20, 11, name, anchor="start")
 
 
 def explorable(

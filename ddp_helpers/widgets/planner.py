@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ddp_helpers.plots.colors import BLUE, GREY, VERMILLION
-from ddp_helpers.plots.scene import Scene, ticks
+from ddp_helpers.plots.scene import PAGE, Scene, ticks
 from ddp_helpers.scaling.rated import LINKS, described, with_cards
 from ddp_helpers.scaling.records import GRADIENT_BYTES, Machine, Numbers, Setup, Work
 from ddp_helpers.scaling.step_time import predict
 from ddp_helpers.widgets.controls import Choice, Slider, Steps
+from ddp_helpers.words import shown
 
 if TYPE_CHECKING:
     from ddp_helpers.scaling.records import Prediction
@@ -33,7 +34,7 @@ MACHINES = {
     )
 }
 DTYPES = tuple(name for name in GRADIENT_BYTES if name != "float64")
-LEFT, WIDE, HIGH, TOP = 84, 560, 220, 30
+LEFT, WIDE, HIGH, TOP = 84, 396, 220, 30
 MEASURED_RANKS = (1, 2, 4)
 MOST_POINTS = 33  # of the curve: more are not to be seen, and each is a shape to draw
 
@@ -101,7 +102,7 @@ def draw(
     from ddp_helpers.widgets.base import Picture
 
     ranks, told = plan(machine, millions, ms, batch, accumulate, dtype, most)
-    scene = Scene(900, TOP + HIGH + 46)
+    scene = Scene(PAGE, TOP + HIGH + 46)
     scene.text(LEFT, 12, "samples per second, all ranks", anchor="start", bold=True, size=13)
     _curve(scene, ranks, told)
     _parts(scene, told)
@@ -137,7 +138,7 @@ def _curve(scene: Scene, ranks: np.ndarray, told: Prediction) -> None:
     y = lambda value: TOP + HIGH * (1 - min(1.05, float(value) / top))
     for tick in ticks(top):
         scene.line(LEFT, y(tick), LEFT + WIDE, y(tick), color=GREY, width=0.4)
-        scene.text(LEFT - 6, y(tick), f"{tick:,.10g}", anchor="end", size=11)
+        scene.text(LEFT - 6, y(tick), f"{tick:,.10g}", anchor="end")
     scene.axis(LEFT, TOP + HIGH, WIDE, most, "ranks")
     scene.line(x(0), y(0), x(most), y(top), color=GREY, width=1.5, dashed=True)
     for at in range(len(ranks)):
@@ -145,18 +146,13 @@ def _curve(scene: Scene, ranks: np.ndarray, told: Prediction) -> None:
     for at, to in itertools.pairwise(range(len(ranks))):
         ends = x(ranks[at]), y(speed[at]), x(ranks[to]), y(speed[to])
         scene.line(*ends, color=BLUE, width=2.5)
-    scene.text(
-        x(most) - 6,
-        y(top) - 12,
-        "dashed: n times one rank; upright: the range",
-        anchor="end",
-        size=11,
-    )
 
 
 def _parts(scene: Scene, told: Prediction) -> None:
     """Where the time of a step goes at the largest number of ranks."""
-    left, wide = LEFT + WIDE + 40, 190
+    left, wide = LEFT + WIDE + 36, 180
+    scene.text(left, TOP + HIGH - 20, "dashed: n times one rank", anchor="start")
+    scene.text(left, TOP + HIGH - 2, "upright: the range", anchor="start")
     scene.text(left, TOP + 12, "a step at the right end", anchor="start", bold=True, size=13)
     step = _last(told.step.value)
     parts = {"compute": _last(told.compute), "waits for messages": _last(told.exposed)}
@@ -185,15 +181,21 @@ def _measured_table(found: Measured) -> str:
             f"{1e3 * told.value:.1f} ({1e3 * told.low:.1f} to {1e3 * told.high:.1f})",
             f"{1e3 * seconds:.1f}",
         ]
-        rows += "<tr>" + "".join(f'<td style="text-align:right">{c}</td>' for c in cells) + "</tr>"
+        rows += (
+            "<tr>"
+            + "".join(f'<td style="text-align:right">{shown(c)}</td>' for c in cells)
+            + "</tr>"
+        )
     link = found.machine.link
     device = "CPU" if found.machine.cores else "GPUs"
-    return (
-        f"<p style='margin:6px 0'>Measured on this machine's {device}, SmallCNN, batches of "
-        f"{found.batch}: latency {1e6 * link.latency:.0f} µs, bandwidth "
-        f"{link.bandwidth / 1e9:.2f} GB/s.</p><table><tr><th>ranks</th><th>predicted step (ms)"
-        f"</th><th>measured (ms)</th></tr>{rows}</table>"
+    about = (
+        f"Measured on this machine's {device}, SmallCNN, batches of {found.batch}: latency "
+        f"{1e6 * link.latency:.0f} µs, bandwidth {link.bandwidth / 1e9:.2f} GB/s."
     )
+    heads = (shown(head) for head in ("ranks", "predicted step (ms)", "measured (ms)"))
+    row = "".join(f"<th>{head}</th>" for head in heads)
+    table = f"<table><tr>{row}</tr>{rows}</table>"
+    return f"<p style='margin:6px 0'>{shown(about)}</p>{table}"
 
 
 def explorable(

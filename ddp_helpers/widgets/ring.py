@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ddp_helpers.plots.colors import BLUE, FILLS, GREY, VERMILLION
-from ddp_helpers.plots.scene import Scene
+from ddp_helpers.plots.scene import PAGE, Scene
 from ddp_helpers.widgets.controls import Slider
 
 if TYPE_CHECKING:
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 Held = list[list[frozenset[int]]]
 """For each rank and each chunk: whose numbers are in the sum that it holds."""
 
-WIDE, ROW, LEFT = 400, 44, 54  # pixels of a panel, of a rank, before the first chunk
-NARROWEST = 9  # pixels of a slot that holds a number
+WIDE, ROW, LEFT = 287, 44, 54  # pixels of a panel, of a rank, before the first chunk
+LONGEST = 480  # pixels of the bar of all that is sent
+NARROWEST = 8.5  # pixels of a slot that holds a number
 MOST_NAMED = 5  # ranks: with more, `chunk 0` does not fit above its chunk
 
 
@@ -78,9 +79,9 @@ def draw(ranks: int, mib: int, step: int) -> Picture:
 
     step = min(step, 2 * (ranks - 1))
     ways = {"ring": ring_schedule(ranks), "through rank 0": naive_schedule(ranks)}
-    scene = Scene(2 * (LEFT + WIDE) + 40, 118 + ROW * ranks + 40)
+    scene = Scene(PAGE, 118 + ROW * ranks + 40)
     for at, (name, schedule) in enumerate(ways.items()):
-        _panel(scene, at * (LEFT + WIDE + 30), name, schedule, ranks, step)
+        _panel(scene, at * (LEFT + WIDE + 18), name, schedule, ranks, step)
     _costs(scene, ways, ranks, step, mib, 66 + ROW * ranks)
     return Picture(scene, _in_words(ways, ranks, step, mib))
 
@@ -119,7 +120,7 @@ def _panel(
             _chunk(scene, *place, whose, ranks, fresh=(rank, chunk) in arrived)
     for chunk in range(ranks):
         middle = left + LEFT + wide * chunk + (wide - 14) / 2
-        scene.text(middle, 32, f"chunk {chunk}" if ranks <= MOST_NAMED else chunk, size=11)
+        scene.text(middle, 32, f"chunk {chunk}" if ranks <= MOST_NAMED else chunk)
     for send in now:
         for chunk in send.chunks:
             at = left + LEFT + wide * (chunk + 1) - 8
@@ -140,7 +141,7 @@ def _chunk(
     for rank in sorted(whose):
         scene.box(left + slot * rank, top, slot, 28, fill=FILLS[rank], line=0.5)
         if slot >= NARROWEST:
-            scene.text(left + slot * (rank + 0.5), top + 14, rank, size=11, color="#000000")
+            scene.text(left + slot * (rank + 0.5), top + 14, rank, color="#000000")
     whole = len(whose) == ranks
     edge, line = (VERMILLION, 3.5) if fresh else (GREY, 2.0 if whole else 1.0)
     scene.box(left, top, wide, 28, edge=edge, line=line)
@@ -165,13 +166,13 @@ def _costs(
         passed = waited_for(schedule, ranks, step, mib)
         y = top + 22 * at
         scene.text(112, y + 8, name, anchor="end")
-        scene.box(120, y, 640 * passed / total, 16, fill=(BLUE, VERMILLION)[at], line=0.5)
-        scene.text(128 + 640 * passed / total, y + 8, f"{passed:.4g} MiB", anchor="start")
-    scene.axis(120, top + 48, 640, total, "sent one after another so far (MiB)")
+        scene.box(120, y, LONGEST * passed / total, 16, fill=(BLUE, VERMILLION)[at], line=0.5)
+        scene.text(128 + LONGEST * passed / total, y + 8, f"{passed:.4g} MiB", anchor="start")
+    scene.axis(120, top + 48, LONGEST, total, "sent one after another so far (MiB)")
 
 
 def explorable(ranks: int = 4, mib: int = 8, step: int = 2) -> Explorable:
-    """Walk through the steps; a slot with a rank's number says whose gradients are in a sum."""
+    """Play the steps, or walk through them; a slot's number says whose gradients are in a sum."""
     from ddp_helpers.widgets.base import Explorable
 
     controls = {
@@ -180,7 +181,7 @@ def explorable(ranks: int = 4, mib: int = 8, step: int = 2) -> Explorable:
         "step": _step_slider(ranks, step),
     }
     title = "All-reduce: round the ring, or through one rank"
-    return Explorable(title, controls, draw, adjust=_adjust)
+    return Explorable(title, controls, draw, adjust=_adjust, plays="step")
 
 
 def _step_slider(ranks: int, step: int) -> Slider:

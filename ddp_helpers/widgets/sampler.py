@@ -15,15 +15,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ddp_helpers.plots.colors import FILLS, GREY, VERMILLION
-from ddp_helpers.plots.scene import Scene, WordsLook
+from ddp_helpers.plots.scene import PAGE, Scene, WordsLook
 from ddp_helpers.widgets.controls import Slider, Tick
 
 if TYPE_CHECKING:
     from ddp_helpers.widgets.base import Explorable, Picture
 
-MOST_SAMPLES = 40
+MOST_SAMPLES = 36
 MOST_NAMED = 8  # numbers of samples in a sentence
-LEFT, ROOM, WIDEST, ROW = 64, 880, 34, 26  # pixels
+TAG = 22  # pixels of a rank's name below a sample
+LEFT, ROOM, NARROWEST, WIDEST, ROW = 76, 616, 17, 34, 30  # pixels
 
 
 @dataclass(frozen=True)
@@ -148,58 +149,82 @@ def _uses(dealt: Deal) -> Counter[int]:
 
 
 def _scene(dealt: Deal, samples: int, batch_size: int, epoch: int) -> Scene:
+    """Ranks are names with a stroke of their colour; samples are numbered boxes in it."""
     ranks, each = len(dealt.shares), len(dealt.shares[0])
-    scene = Scene(LEFT + ROOM + 20, 64 + ROW * ranks + 96)
+    owners = _owners(dealt)
+    most = max(len(_names(who)) for who in owners.values())
+    scene = Scene(PAGE, 138 + ROW * ranks + TAG * most)
     scene.text(LEFT, 12, f"What each rank gets in epoch {epoch}, in this order", **_HEAD)
     # a gap after each batch, and narrower boxes where one row would be too long
     gaps = math.ceil(each / batch_size) - 1
-    cell = min(WIDEST, (ROOM - 5 * gaps) / each)
+    gap = min(8, (ROOM - NARROWEST * each) / gaps) if gaps else 0
+    cell = min(WIDEST, (ROOM - gap * gaps) / each)
     for rank, share in enumerate(dealt.shares):
         top = 28 + ROW * rank
-        scene.text(LEFT - 8, top + ROW / 2 - 2, f"rank {rank}", anchor="end")
+        _rank(scene, LEFT - 62, top + 2, 54, f"rank {rank}", rank)
         for turn, index in enumerate(share):
-            left = LEFT + cell * turn + 5 * (turn // batch_size)
-            _sample(scene, left, top, rank, str(index), dealt.is_padding(rank, turn), cell)
-    scene.text(LEFT, 40 + ROW * ranks, f"gaps: batches of {batch_size} per rank", **_NOTE)
-    _dataset(scene, dealt, samples, 56 + ROW * ranks)
+            left = LEFT + cell * turn + gap * (turn // batch_size)
+            _sample(scene, left, top, rank, index, dealt.is_padding(rank, turn), cell)
+    note = f"a box is a sample, its number the index; gaps: batches of {batch_size} per rank"
+    scene.text(LEFT, 36 + ROW * ranks, note, **_NOTE)
+    _dataset(scene, owners, samples, 62 + ROW * ranks)
+    note = "striped, with a thick frame: used more than once; ✗: left out"
+    scene.text(LEFT, 126 + ROW * ranks + TAG * most, note, **_NOTE)
     return scene
 
 
-def _dataset(scene: Scene, dealt: Deal, samples: int, top: float) -> None:
-    """The dataset in its own order: who uses which sample."""
+def _owners(dealt: Deal) -> dict[int, list[int]]:
+    """For each sample that is used the ranks that use it, in the order of use."""
     owners: dict[int, list[int]] = {}
     for turn, rank in itertools.product(range(len(dealt.shares[0])), range(len(dealt.shares))):
         owners.setdefault(dealt.shares[rank][turn], []).append(rank)
+    return owners
+
+
+def _names(who: list[int]) -> list[str]:
+    """What stands below a sample: two ranks have room, of more only how many."""
+    return [f"r{rank}" for rank in who] if len(who) < 3 else [f"{len(who)}x"]
+
+
+def _dataset(scene: Scene, owners: dict[int, list[int]], samples: int, top: float) -> None:
+    """The dataset in its own order: who uses which sample."""
     cell = min(WIDEST, ROOM / samples)
-    scene.text(LEFT, top + 10, "The dataset, and which rank uses which sample", **_HEAD)
+    scene.text(LEFT, top + 10, "The dataset, and below each sample the rank that uses it", **_HEAD)
     for index in range(samples):
         left = LEFT + cell * index
         who = owners.get(index, [])
+        _sample(scene, left, top + 24, who[0] if who else None, index, len(who) > 1, cell)
         if not who:
-            scene.text(left + cell / 2, top + 38, "x", size=18, color=VERMILLION)
-        else:  # two ranks fit into a box
-            text = " ".join(map(str, who)) if len(who) < 3 else f"{len(who)}x"
-            _sample(scene, left, top + 26, who[0], text, len(who) > 1, cell)
-        if index % 5 == 0 or (index == samples - 1 and index % 5 > 1):
-            scene.text(left + cell / 2 - 1, top + 60, index, size=11)
-    note = "striped with a thick frame: used more than once; x: left out; below: the index"
-    scene.text(LEFT, top + 80, note, **_NOTE)
+            scene.text(left + cell / 2 - 1, top + 61, "✗", size=16, color=VERMILLION)
+            continue
+        for at, name in enumerate(_names(who)):
+            rank = who[at] if len(who) < 3 else None
+            _rank(scene, left, top + 52 + TAG * at, cell - 2, name, rank)
+
+
+def _rank(scene: Scene, left: float, top: float, wide: float, name: str, rank: int | None) -> None:
+    """A rank's name under a stroke of its colour."""
+    fill = "#ffffff" if rank is None else FILLS[rank % len(FILLS)]
+    scene.box(left, top, wide, 4, fill=fill, line=0.5)
+    scene.text(left + wide / 2, top + 13, name)
 
 
 def _sample(
-    scene: Scene, left: float, top: float, rank: int, text: str, twice: bool, cell: float
+    scene: Scene, left: float, top: float, rank: int | None, index: int, twice: bool, cell: float
 ) -> None:
-    fill, edge, line = FILLS[rank % len(FILLS)], *((VERMILLION, 3.0) if twice else (GREY, 1.0))
-    scene.box(left, top, cell - 2, ROW - 4, fill=fill, edge=edge, line=line, hatch=twice)
+    """A box with the sample's number; white if no rank uses it."""
+    fill = "#ffffff" if rank is None else FILLS[rank % len(FILLS)]
+    edge, line = (VERMILLION, 3.0) if twice else (GREY, 1.0)
+    scene.box(left, top, cell - 2, ROW - 6, fill=fill, edge=edge, line=line, hatch=twice)
     if twice:  # a number needs a ground of its own on stripes
-        wide = min(cell - 5, 4 + 7 * len(text))
+        wide = min(cell - 5, 4 + 7 * len(str(index)))
         middle = left + cell / 2 - 1
-        scene.box(middle - wide / 2, top + 4, wide, ROW - 12, fill="#ffffff", line=0.0)
-    scene.text(left + cell / 2 - 1, top + ROW / 2 - 2, text, size=11, color="#000000")
+        scene.box(middle - wide / 2, top + 4, wide, ROW - 14, fill="#ffffff", line=0.0)
+    scene.text(left + cell / 2 - 1, top + ROW / 2 - 3, index, color="#000000")
 
 
 _HEAD: WordsLook = {"anchor": "start", "bold": True, "size": 13}
-_NOTE: WordsLook = {"anchor": "start", "size": 11}
+_NOTE: WordsLook = {"anchor": "start"}
 
 
 def explorable(

@@ -21,6 +21,15 @@ def shown(text: str) -> str:
     return book.shown(text)
 
 
+def language() -> str:
+    """The reader's language as its catalogues are called, `zh_CN`; an empty text for English."""
+    if not os.environ.get(VARIABLE):
+        return ""
+    from ddp_helpers.words import book
+
+    return book.language()
+
+
 def joined(*texts: str) -> str:
     """Sentences one after another, as the reader is to see them."""
     if not os.environ.get(VARIABLE):

@@ -24,11 +24,14 @@ from jupyter_client.kernelspec import KernelSpec
 
 RANKS_FILE = Path(__file__).with_name("soak_ranks.py")
 SHARED_MEMORY = Path("/dev/shm")
+# of torch, of multiprocessing, of OpenMP; other people keep their files there, too
+SHARED_NAMES = ("torch_", "sem.soak", "psm_", "__KMP_")
 KNOWN = set(os.listdir(SHARED_MEMORY))
 PREFIX = f"soak-{os.getpid()}-"
-PATIENCE = 120.0  # seconds for a host to start, and beyond a launch's own limit
-LATE_REPLY = 5.0  # seconds after which a kernel that says it is idle will not answer any more
-SETTLE = 40.0  # seconds in which everything must be gone; a fork server first loads torch
+# a machine that is busy with other work is slow, and that alone is no fault
+PATIENCE = 300.0  # seconds for a host to start or to end, and beyond a launch's own limit
+LATE_REPLY = 20.0  # seconds after which a kernel that says it is idle will not answer any more
+SETTLE = 120.0  # seconds in which everything must be gone; a fork server first loads torch
 COMPLAINTS = ("Traceback", "Exception ignored", "leaked", "Fatal Python", "Error:")
 
 
@@ -103,7 +106,7 @@ class Host:
         with contextlib.suppress(ProcessLookupError):
             (os.killpg if group else os.kill)(self.pid, signum)
 
-    def dies(self, seconds: float = 30.0) -> bool:
+    def dies(self, seconds: float = PATIENCE) -> bool:
         """True if the host ends within this time."""
         with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
             psutil.Process(self.pid).wait(seconds)
@@ -229,7 +232,7 @@ def may_be_ours(name: str, running: dict[int, str]) -> bool:
 
     The soak's own semaphores have a prefix; `sem.mp-` is everybody else's.
     """
-    if name.startswith("sem.mp-"):
+    if not name.startswith(SHARED_NAMES):
         return False
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
@@ -279,7 +282,7 @@ class ScriptHost(Host):
         except queue.Empty:
             raise TimeoutError from None
         if reply.died:
-            self._process.wait(30)
+            self._process.wait(PATIENCE)
         elif reply.answer is not None:
             reply.answer = json.loads(reply.answer)
         return reply
@@ -289,7 +292,7 @@ class ScriptHost(Host):
 
     def end(self) -> None:
         self._process.stdin.close()
-        self._process.wait(30)
+        self._process.wait(PATIENCE)
 
 
 class KernelHost(Host):

@@ -5,6 +5,9 @@
     python tests/benchmarks/soak_launch.py --correct 500           # correct launches in a row
     python tests/benchmarks/soak_launch.py --kernels 30            # that many kernels at once
 
+A round is a launch, or a command of a session, in a script or in a notebook's kernel, where ranks
+stand by. Of the correct launches half are in a script, half in a kernel.
+
 After each round: no process of the launch runs, /dev/shm and the temporary folder are as before,
 the launching process has no file open that it had not before, and its next launch is right.
 """
@@ -35,6 +38,7 @@ from soak_scenarios import (
     AT_A_PROMPT,
     ENDS_OF_THE_HOST,
     INTERRUPTS,
+    LEFT_OPEN,
     SIGNALS,
     STANDBY,
     Scenario,
@@ -45,6 +49,7 @@ from soak_scenarios import (
 
 LONGEST_HOST = 25  # rounds
 KILLS = ("host SIGTERM", "host SIGKILL", "SIGKILL at a prompt")
+HOSTS: dict[str, type[Host]] = {"script": ScriptHost, "kernel": KernelHost}
 MOST_PRIVATE = 15.0  # MB of a rank that stands by
 largest_standby, most_standby = 0.0, 0
 
@@ -104,7 +109,7 @@ def kill_fork_server(host: Host) -> None:
 
 def kill_one_that_starts(scenario: Scenario, host: Host) -> None:
     """Send the signal to a rank as soon as there is one, or a random moment later."""
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + PATIENCE
     while len(ranks := host.ranks()) <= scenario.victim and time.monotonic() < limit:
         time.sleep(0.001)
     time.sleep(scenario.delay * 0.1)
@@ -135,10 +140,23 @@ def play(scenario: Scenario, host: Host) -> tuple[list[str], bool]:
         reply.died = host.dies()  # the launch was over before the signal came
     if reply.died and scenario.event != "kernel restart":
         return problems + host.left(False, ""), False
+    if scenario.event in LEFT_OPEN:
+        return problems + end_with_a_session(scenario, host), False
     found, alive = launch_again(host, scenario.start_method)
     if told := host.told():
         problems.append(f"on stderr: {told[:1500]}")
     return problems + found, alive
+
+
+def end_with_a_session(scenario: Scenario, host: Host) -> list[str]:
+    """End a host whose session is still open; what is left of it."""
+    if scenario.event == "left open":
+        host.end()
+    else:
+        host.kill(signal.SIGKILL, scenario.group)
+        host.dies()
+    told = host.told() if scenario.event == "left open" else ""
+    return host.left(False, "") + ([f"on stderr: {told[:1500]}"] if told else [])
 
 
 def launch_again(host: Host, start_method: str) -> tuple[list[str], bool]:
@@ -163,9 +181,10 @@ def too_large(host: Host) -> list[str]:
     return [f"one that stands by needs {size:.0f} MB" for size in sizes if size > MOST_PRIVATE]
 
 
-def tell_standby() -> None:
-    """Print what those that stood by needed."""
+def tell_memory(memory: MemoryWatch) -> None:
+    """Print what those that stood by needed, and all together."""
     print(f"at most {most_standby} ranks stood by, the largest with {largest_standby:.1f} MB")
+    print(f"peak memory {memory.peak / 1024:.1f} GB (PSS) in {memory.most_processes} processes")
 
 
 def grown(host: Host, state: dict) -> list[str]:
@@ -187,6 +206,15 @@ def grown(host: Host, state: dict) -> list[str]:
 
 def soak(options: argparse.Namespace) -> int:
     """Random rounds; prints each that is not clean, then the counts."""
+    with MemoryWatch() as memory:
+        clean, played = rounds(options)
+    tell_memory(memory)
+    print(f"{played} rounds, {clean} clean")
+    return 0 if clean == played == len(options.only or range(options.rounds)) else 1
+
+
+def rounds(options: argparse.Namespace) -> tuple[int, int]:
+    """Play them; how many were clean, and how many there were."""
     hosts: dict[str, Host] = {}
     counts: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
     started = time.monotonic()
@@ -220,12 +248,10 @@ def soak(options: argparse.Namespace) -> int:
     finally:
         for host in hosts.values():
             host.close()
-    for name, (rounds, good) in sorted(counts.items()):
-        print(f"{name:<24} {rounds:4} rounds {good:4} clean")
-    tell_standby()
+    for name, (total, good) in sorted(counts.items()):
+        print(f"{name:<24} {total:4} rounds {good:4} clean")
     print(f"{time.monotonic() - started:.0f} s")
-    print(f"{played} rounds, {clean} clean")
-    return 0 if clean == played == len(list(numbers)) else 1
+    return clean, played
 
 
 def tell(problems: list[str], where: str, scenario: object) -> None:
@@ -245,7 +271,7 @@ def one_round(scenario: Scenario, hosts: dict[str, Host]) -> list[str]:
         problems += [f"after a normal end: {left}" for left in host.left(False, "")]
         host.close()
         host = None
-    host = host or {"script": ScriptHost, "kernel": KernelHost}[scenario.host]()
+    host = host or HOSTS[scenario.host]()
     alive = False
     try:
         found, alive = play(scenario, host)
@@ -258,38 +284,46 @@ def one_round(scenario: Scenario, hosts: dict[str, Host]) -> list[str]:
 
 
 def correct(options: argparse.Namespace) -> int:
-    """Correct launches in a row, in one process."""
-    host, clean, seconds = ScriptHost(), 0, []
-    started = time.monotonic()
+    """Correct launches in a row: half of them in a script, half in a kernel."""
+    started, clean, seconds = time.monotonic(), 0, []
+    half = options.correct // 2
+    with MemoryWatch() as memory:
+        for kind, number in (("script", half), ("kernel", options.correct - half)):
+            good, took = in_a_row(kind, number, started + options.limit)
+            clean, seconds = clean + good, seconds + took
+    median, longest = statistics.median(seconds), max(seconds)
+    print(f"median {median:.3f} s, longest {longest:.2f} s, with the look at what is left")
+    print(f"{time.monotonic() - started:.0f} s")
+    tell_memory(memory)
+    print(f"{len(seconds)} correct launches, {clean} clean")
+    return 0 if clean == options.correct else 1
+
+
+def in_a_row(kind: str, number: int, limit: float) -> tuple[int, list[float]]:
+    """So many launches from one process: how many were clean, and what each took."""
+    host, clean, seconds = HOSTS[kind](), 0, []
     try:
-        for number in range(options.correct):
-            if time.monotonic() > started + options.limit:
-                print(f"stopped at the limit of {options.limit:g} s")
-                break
+        while len(seconds) < number and time.monotonic() < limit:
             begun = time.monotonic()
             problems, alive = launch_again(host, "forkserver")
             seconds.append(time.monotonic() - begun)
             told = host.told()
             problems += [f"on stderr: {told[:1500]}"] if told else []
             clean += not problems
-            tell(problems, f"launch {number}", host.kind)
+            tell(problems, f"launch {len(seconds)}", kind)
             if not alive:
                 host.close()
-                host = ScriptHost()
+                host = HOSTS[kind]()
         host.end()
         left = host.left(False, "")
-        tell(left, "after the normal end", host.kind)
+        tell(left, "after the normal end", kind)
     finally:
         host.close()
-    median, longest = statistics.median(seconds), max(seconds)
-    print(f"median {median:.3f} s, longest {longest:.2f} s, with the look at what is left")
-    print(f"{time.monotonic() - started:.0f} s")
-    print(f"{len(seconds)} correct launches, {clean} clean")
-    return 0 if clean == options.correct and not left else 1
+    return clean - bool(left), seconds
 
 
 def kernels(options: argparse.Namespace) -> int:
-    """Many kernels at once, as in a class; each launches again and again."""
+    """Many kernels at once, as in a class; each launches again and again, and has a session."""
     together = threading.Barrier(options.kernels)
     started = time.monotonic()
     hosts: list[KernelHost] = []
@@ -299,12 +333,12 @@ def kernels(options: argparse.Namespace) -> int:
         hosts.append(host)
         together.wait(options.limit)
         begun = time.monotonic()
-        cell = f"values = [sums(2, 'forkserver') for _ in range({options.launches})]"
+        cell = f"values = seat({options.launches})"
         reply = host.run(cell, "[values, state()]", options.limit)
         took = time.monotonic() - begun
         if reply.ename or reply.died:
             return [str(reply)], took
-        right = [[[0, 3.0], [1, 3.0]]] * options.launches
+        right = [[[0, 3.0], [1, 3.0]]] * (options.launches + 2)
         wrong = [] if reply.answer[0] == right else [f"values {reply.answer[0]}"]
         return wrong + host.left(True, reply.answer[1]["folder"]) + too_large(host), took
 
@@ -322,11 +356,10 @@ def kernels(options: argparse.Namespace) -> int:
     tell(left, "after the normal end", "")
     good = sum(not problems for problems, _ in done)
     print(
-        f"{options.launches} launches took {min(s for _, s in done):.1f} s in the first kernel, "
-        f"{max(s for _, s in done):.1f} s in the last"
+        f"a session and {options.launches} launches took {min(s for _, s in done):.1f} s in the "
+        f"first kernel, {max(s for _, s in done):.1f} s in the last"
     )
-    tell_standby()
-    print(f"peak memory {memory.peak / 1024:.1f} GB (PSS) in {memory.most_processes} processes")
+    tell_memory(memory)
     print(f"{time.monotonic() - started:.0f} s")
     print(f"{options.kernels} kernels at once, {good} clean")
     return 0 if good == options.kernels and not left else 1
@@ -342,7 +375,7 @@ def main() -> int:
     parser.add_argument("--correct", type=int, metavar="N", help="N correct launches in a row")
     parser.add_argument("--kernels", type=int, metavar="N", help="N Jupyter kernels at once")
     parser.add_argument("--launches", type=int, default=5, help="of each of these kernels")
-    parser.add_argument("--limit", type=float, default=3600, help="seconds")
+    parser.add_argument("--limit", type=float, default=3 * 3600, help="seconds")
     parser.add_argument("--verbose", action="store_true", help="a line for each round")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # end the hosts too

@@ -177,9 +177,29 @@ def sums(nprocs: int, start_method: str) -> list:
 
 
 def in_session(nprocs: int, plan: dict, timeout: float, **options):
-    """The same work on ranks that stay, which end after it."""
+    """The same work as the second command of ranks that stay, which end after it."""
     with Session(nprocs, **options) as ranks:
+        numbers = ranks.run(os.getpid).values
+        if plan["event"] == "idle SIGKILL":
+            os.kill(numbers[plan["victim"]], signal.SIGKILL)
         return ranks.run(work, (plan,), timeout=timeout)
+
+
+def left_open(nprocs: int, plan: dict, timeout: float, **options):
+    """The same work in a session that nobody closes, and a launch beside it."""
+    global kept
+    kept = Session(nprocs, **options)
+    result = kept.run(work, (plan,), timeout=timeout)
+    assert sums(2, "forkserver") == [(0, 3.0), (1, 3.0)]
+    return result
+
+
+def seat(launches: int) -> list:
+    """What one of many kernels does: two commands of a session, then launches."""
+    plan = {"victim": -1, "habit": "", "event": "", "moment": "", "delay": 0, "steps": 1}
+    with Session(2, echo=False) as ranks:
+        values = [ranks.run(work, (plan,)).values for _ in range(2)]
+    return values + [sums(2, "forkserver") for _ in range(launches)]
 
 
 def serve(answers: int) -> None:

@@ -15,6 +15,9 @@ ENDS_OF_THE_HOST = ("host SIGTERM", "host SIGKILL", "kernel restart")
 STANDBY = ("standby SIGKILL", "standby SIGSTOP")
 AT_A_PROMPT = ("c at a prompt", "q at a prompt", "interrupt at a prompt", "SIGKILL at a prompt")
 PROMPTS = (*AT_A_PROMPT, "no keyboard at a prompt")
+# a session's rank is killed between two commands; nobody closes a session, and its host ends
+LEFT_OPEN = ("left open", "left open and SIGKILL")
+IN_SESSIONS = ("idle SIGKILL", *LEFT_OPEN)
 EVENTS = (
     "none",
     *SIGNALS,
@@ -25,9 +28,11 @@ EVENTS = (
     "server SIGKILL",
     *STANDBY,
     *PROMPTS,
+    *IN_SESSIONS,
 )
 IN_KERNELS = ("kernel restart", *STANDBY, *AT_A_PROMPT)
-GO_ON = ("none", *STANDBY, "c at a prompt", "no keyboard at a prompt")
+GO_ON = ("none", *STANDBY, "c at a prompt", "no keyboard at a prompt", *LEFT_OPEN)
+LONGEST = 300.0  # seconds of a launch that is to end by itself, on the busiest of machines
 HABITS = (
     *(["plain"] * 3),
     "flood",
@@ -42,6 +47,7 @@ TEXTS = {
     "os._exit(5)": "ended with exit code 5 before its function returned",
     "os._exit(0)": "ended with exit code 0 before its function returned",
     "exception": "failed: ValueError: planned",
+    "idle SIGKILL": "was ended by SIGKILL",
 }
 
 
@@ -97,16 +103,17 @@ def draw(seed: int, number: int, start_method: str) -> Scenario:
         again=round(dice.choice((0.0, 0.003, 0.03, 0.2)) * dice.random(), 4),
         group=dice.random() < 0.5,
         steps=dice.randrange(20, 80),
-        timeout=round(dice.uniform(0.5, 4.0), 2) if event in HANGS else 100.0,
+        timeout=round(dice.uniform(0.5, 4.0), 2) if event in HANGS else LONGEST,
         echo=dice.random() < 0.7,
         live=dice.random() < 0.4,
-        stays=dice.random() < 0.3,
+        stays=dice.random() < 0.3 or event in IN_SESSIONS,
     )
 
 
 def plan(scenario: Scenario) -> dict:
     """What the ranks are told; what comes from outside they do not know."""
-    inside = scenario.event in (*SIGNALS, *EXITS, *HANGS, *PROMPTS) and scenario.moment != "start"
+    inside = scenario.event in (*SIGNALS, *EXITS, *HANGS, *PROMPTS, *IN_SESSIONS)
+    inside = inside and scenario.moment != "start"
     names = ("habit", "event", "moment", "delay", "steps")
     told = {name: value for name, value in asdict(scenario).items() if name in names}
     return told | {"victim": scenario.victim if inside else -1}
@@ -120,7 +127,8 @@ def code(scenario: Scenario) -> str:
     limit = options.pop("timeout") if scenario.stays else None
     text = ", ".join(f"{name}={value!r}" for name, value in options.items())
     if scenario.stays:
-        return f"result = in_session({scenario.nprocs}, {plan(scenario)!r}, {limit!r}, {text})"
+        name = "left_open" if scenario.event in LEFT_OPEN else "in_session"
+        return f"result = {name}({scenario.nprocs}, {plan(scenario)!r}, {limit!r}, {text})"
     return f"result = launch(work, {scenario.nprocs}, args=({plan(scenario)!r},), {text})"
 
 

@@ -171,6 +171,9 @@ def test_ring(lab, reader):
     reader.slide("ranks", -2, "Step 2 of 2.*whole sum of 2 of 2 chunks.*ring 8 MiB.* 0 16 MiB")
     reader.slide("gradients", 2, "ring 10 MiB, through rank 0 20 MiB")
     reader.slide("step", -2, r"^Step 0 of 2\. Rank 0 holds the whole sum of 0 of 2")
+    reader.press("Play the steps", "Step 1 of 2 .reduce-scatter")
+    reader.root.get_by_role("button", name="Pause").wait_for()
+    reader.until("Step 2 of 2 .all-gather")
     reader.is_clean()
 
 
@@ -235,8 +238,9 @@ def test_accumulation(lab, reader):
 
 def test_one_step(lab, reader):
     reader.open(lab, "one_step")
-    reader.until("SmallCNN, a batch of 256 digits, 2 workers. Which way.*Predict")
+    reader.until("60 thin layers, a batch of 256 digits, 2 workers. Which way.*Predict")
     reader.pick("digits in a batch", "64", "a batch of 64 digits", same=True)
+    reader.pick("model", "SmallCNN", "SmallCNN, a batch of 64", same=True)
     reader.pick("model", "60 thin layers", "60 thin layers, a batch of 64", same=True)
     reader.press("Measure", r"DataParallel: [\d.]+ ms; after [\d.]+ ms thread 0.*DDP: [\d.]+ ms")
     reader.slide("moment", -50, r"after 0\.0 ms thread 0: \w")
@@ -275,6 +279,7 @@ def test_monitor(lab, reader):
     reader.pick("batch size per rank", "16", "batches of 16, rank 1 sleeps 0", same=True)
     reader.slide("rank 1 sleeps", 5, "sleeps 50 ms", same=True)  # the run takes a minute
     reader.press("Train on real ranks", r"rank 0 trains, step \d+ of 1250, [\d,]+ digits/s, loss")
+    reader.until(r"rank 0 trains.*, waits [\d.]+ of [\d.]+ ms; rank 1")
     reader.until(r"rank 0 trains, step .*rank 1 trains, step")
     reader.press("Stop", r"^Stopped\. rank 0 ended, step \d+ of 1250.*rank 1 ended")
     reader.slide("ranks", 1, "Not started. ranks: 3, epochs: 10")

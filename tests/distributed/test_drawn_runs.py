@@ -113,7 +113,7 @@ def test_in_a_notebook_a_run_and_an_answer_are_drawn():
     cells = [
         "import torch, torch.distributed as dist\nfrom ddp_helpers import launch\n"
         "from ddp_helpers.exercises import check\n"
-        "from ddp_helpers.ranks.launcher import LaunchError",
+        "from ddp_helpers import LaunchError",
         "def mean_of_parts(part):\n    total = part.sum()\n    if dist.get_rank():\n"
         "        dist.all_reduce(total)\n    return total\n_ = check('01.4', mean_of_parts)",
         "def hello():\n    return 1\nlaunch(hello, 2, draw=True).values",

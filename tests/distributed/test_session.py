@@ -1,5 +1,6 @@
 """Ranks that stay: what they keep, how a session ends, and that nothing of it stays behind."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -34,6 +35,7 @@ def test_the_same_processes_and_their_group_stay():
         assert [number for _, number in first] == [3.0, 3.0]
         assert ranks.run(lambda x, y: x + y + my_rank(), (1,), {"y": 10}).values == [11, 12]
         assert ranks.run(my_rank, on=1).values == [None, 1]
+        assert ranks.run(gc.isenabled).values == [True, True]  # off while its server loads torch
         assert launch(my_rank, 2, echo=False).values == [0, 1]  # beside it
     assert ranks.over == "it was closed"
     assert not any(psutil.pid_exists(pid) for pid, _ in first)
@@ -105,6 +107,21 @@ def test_a_rank_that_is_killed_while_it_waits_is_named():
     os.kill(ranks.run(os.getpid).values[1], signal.SIGKILL)
     with pytest.raises(LaunchError, match="rank 1 was ended by SIGKILL"):
         ranks.run(total)
+
+
+class Stopped:
+    """Ctrl-C comes while this is written for the ranks."""
+
+    def __reduce__(self):
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_before_the_ranks_have_heard_of_it_leaves_the_session_as_it_is():
+    with Session(2, echo=False) as ranks:
+        with pytest.raises(KeyboardInterrupt, match="before the ranks heard of it") as caught:
+            ranks.run(print, (Stopped(),))
+        assert caught.value._render_traceback_() == [f"KeyboardInterrupt: {caught.value}"]
+        assert ranks.run(total).values == [3.0, 3.0]
 
 
 def test_a_value_that_cannot_leave_its_rank():

@@ -3,6 +3,7 @@
     python tests/notebooks/build.py                  # all of notebooks/
     python tests/notebooks/build.py notebooks/01*    # some
     python tests/notebooks/build.py --clean-only notebooks/01*   # no execution
+    python tests/notebooks/build.py --language zh_CN notebooks/01*   # its Chinese twin
 
 A cell that is meant to fail carries the tag `raises-exception`.
 """
@@ -10,6 +11,7 @@ A cell that is meant to fail carries the tag `raises-exception`.
 from __future__ import annotations
 
 import argparse
+import copy
 import getpass
 import os
 import re
@@ -33,17 +35,27 @@ PICTURE = r";base64,[^\"]*"  # in HTML: letters, and no words
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
-def execute(notebook: NotebookNode, seconds: float = SECONDS) -> float:
-    """Run all cells in a fresh kernel, from notebooks/ as JupyterLab does; seconds it took."""
+def execute(notebook: NotebookNode, folder: Path, seconds: float = SECONDS) -> float:
+    """Run all cells in a fresh kernel, from its folder as JupyterLab does; seconds it took."""
     client = NotebookClient(
         notebook,
         timeout=seconds,
         kernel_name="python3",
-        resources={"metadata": {"path": str(NOTEBOOKS)}},
+        resources={"metadata": {"path": str(folder)}},
     )
     started = time.monotonic()
     client.execute()
     return time.monotonic() - started
+
+
+def execute_translated(notebook: NotebookNode, folder: Path) -> float:
+    """The same for one that translate.py writes: of it only the outputs are ours."""
+    played = copy.deepcopy(notebook)
+    took = execute(played, folder)
+    for cell, ran in zip(notebook.cells, clean(played).cells, strict=True):
+        if cell.cell_type == "code":
+            cell["outputs"], cell["execution_count"] = ran.outputs, ran.execution_count
+    return took
 
 
 def clean(notebook: NotebookNode) -> NotebookNode:
@@ -54,8 +66,9 @@ def clean(notebook: NotebookNode) -> NotebookNode:
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number:02d}"
         kept = {k: v for k, v in cell.metadata.items() if k in KEPT_CELL_METADATA}
-        if cell.cell_type == "code" and ASKS.search(cell.source):  # not to be read beforehand
+        if cell.cell_type == "code" and ASKS.search(cell.source):
             kept["tags"] = sorted({*kept.get("tags", ()), FOLDED})
+        if FOLDED in kept.get("tags", ()):  # not to be read beforehand
             kept["jupyter"] = {"outputs_hidden": True}
         cell["metadata"] = nbformat.from_dict(kept)
         if cell.cell_type == "code":
@@ -94,7 +107,7 @@ def _clean_output(output: NotebookNode) -> NotebookNode:
 def anonymous(text: str) -> str:
     """The text without this machine's paths, names and addresses."""
     rules = [
-        (re.escape(f"{ROOT}/notebooks/"), ""),
+        (re.escape(f"{ROOT}/notebooks/") + "(?:zh_CN/)?", ""),
         (re.escape(f"{ROOT}/"), "../"),
         (re.escape(str(ROOT)), ".."),
         (r"/[\w./-]*/site-packages/", ".../site-packages/"),
@@ -123,12 +136,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("paths", nargs="*", type=Path, default=sorted(NOTEBOOKS.glob("*.ipynb")))
     parser.add_argument("--clean-only", action="store_true")
+    parser.add_argument("--language", metavar="zh_CN", help="the translated ones of that folder")
     options = parser.parse_args()
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
     for path in options.paths:
+        if options.language:
+            path = NOTEBOOKS / options.language / path.name
         notebook = nbformat.read(path, as_version=4)
-        took = 0.0 if options.clean_only else execute(notebook)
-        nbformat.write(clean(notebook), path)
+        if options.language:
+            took = execute_translated(notebook, path.parent)
+        else:
+            took = 0.0 if options.clean_only else execute(notebook, path.parent)
+            notebook = clean(notebook)
+        nbformat.write(notebook, path)
         print(f"{path.name}: {len(notebook.cells)} cells, {took:.1f} s", flush=True)
     return 0
 

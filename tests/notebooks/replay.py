@@ -30,11 +30,13 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 
 from ddp_helpers.evidence.claims import ARROW
+from ddp_helpers.words import VARIABLE
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 # the answer of a question, unless it is one that may be a little off
 ANSWER = re.compile(r'class="ddp-was".*?data-close="0"')
 NUMBER = re.compile(r"[-+]?\d[\d,.]*(e[-+]\d+)?(?![\w.-])|\b[0-9a-f]{16}\b")
+CHINESE = re.compile("[\u4e00-\u9fff]")
 EXACT = "\N{ZERO WIDTH SPACE}"  # in front of a line whose numbers count
 
 
@@ -85,14 +87,14 @@ def _without_numbers(line: str) -> str:
 class Player:
     """A notebook in a kernel of its own, whose cells run in any order."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, folder: Path | None = None) -> None:
         self.notebook = nbformat.read(path, as_version=4)
         self._client = NotebookClient(
             self.notebook,
             timeout=build.SECONDS,
             kernel_name="python3",
             allow_errors=True,
-            resources={"metadata": {"path": str(build.NOTEBOOKS)}},
+            resources={"metadata": {"path": str(folder or path.parent)}},
         )
 
     @contextmanager
@@ -101,6 +103,14 @@ class Player:
         quiet = {**os.environ, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # else its debugger warns
         with self._client.setup_kernel(env=quiet):
             yield
+
+    def speak(self, language: str) -> None:
+        """From now on cells show the package's words in this language; "en" is English."""
+        code = f"import os; os.environ['{VARIABLE}'] = '{language}'"
+        self.notebook.cells.append(nbformat.v4.new_code_cell(code))
+        place = len(self.notebook.cells) - 1
+        self._client.execute_cell(self.notebook.cells[place], place, store_history=False)
+        self.notebook.cells.pop()
 
     def play(self, index: int) -> Said:
         """Run a cell."""
@@ -203,6 +213,46 @@ def difference(first: Said, again: Said) -> str:
     )
     changed = "\n".join(lines)
     return changed and f"{changed}\n--- whole:\n" + "\n".join(again.lines)
+
+
+def difference_of_editions(english: Said, chinese: Said) -> str:
+    """Where a cell told something else in English than in Chinese; empty if only its words differ.
+
+    A line is the same in both, or it has words of the package's: then the other edition has them as
+    Chinese. Of a question's answer the numbers are the same.
+    """
+    one, other = english.to_compare(), chinese.to_compare()
+    only_english = [line for line in one if line not in other]
+    only_chinese = [line for line in other if line not in one]
+    lacking = [line for line in only_chinese if not CHINESE.search(line)]
+    answers = [
+        [
+            sorted(number[0] for number in NUMBER.finditer(line))
+            for line in lines
+            if line.startswith(EXACT)
+        ]
+        for lines in (only_english, only_chinese)
+    ]
+    if not lacking and answers[0] == answers[1] and bool(only_english) == bool(only_chinese):
+        return ""
+    return "\n".join([*(f"-{line}" for line in only_english), *(f"+{x}" for x in only_chinese)])
+
+
+def play_in_both(player: Player, again_up_to: float) -> dict[int, tuple[Said, str]]:
+    """Run all cells in Chinese, and in English each that took no more than so long.
+
+    Returns:
+        For each code cell, what it said in Chinese, and how the English one differed.
+    """
+    played = {}
+    for index in (index for section in sections(player.notebook) for index in section):
+        player.speak("zh_CN")
+        first, differs = player.play(index), ""
+        if first.seconds <= again_up_to:
+            player.speak("en")
+            differs = difference_of_editions(player.play(index), first)
+        played[index] = first, differs
+    return played
 
 
 def play_all(player: Player, again_up_to: float = float("inf")) -> dict[int, tuple[Said, str]]:

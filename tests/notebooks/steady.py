@@ -115,7 +115,7 @@ def main() -> int:
         committed, runs = sentences(nbformat.read(path, as_version=4)), []
         for number in range(options.runs):
             notebook = nbformat.read(path, as_version=4)
-            took = build.execute(notebook, seconds=600)
+            took = build.execute(notebook, build.NOTEBOOKS, seconds=600)
             runs.append(sentences(notebook))
             load = os.getloadavg()[0]
             print(f"{path.name}: run {number + 1}, {took:.0f} s, load {load:.1f}", flush=True)

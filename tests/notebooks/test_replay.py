@@ -39,7 +39,11 @@ def found(tmp_path_factory):
     with player.kernel():
         played = replay.play_all(player)
         backwards = replay.play_backwards(player, played)
+    player = replay.Player(path)
+    with player.kernel():
+        both = replay.play_in_both(player, 5.0)
     return {
+        "both": {sources[index]: differs for index, (_, differs) in both.items() if differs},
         "twice": {sources[index]: differs for index, (_, differs) in played.items() if differs},
         "backwards": {sources[index]: differs for index, differs in backwards.items() if differs},
     }
@@ -47,6 +51,27 @@ def found(tmp_path_factory):
 
 def test_a_cell_that_says_something_else_a_second_time_is_found(found):
     assert list(found["twice"]) == TELL_SOMETHING_ELSE["twice"], found["twice"]
+
+
+def test_a_cell_that_says_something_else_in_the_other_edition_is_found(found):
+    assert list(found["both"]) == TELL_SOMETHING_ELSE["twice"], found["both"]
+
+
+@pytest.mark.parametrize(
+    ("english", "chinese", "same"),
+    [
+        (["rank 1 failed"], ["rank 1 出错"], True),
+        (["rank 1 failed"], ["rank 1 failed"], True),
+        (["rank 1 failed", "8"], ["rank 1 出错", "9"], True),  # numbers may be measured
+        (["rank 1 failed"], [], False),
+        (["a row"], ["another row"], False),
+        ([replay.EXACT + "it was 3"], [replay.EXACT + "结果是 3"], True),
+        ([replay.EXACT + "it was 3"], [replay.EXACT + "结果是 4"], False),
+    ],
+)
+def test_editions_may_differ_in_words_alone(english, chinese, same):
+    said = [replay.Said(None, tuple(lines), 0.1) for lines in (english, chinese)]
+    assert bool(replay.difference_of_editions(*said)) != same
 
 
 def test_a_cell_that_leans_on_what_ran_before_is_found(found):

@@ -4,14 +4,16 @@
     python tests/notebooks/translate.py --check   # write nothing; exit code 1 if anything lags
 
 A .po file has one entry for each text of one document: a markdown cell of a notebook, or a block
-of the README. msgid is the English text and msgstr the Chinese one. A new text has an empty
-msgstr. A text that was changed keeps its old translation and the flag `fuzzy`: mend msgstr, then
-delete the line `#, fuzzy`. Until then the reader gets the English text.
+of the README or of another page. msgid is the English text and msgstr the Chinese one. A new text
+has an empty msgstr. A text that was changed keeps its old translation and the flag `fuzzy`: mend
+msgstr, then delete the line `#, fuzzy`. Until then the reader gets the English text.
 
-Code cells and their outputs are copied, so they have one source. Before the first stands a cell
-that lets the package speak Chinese. Links are written as in the English text; here they are led to
-the right place, and to the Chinese document if there is one. The line that leads from an English
-lesson to its Chinese twin is no text: in the twin a line leads back, and to the glossary.
+Code cells are copied, so they have one source. Before the first stands a cell that lets the
+package speak Chinese. Their outputs are those of the Chinese notebook's own run, which
+`python tests/notebooks/build.py --language zh_CN` writes; where the code has changed since, they
+are the English ones until it runs again. Links are written as in the English text; here they are
+led to the right place, and to the Chinese document if there is one. The line that leads from an
+English lesson to its Chinese twin is no text: in the twin a line leads back, and to the glossary.
 """
 
 from __future__ import annotations
@@ -29,11 +31,14 @@ from pathlib import Path
 import nbformat
 from babel.messages.catalog import Catalog
 from babel.messages.pofile import read_po, write_po
+from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parents[2]
 LANGUAGE = "zh_CN"
 README = "README.zh-CN.md"
-PAGE = Path("notebooks", "WHAT_NEXT.md")
+PAGES = (Path("notebooks", "WHAT_NEXT.md"), Path("notebooks", "INSTRUCTOR.md"))
+# of which `ddp_helpers explain --all` writes both
+WRITTEN = Path("notebooks", "TROUBLESHOOTING.md")
 FOLDER = Path("notebooks", LANGUAGE)  # from the repository's root, as all paths of a Document
 HEADER = f"""\
 # The Chinese texts of {{name}}; tests/notebooks/translate.py says how to change them.
@@ -52,6 +57,7 @@ import os
 
 os.environ["DDP_HELPERS_LANG"] = "zh_CN"  # 让 ddp_helpers 打印中文"""
 START, CHINESE_START = re.compile(r"^make lab\b( {3})?", re.M), "make lab-zh"
+NAMES = re.compile(r"(\[[\w ]+\]\(https://[^)\s]+\)( · )?)+")  # of places: no words to translate
 ALIKE = 0.5  # two texts with this share of words in common are one text, changed
 CODE_OR_LINK = re.compile(
     r"(?P<code>```.*?```|(?P<ticks>`+).+?(?P=ticks))"
@@ -91,11 +97,10 @@ def first_words(text: str, count: int = 8) -> str:
 
 
 def documents(root: Path) -> list[Document]:
-    """All notebooks, and the README."""
+    """All notebooks, the pages beside them, and the README."""
     books = [path.relative_to(root) for path in sorted((root / "notebooks").glob("*.ipynb"))]
     pairs = [(book, FOLDER / book.name) for book in books]
-    if (root / PAGE).exists():
-        pairs.append((PAGE, FOLDER / PAGE.name))
+    pairs += [(page, FOLDER / page.name) for page in PAGES if (root / page).exists()]
     pairs.append((Path("README.md"), Path(README)))
     return [Document(old, new, FOLDER / f"{old.stem}.po") for old, new in pairs]
 
@@ -119,7 +124,7 @@ def blocks(text: str) -> Iterator[tuple[int, str, bool]]:
     for number, line in enumerate(text.split("\n"), start=1):
         is_fence = line.startswith("```")
         if block and not fenced and (is_fence or not line.strip()):
-            yield start, "\n".join(block), True
+            yield start, "\n".join(block), not NAMES.fullmatch("\n".join(block))
             block = []
         if not block:
             start = number
@@ -193,7 +198,11 @@ def translated(root: Path, document: Document, catalog: Catalog, every: list[Doc
 
     whole = (root / document.english).read_text()
     if document.english.suffix == ".ipynb":
-        return _translated_notebook(whole, in_chinese, document.english.name)
+        earlier = root / document.chinese
+        notebook = _translated_notebook(whole, in_chinese, document.english.name)
+        if earlier.exists():
+            keep_outputs(notebook, nbformat.read(earlier, as_version=4))
+        return nbformat.writes(notebook) + "\n"
     parts = (
         in_chinese(text) if is_prose else in_chinese_lessons(text, every)
         for _, text, is_prose in blocks(whole)
@@ -209,7 +218,7 @@ def in_chinese_lessons(code: str, every: list[Document]) -> str:
     return START.sub(CHINESE_START, code)
 
 
-def _translated_notebook(whole: str, in_chinese: Callable[[str], str], name: str) -> str:
+def _translated_notebook(whole: str, in_chinese: Callable[[str], str], name: str) -> NotebookNode:
     notebook = nbformat.reads(whole, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
@@ -218,7 +227,32 @@ def _translated_notebook(whole: str, in_chinese: Callable[[str], str], name: str
             cell.source += BACK.format(name=name) if has_twin else ""
     first = next(at for at, cell in enumerate(notebook.cells) if cell.cell_type == "code")
     notebook.cells.insert(first, nbformat.v4.new_code_cell(SPEAKS, id="language"))
-    return nbformat.writes(notebook) + "\n"
+    return notebook
+
+
+def keep_outputs(notebook: NotebookNode, earlier: NotebookNode) -> None:
+    """Give cells what they showed in the notebook's own run, if their code is still that one.
+
+    A notebook that was never run as a whole has only English outputs, so it keeps none of them.
+    """
+    if not was_run(earlier):
+        return
+    known: dict[str, list[NotebookNode]] = {}
+    for cell in _code_cells(earlier):
+        known.setdefault(cell.source, []).append(cell)
+    for number, cell in enumerate(_code_cells(notebook), start=1):
+        cell["execution_count"] = number
+        if same := known.get(cell.source):
+            cell["outputs"] = same.pop(0).outputs
+
+
+def was_run(notebook: NotebookNode) -> bool:
+    """Whether its outputs are its own: the cell that lets the package speak Chinese ran, too."""
+    return next(_code_cells(notebook)).execution_count is not None
+
+
+def _code_cells(notebook: NotebookNode) -> Iterator[NotebookNode]:
+    return (cell for cell in notebook.cells if cell.cell_type == "code")
 
 
 def with_links(text: str, document: Document, every: list[Document]) -> str:
@@ -227,6 +261,7 @@ def with_links(text: str, document: Document, every: list[Document]) -> str:
     A link to an English document goes to its Chinese one, and a link to that one back.
     """
     other = {d.english.as_posix(): d.chinese.as_posix() for d in every}
+    other[WRITTEN.as_posix()] = (FOLDER / WRITTEN.name).as_posix()
     other |= {chinese: english for english, chinese in other.items()}
 
     def lead(match: re.Match) -> str:

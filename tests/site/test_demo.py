@@ -29,6 +29,22 @@ def test_in_the_recording_one_waits_and_the_other_says_why():
     assert any(line.startswith("why: the ranks wait in different calls") for line in lines)
 
 
+def test_in_the_recording_two_models_part_and_the_sanitizer_says_where():
+    alone, watched = RECORDED["drifting"]["alone"], RECORDED["drifting"]["watched"]
+    last = {rank: weight for _, rank, _, _, weight in alone["steps"]}
+    first = {rank: loss for _, rank, _, loss, _ in reversed(alone["steps"])}
+    ends = {rank: loss for _, rank, _, loss, _ in alone["steps"]}
+    assert abs(last[0] - last[1]) > 1
+    assert all(ends[rank] < first[rank] / 2 for rank in (0, 1))  # and yet both seem to learn
+    assert alone["lines"] == []
+    assert len(watched["steps"]) < len(alone["steps"]) / 2
+    lines = [line for _, line in watched["lines"]]
+    assert lines[0].startswith("sanitizer: no gradient was averaged on ranks 0 and 1")
+    program = (ROOT / ".site" / "demo" / "drift.py").read_text().splitlines()
+    at = 1 + next(at for at, text in enumerate(program) if "optimizer.step()" in text)
+    assert f"  at drift.py, line {at}, in train" in lines
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize("motion", ["no-preference", "reduce"])
 def test_it_moves_only_for_those_who_want_motion(chrome, motion):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,16 @@ from pathlib import Path
 import pytest
 
 from ddp_helpers import exercises
-from ddp_helpers.exercises import core, hint, names, progress, progress_file, solution, task
+from ddp_helpers.exercises import (
+    core,
+    exercise,
+    hint,
+    names,
+    progress,
+    progress_file,
+    solution,
+    task,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -181,12 +191,70 @@ def test_importing_the_exercises_is_light():
     assert done.stdout == "False\n"
 
 
-@pytest.mark.parametrize("notebook", sorted({number[:2] for number in names()}))
-def test_each_notebook_lists_its_exercises(notebook):
+def cells_of(notebook):
     path = next((Path(__file__).resolve().parents[3] / "notebooks").glob(f"{notebook}_*.ipynb"))
     cells = json.loads(path.read_text())["cells"]
-    text = next(t for t in ("".join(c["source"]) for c in cells) if "## Exercises\n" in t)
-    assert "from ddp_helpers.exercises import check, hint, progress, solution, task" in text
-    for number in names(notebook):
-        exercise = core.load(number).EXERCISE
-        assert f"| {number} | {exercise.title} | {exercise.minutes} |" in text
+    return [(cell["metadata"].get("tags", []), "".join(cell["source"])) for cell in cells]
+
+
+@pytest.mark.parametrize("number", names())
+def test_each_waits_to_be_filled_in_where_its_idea_is(number):
+    """In a cell that holds its starter, and what that needs has been imported before."""
+    cells = cells_of(number[:2])
+    module = core.load(number)
+    code = f"{core.source_of(module, 'starter').rstrip()}\n\n\n"
+    code += f'exercise("{number}", {module.EXERCISE.name})'
+    (place,) = (at for at, (tags, text) in enumerate(cells) if "exercise" in tags and code in text)
+    exercises_end = next(at for at, (_, text) in enumerate(cells) if "## Exercises\n" in text)
+    assert place < exercises_end
+    before = "\n".join(text for _, text in cells[: place + 1])
+    needed = core.imports_of(module).replace(",", "").split()
+    names_needed = {each.rpartition(".")[2] for each in needed} - {"from", "import", "as"}
+    used = {name for name in names_needed if re.search(rf"\b{name}\b", code)}
+    assert used <= set(re.findall(r"\w+", "\n".join(re.findall("^.*import .*$", before, re.M))))
+
+
+@pytest.mark.parametrize("notebook", sorted({number[:2] for number in names()}))
+def test_each_notebook_says_how_its_exercises_go(notebook):
+    text = next(text for _, text in cells_of(notebook) if "## Exercises\n" in text)
+    assert "from ddp_helpers.exercises import hint, progress, solution" in text
+
+
+def test_a_cell_that_nobody_has_filled_in_tells_the_task_and_notes_nothing(capsys, file):
+    starter = core.load("01.2").starter
+    assert exercise("01.2", starter) is None
+    printed = capsys.readouterr().out
+    assert printed.startswith("01.2 Rebuild broadcast (about 10 minutes)")
+    assert "Change my_broadcast and run the cell again" in printed
+    assert printed.endswith('import hint; hint("01.2")\n')
+    assert not file.exists()
+
+
+def test_a_comment_changes_nothing_and_a_line_does():
+    module = core.load("01.1")
+
+    def same():
+        # which line is it?
+        rank, world_size = 0, 1
+        return rank, world_size
+
+    def changed():
+        rank, world_size = 1, 1
+        return rank, world_size
+
+    def other_arguments(rank):
+        rank, world_size = 0, 1
+        return rank, world_size
+
+    assert core.is_starter(same, module)
+    assert not core.is_starter(changed, module)
+    assert not core.is_starter(other_arguments, module)
+    assert not core.is_starter("who_am_i", module)
+    assert not core.is_starter(len, module)
+
+
+def test_a_cell_that_is_filled_in_is_checked(monkeypatch):
+    asked = []
+    monkeypatch.setattr(exercises, "check", lambda number, answer: asked.append((number, answer)))
+    exercise("01.1", len)
+    assert asked == [("01.1", len)]

@@ -138,7 +138,7 @@ def test_no_text_leaves_its_lane():
     width = boxes(scene)[0].width
     inside = [s for s in scene.shapes if isinstance(s, Words) and s.anchor == "start"]
     assert inside
-    assert max(len(s.text) for s in inside) * 6.3 <= width
+    assert max(len(s.text) for s in inside) * 6.8 <= width
 
 
 def test_the_picture_is_an_svg_with_its_words():

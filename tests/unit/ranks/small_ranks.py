@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable
 
 from ddp_helpers.ranks import wire
+from ddp_helpers.ranks.messages import Outcome
 
 
 class Child:
@@ -59,7 +60,7 @@ class Speaker:
     def leaves(self, **outcome: object) -> int:
         """Tell an outcome; returns the exit code that belongs to it."""
         whole = {"value": None, "error": None, "exit_code": 0, "seconds": 1.5} | outcome
-        wire.leave_outcome(wire.Outcome(**whole), self.files.outcome, self.link)
+        wire.leave_outcome(Outcome(**whole), self.files.outcome, self.link)
         return whole["exit_code"]
 
 

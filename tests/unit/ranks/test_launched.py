@@ -13,6 +13,7 @@ from small_ranks import Child, memory_file
 from ddp_helpers.evidence.records import Finding, Frame, LastCall, RankError
 from ddp_helpers.ranks import launched, wire
 from ddp_helpers.ranks.launched import Events, LaunchedRank
+from ddp_helpers.ranks.messages import Outcome, Report
 from ddp_helpers.ranks.view import Silenceable
 
 
@@ -62,7 +63,7 @@ class Pair:
 
     def leaves(self, value=b"", **outcome):
         whole = {"error": None, "exit_code": 0, "seconds": 1.5} | outcome
-        wire.leave_outcome(wire.Outcome(value or None, **whole), self.files.outcome, self.theirs)
+        wire.leave_outcome(Outcome(value or None, **whole), self.files.outcome, self.theirs)
 
     def until_ended(self):
         limit = time.monotonic() + 10
@@ -198,7 +199,7 @@ def test_what_is_printed_while_the_view_is_silent_is_kept(make):
     pair = make(sleeps).listens()
     with pair.rank.view.silenced():
         pair.prints(b"in silence\n")
-        wire.send_report(pair.theirs, wire.Report(1))
+        wire.send_report(pair.theirs, Report(1))
         pair.events.pump(1)
     assert pair.view.told == []
     assert pair.rank.text == ["in silence\n"]
@@ -209,7 +210,7 @@ def test_what_is_printed_while_the_view_is_silent_is_kept(make):
 
 def test_reports_go_to_the_view(make):
     pair = make(sleeps).listens()
-    wire.send_report(pair.theirs, wire.Report(3, 10, 0.5))
+    wire.send_report(pair.theirs, Report(3, 10, 0.5))
     pair.events.pump(1)
     assert pair.view.told == [("report", (1,), {"step": 3, "total": 10, "loss": 0.5})]
     assert pair.rank.outcome is None
@@ -286,7 +287,7 @@ def test_a_value_that_cannot_be_read_here_is_an_error_although_the_rank_ended_we
 def test_words_that_were_under_way_when_it_ended_are_read(make):
     pair = make().listens()
     pair.events.off(pair.link)  # as if its end had been seen first
-    wire.send_report(pair.theirs, wire.Report(9))
+    wire.send_report(pair.theirs, Report(9))
     pair.leaves(exit_code=4)
     result = pair.until_ended()
     assert result.exit_code == 4  # what the function did, not how the process ended

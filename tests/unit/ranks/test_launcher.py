@@ -20,9 +20,12 @@ from ddp_helpers.ranks import (
     LaunchError,
     LaunchStopped,
     LaunchTimeoutError,
+    fork_server,
     launch,
     launcher,
+    messages,
     readiness,
+    starting,
 )
 from ddp_helpers.ranks.supervisor import Ending
 from ddp_helpers.ranks.view import PanelView, TextView
@@ -39,7 +42,7 @@ class Supervised:
     def __init__(self):
         self.ending = Ending.ALL_ENDED
         self.results = [RankResult(0, "a", exit_code=0), RankResult(1, "b", exit_code=0)]
-        self.during = lambda: None
+        self.during = self.during_warm_up = lambda: None
         self.seconds = 2.5
         self.quit_by = None
 
@@ -59,18 +62,19 @@ def supervised(monkeypatch):
     one.steps = []
     monkeypatch.setattr(launcher, "Supervisor", one)
     # a real server may run here, which other tests have started under other variables
-    monkeypatch.setattr(launcher.fork_server, "is_stale", lambda: one.is_stale)
-    monkeypatch.setattr(launcher.fork_server, "end", lambda: one.steps.append("end"))
+    monkeypatch.setattr(starting.fork_server, "is_stale", lambda: one.is_stale)
+    monkeypatch.setattr(starting.fork_server, "end", lambda: one.steps.append("end"))
     for name in ("tidy_up", "warm_up", "start_resource_tracker"):
-        monkeypatch.setattr(launcher.fork_server, name, lambda name=name: one.steps.append(name))
+        monkeypatch.setattr(starting.fork_server, name, lambda name=name: one.steps.append(name))
 
     def wait(seconds):
         one.steps.append(("wait", seconds))
+        one.during_warm_up()
         return one.is_ready
 
     one.is_ready, one.is_stale = True, False
-    monkeypatch.setattr(launcher.fork_server, "wait_until_ready", wait)
-    monkeypatch.delenv(launcher.INSIDE_A_RANK, raising=False)
+    monkeypatch.setattr(starting.fork_server, "wait_until_ready", wait)
+    monkeypatch.delenv(messages.INSIDE_A_RANK, raising=False)
     monkeypatch.delenv("DDP_HELPERS_SANITIZE_EVERY", raising=False)
     return one
 
@@ -168,6 +172,28 @@ def test_ctrl_c(supervised):
     assert error.result[0].ok
 
 
+class Stopped:
+    """Ctrl-C comes while this is written for the ranks."""
+
+    def __reduce__(self):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("while_it", ["packs", "warms up"])
+def test_ctrl_c_before_a_rank_has_started(supervised, while_it):
+    def stop():
+        raise KeyboardInterrupt
+
+    if while_it == "warms up":
+        supervised.during_warm_up = stop
+    with pytest.raises(KeyboardInterrupt, match="stopped before a rank had started") as caught:
+        launch(print, 2, args=(Stopped() if while_it == "packs" else 1,))
+    assert type(caught.value) is KeyboardInterrupt
+    assert caught.value._render_traceback_() == [f"KeyboardInterrupt: {caught.value}"]
+    assert caught.value.result.ranks == ()
+    assert "run" not in supervised.steps
+
+
 @pytest.mark.parametrize("echo", [True, False])
 def test_what_the_sanitizer_noted(supervised, capsys, echo):
     note = Finding("slow", "a cause", "an advice", serious=False)
@@ -245,7 +271,7 @@ def test_without_a_loopback_none_is_named(supervised, monkeypatch):
 
 @pytest.mark.parametrize(("cpus", "nprocs", "threads"), [(8, 2, 4), (8, 3, 2), (2, 4, 1)])
 def test_cores_are_shared_out(supervised, monkeypatch, cpus, nprocs, threads):
-    monkeypatch.setattr(launcher, "usable_cpu_count", lambda: cpus)
+    monkeypatch.setattr(starting, "usable_cpu_count", lambda: cpus)
     launch(fn, nprocs)
     assert supervised.job.threads == threads
     assert supervised.job.env["OMP_NUM_THREADS"] == str(threads)
@@ -369,22 +395,22 @@ def test_views(supervised):
 
 
 def test_a_kernel_warms_up(supervised, kernel, monkeypatch):
-    launcher.warm_up_in_a_kernel()
+    fork_server.warm_up_in_a_kernel()
     assert supervised.steps == ["warm_up"]
-    monkeypatch.setenv(launcher.INSIDE_A_RANK, "1")
-    launcher.warm_up_in_a_kernel()
+    monkeypatch.setenv(messages.INSIDE_A_RANK, "1")
+    fork_server.warm_up_in_a_kernel()
     assert supervised.steps == ["warm_up"]
 
 
 def test_a_kernel_does_not_warm_up_if_asked_not_to(supervised, kernel, monkeypatch):
-    monkeypatch.setenv(launcher.WARM_UP, "0")
-    launcher.warm_up_in_a_kernel()
+    monkeypatch.setenv(fork_server.WARM_UP, "0")
+    fork_server.warm_up_in_a_kernel()
     assert supervised.steps == []
 
 
 def test_a_script_does_not_warm_up(supervised, monkeypatch):
     monkeypatch.delitem(sys.modules, "IPython", raising=False)
-    launcher.warm_up_in_a_kernel()
+    fork_server.warm_up_in_a_kernel()
     assert supervised.steps == []
 
 

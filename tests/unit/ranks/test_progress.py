@@ -6,6 +6,7 @@ import time
 import pytest
 
 from ddp_helpers.ranks import progress, wire
+from ddp_helpers.ranks.messages import Report
 from ddp_helpers.ranks.progress import report
 
 
@@ -44,11 +45,11 @@ def test_outside_of_a_launch_it_does_nothing():
 @pytest.mark.parametrize(
     ("told", "arrives"),
     [
-        ({"step": 3}, wire.Report(3, None, None)),
-        ({"step": 3, "total": 9, "loss": 0.5}, wire.Report(3, 9, 0.5)),
-        ({"step": 3.0, "total": 9.0, "loss": 2}, wire.Report(3, 9, 2.0)),
-        ({"step": 0, "total": 9, "loss": float("nan")}, wire.Report(0, 9, "nan")),
-        ({"step": 1, "loss": float("-inf")}, wire.Report(1, None, "-inf")),
+        ({"step": 3}, Report(3, None, None)),
+        ({"step": 3, "total": 9, "loss": 0.5}, Report(3, 9, 0.5)),
+        ({"step": 3.0, "total": 9.0, "loss": 2}, Report(3, 9, 2.0)),
+        ({"step": 0, "total": 9, "loss": float("nan")}, Report(0, 9, "nan")),
+        ({"step": 1, "loss": float("-inf")}, Report(1, None, "-inf")),
     ],
 )
 def test_what_is_told_arrives(launcher, told, arrives):
@@ -82,7 +83,7 @@ def test_the_last_one_is_always_told(launcher, clock):
 def fill(launcher):
     while True:
         try:
-            wire.send_report(progress._link, wire.Report(0))
+            wire.send_report(progress._link, Report(0))
         except BlockingIOError:
             return
 

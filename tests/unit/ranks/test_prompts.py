@@ -10,9 +10,9 @@ import pytest
 
 from ddp_helpers.ranks import prompts, stay, wire
 from ddp_helpers.ranks.launched import Events
+from ddp_helpers.ranks.messages import Answer, Asked, Command, Wish
 from ddp_helpers.ranks.prompts import Prompts
 from ddp_helpers.ranks.view import Silenceable
-from ddp_helpers.ranks.wire import Answer, Asked, Wish
 
 OPEN, LINE, CLOSE, QUIT = (Asked(wish, "here") for wish in Wish)
 
@@ -215,7 +215,7 @@ def test_a_command_arrives_and_the_end_does():
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         file = os.memfd_create("test")
-        command = wire.Command(code="x = 1", filename="<cell>", names={"<cell>": "cell In[1]"})
+        command = Command(code="x = 1", filename="<cell>", names={"<cell>": "cell In[1]"})
         wire.write_whole(file, pickle.dumps(command))
         wire.send_command(ours, file)
         os.close(file)

@@ -11,7 +11,7 @@ import pytest
 
 from ddp_helpers.environment.cards import variables_for
 from ddp_helpers.evidence.records import RankError, RankResult
-from ddp_helpers.ranks import LaunchError, host_task, host_wire, launch, launcher, reach
+from ddp_helpers.ranks import LaunchError, conclusion, host_task, host_wire, launch, reach
 from ddp_helpers.ranks.host_wire import Left, Printed, Reader
 from ddp_helpers.ranks.hosts import HostsRun
 from ddp_helpers.ranks.reach import Host, command_for
@@ -125,7 +125,7 @@ def test_which_of_two_hosts_failed_first_is_told_on_one_clock(run):
     b.left = Left((RankResult(2, exit_code=0), failed(3, "first", 46.0)), Ending.FAILED)
     run.ending = run._how_they_ended()
     with pytest.raises(LaunchError) as caught:
-        launcher.conclude(run, results(run), echo=False)
+        conclusion.conclude(run, results(run), echo=False)
     lines = str(caught.value).splitlines()
     assert lines[:2] == [
         "rank 3 on host b failed: ValueError: first",
@@ -146,7 +146,7 @@ def test_a_host_that_was_lost_is_the_cause(run):
     b.lose("another reason comes too late")
     run.ending = run._how_they_ended()
     with pytest.raises(LaunchError) as caught:
-        launcher.conclude(run, results(run), echo=False)
+        conclusion.conclude(run, results(run), echo=False)
     lines = str(caught.value).splitlines()
     assert lines[0] == (
         "ranks 2 and 3 on host b failed: HostLostError: host b was lost: ssh ended: Connection to "

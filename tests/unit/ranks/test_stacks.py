@@ -1,6 +1,7 @@
 """Where ranks stand, read from what faulthandler writes."""
 
 import faulthandler
+import json
 import os
 import signal
 import time
@@ -9,12 +10,13 @@ import pytest
 from small_ranks import Child, memory_file
 
 from ddp_helpers.evidence.frames import make_frame
-from ddp_helpers.ranks import stacks, travel, wire, worker
+from ddp_helpers.ranks import stacks, stay, travel, wire, worker
 from ddp_helpers.ranks.launched import Events, LaunchedRank
+from ddp_helpers.ranks.messages import Job, Outcome
 from ddp_helpers.ranks.stacks import StrandedLook, parse_stack, take_stacks
 from ddp_helpers.ranks.view import Silenceable
 
-JOB = wire.Job(b"", 2, {}, "/", [], 1, {"/tmp/c.py": "a\n  work()\n"}, {"/tmp/c.py": "cell In[4]"})
+JOB = Job(b"", 2, {}, "/", [], 1, {"/tmp/c.py": "a\n  work()\n"}, {"/tmp/c.py": "cell In[4]"})
 NO_FILE = -1
 
 
@@ -53,6 +55,29 @@ def test_what_runs_before_the_function_is_left_out():
 def test_a_rank_that_is_still_in_the_launchers_code():
     stack = parse_stack(text((worker.__file__, 90, "_run"), ("/usr/x.py", 1, "main")), JOB)
     assert [frame.function for frame in stack] == ["_run"]
+
+
+IN_LIBRARIES = [(json.decoder.__file__, 3, "inner"), (json.__file__, 2, "outer")]
+
+
+@pytest.mark.parametrize(
+    "ours",
+    [
+        (travel.__file__, 80, "describe"),  # it has failed, and puts its error into words
+        (worker.__file__, 80, "_settle_in"),
+        (travel.__file__, 80, "unpack"),
+    ],
+)
+def test_what_the_launcher_itself_uses_is_no_place_of_the_readers(ours):
+    (frame,) = parse_stack(text(*IN_LIBRARIES, ours, (worker.__file__, 90, "_run")), JOB)
+    assert (frame.function, frame.is_launcher) == (ours[2], True)
+
+
+@pytest.mark.parametrize("way", [worker._run, stay._obey, stay._run_cell])
+def test_a_function_of_a_library_is_a_place_of_the_readers(way):
+    called_by = (way.__code__.co_filename, 80, way.__name__)
+    stack = parse_stack(text(*IN_LIBRARIES, called_by), JOB)
+    assert [frame.function for frame in stack] == ["outer", "inner"]
 
 
 def test_a_rank_that_has_not_come_so_far_shows_all():
@@ -183,7 +208,7 @@ def test_who_has_not_called_or_has_returned_is_left_alone(standing):
         time.sleep(60)
 
     early, late = standing(dies_of_it, called=False), standing(dies_of_it)
-    late.rank.outcome = wire.Outcome(None, None, 0, 1.0)
+    late.rank.outcome = Outcome(None, None, 0, 1.0)
     started = time.monotonic()
     take_stacks([early.rank, late.rank], JOB, EVENTS[0])
     assert time.monotonic() - started < 0.15
@@ -296,7 +321,7 @@ def test_nobody_is_asked_while_all_run_or_one_is_about_to_end(monkeypatch):
     asked = Asked(monkeypatch, WAITS)
     assert looks(ranks(False, False)) == [False] * 3
     leaves = ranks(True, False, False)
-    leaves[1].outcome = wire.Outcome(None, None, 0, 1.0)
+    leaves[1].outcome = Outcome(None, None, 0, 1.0)
     assert looks(leaves) == [False] * 3
     starts = ranks(True, False, False)
     starts[2].link = None

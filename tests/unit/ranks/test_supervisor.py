@@ -16,6 +16,7 @@ from test_launched import Recorder, is_alive
 from ddp_helpers.evidence.records import RankError
 from ddp_helpers.ranks import supervisor, wire
 from ddp_helpers.ranks.launched import Events
+from ddp_helpers.ranks.messages import Job
 from ddp_helpers.ranks.supervisor import Ending, Supervisor
 
 
@@ -54,7 +55,7 @@ class Launch:
             return main(Speaker(number, address) if speaks else None, number)
 
         self.main = speak
-        job = wire.Job(b"", nprocs, {}, "/", [], 1, **job)
+        job = Job(b"", nprocs, {}, "/", [], 1, **job)
         self.files_before = open_files()
         self.supervisor = Supervisor(job, "spawn", timeout, view)
         self.results = self.supervisor.run()

@@ -13,6 +13,7 @@ from small_ranks import Child, memory_file
 
 from ddp_helpers.evidence.records import Finding, RankError
 from ddp_helpers.ranks import wire
+from ddp_helpers.ranks.messages import Job, Outcome, Report
 
 FILES = 6
 
@@ -146,7 +147,7 @@ def test_a_rank_that_stands_by_sees_its_launchers_end_though_a_child_keeps_the_s
 
 
 def test_a_job_arrives_as_it_was():
-    job = wire.Job(b"call", 2, {"A": "b"}, "/", ["x"], threads=3, sources={"c": "d"}, sanitize=4)
+    job = Job(b"call", 2, {"A": "b"}, "/", ["x"], threads=3, sources={"c": "d"}, sanitize=4)
     file = memory_file()
     import pickle
 
@@ -156,7 +157,7 @@ def test_a_job_arrives_as_it_was():
 
 
 def test_what_a_job_is_without_more():
-    job = wire.Job(b"", 1, {}, "/", [], 1)
+    job = Job(b"", 1, {}, "/", [], 1)
     assert (job.sources, job.names, job.temporary) == ({}, {}, "")
     assert not job.own_temporary
     assert job.sanitize == 0
@@ -164,7 +165,7 @@ def test_what_a_job_is_without_more():
 
 @pytest.mark.parametrize(("own", "folder"), [(True, "/tmp/pymp-x3"), (False, "/tmp/pymp-x")])
 def test_a_spawned_rank_has_a_folder_of_its_own(own, folder):
-    job = wire.Job(b"", 4, {}, "/", [], 1, temporary="/tmp/pymp-x", own_temporary=own)
+    job = Job(b"", 4, {}, "/", [], 1, temporary="/tmp/pymp-x", own_temporary=own)
     assert job.temporary_folder(3) == folder
 
 
@@ -172,7 +173,7 @@ def test_an_outcome_is_there_before_the_word_that_says_so(link):
     ours, theirs = link
     theirs.setblocking(False)
     finding = Finding("kind", "cause", "advice")
-    outcome = wire.Outcome(b"v" * 100_000, RankError("E", "m", "t"), 3, 1.5, (finding,))
+    outcome = Outcome(b"v" * 100_000, RankError("E", "m", "t"), 3, 1.5, (finding,))
     file = memory_file()
     wire.leave_outcome(outcome, file, theirs)
     assert theirs.getblocking()  # it must not be lost because the launcher is busy
@@ -184,16 +185,16 @@ def test_an_outcome_is_there_before_the_word_that_says_so(link):
 @pytest.mark.parametrize("loss", [0.25, "nan", None])
 def test_a_report_is_one_json_text(link, loss):
     ours, theirs = link
-    wire.send_report(theirs, wire.Report(3, 10, loss))
+    wire.send_report(theirs, Report(3, 10, loss))
     message = ours.recv(wire.LONGEST_MESSAGE)
     assert json.loads(message) == {"step": 3, "total": 10, "loss": loss}
-    assert wire.read_message(message) == wire.Report(3, 10, loss)
+    assert wire.read_message(message) == Report(3, 10, loss)
 
 
 def test_a_report_does_not_wait_for_a_busy_launcher(link):
     def send_for_ever():
         while True:
-            wire.send_report(link[1], wire.Report(1))
+            wire.send_report(link[1], Report(1))
 
     with pytest.raises(BlockingIOError):
         send_for_ever()

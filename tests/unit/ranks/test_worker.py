@@ -24,6 +24,7 @@ from test_launched import is_alive
 
 from ddp_helpers.evidence.records import Finding, Watched
 from ddp_helpers.ranks import progress, travel, wire, worker
+from ddp_helpers.ranks.messages import Job, Outcome, Report
 
 CODE = "def run(x):\n    return x\n"
 
@@ -34,7 +35,7 @@ class Exited(BaseException):
 
 @dataclass
 class Ran:
-    outcome: wire.Outcome
+    outcome: Outcome
     code: int
     output: str
     stack: str
@@ -146,7 +147,7 @@ def run(calls, group, tmp_path):
             "threads": 1,
             "temporary": str(tmp_path),
         } | options
-        files = [memory_file(pickle.dumps(wire.Job(**job))), *(memory_file() for _ in range(3))]
+        files = [memory_file(pickle.dumps(Job(**job))), *(memory_file() for _ in range(3))]
         output, rank_output = os.pipe()
         lifeline, ours = os.pipe()
         lifelines.append(ours)
@@ -276,7 +277,7 @@ def test_asked_for_its_stack_it_writes_it(run):
 
 def test_reports_go_through_its_link(run):
     ran = run(lambda: progress.report(step=2, total=2))
-    assert wire.read_message(ran.messages[0]) == wire.Report(2, 2)
+    assert wire.read_message(ran.messages[0]) == Report(2, 2)
     assert ran.messages[1:] == [wire.DONE]
 
 
@@ -369,7 +370,7 @@ def test_the_environment_of_a_rank(run):
 
 
 def test_who_a_rank_is():
-    job = wire.Job(b"", 8, {}, "", [], 1)
+    job = Job(b"", 8, {}, "", [], 1)
     assert worker.rank_environment(3, job) == {
         "RANK": "3",
         "LOCAL_RANK": "3",

@@ -2,15 +2,17 @@
 
 import io
 import random
+import re
 from pathlib import Path
 
 import pytest
 
 from ddp_helpers import cli, faults
 from ddp_helpers.cli.explain import explain
-from ddp_helpers.troubleshooting import COMMAND, page, troubles
+from ddp_helpers.troubleshooting import COMMAND, command, page, troubles
 from ddp_helpers.troubleshooting.examples import read_examples
 from ddp_helpers.troubleshooting.nearest import find_nearest
+from ddp_helpers.words import VARIABLE
 
 PAGE = Path(__file__).resolve().parents[3] / "notebooks" / "TROUBLESHOOTING.md"
 
@@ -49,6 +51,38 @@ def test_no_name_stands_for_two_troubles():
 
 
 # ---- one message
+
+
+@pytest.fixture
+def chinese(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "zh_CN")
+
+
+def test_the_chinese_page_is_in_step_with_the_english_one(chinese):
+    text = page()
+    path = PAGE.parent / "zh_CN" / PAGE.name
+    assert path.read_text(encoding="utf-8") == text, f"run {command()}"
+
+
+def test_the_chinese_page_holds_the_same_and_says_it_in_chinese(chinese, monkeypatch):
+    told = page()
+    monkeypatch.delenv(VARIABLE)
+    for pattern in (
+        r"```[\s\S]*?```",
+        r"^### .+$",
+        r"\([./]+ddp_helpers/faults/\w+\.py\)",
+        r"^#+ ",
+    ):
+        english, chinese = (
+            [re.sub(r"(\.\./)+", "", each) for each in re.findall(pattern, text, flags=re.M)]
+            for text in (page(), told)
+        )
+        assert english == chinese
+    prose = re.sub(r"```.*?```|^### .+$|^<!--.*$|^\| -.*$", "", told, flags=re.S | re.M)
+    behind = [
+        line for line in prose.splitlines() if line and not re.search("[\u4e00-\u9fff]", line)
+    ]
+    assert behind == []
 
 
 @pytest.mark.parametrize(

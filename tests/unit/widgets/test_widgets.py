@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import re
+import time
 import xml.etree.ElementTree as ET
 
 import nbformat
@@ -29,6 +30,7 @@ from ddp_helpers.widgets import (
     one_step,
     overlap,
     planner,
+    player,
     ring,
     sampler,
 )
@@ -217,6 +219,35 @@ def test_in_the_ring_each_rank_sends_one_chunk_a_step_to_its_neighbour(ranks):
         assert [send.source for send in step] == list(range(ranks))
         assert [send.target for send in step] == [(rank + 1) % ranks for rank in range(ranks)]
         assert all(len(send.chunks) == 1 for send in step)
+
+
+def test_the_ring_plays_to_its_end_and_then_from_the_start_and_pauses(monkeypatch):
+    monkeypatch.setattr(player, "SECONDS", 0.01)
+    shown = widgets.explore("ring", ranks=3, step=2)
+    slider, button = shown.controls["step"], shown.player.button
+    seen = []
+    slider.observe(lambda change: seen.append(change["new"]), "value")
+    plays(button)
+    assert seen == [3, 4]
+    plays(button)
+    assert seen == [3, 4, 0, 1, 2, 3, 4]
+    monkeypatch.setattr(player, "SECONDS", 60)
+    button.click()
+    wait_until(lambda: button.description == "Pause")
+    plays(button)  # the next press ends it at once
+    assert seen[-1] == 0
+
+
+def plays(button):
+    button.click()
+    wait_until(lambda: button.description == "Play the steps")
+
+
+def wait_until(true, seconds=10.0):
+    limit = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < limit
+        time.sleep(0.005)
 
 
 ROOM = machine_room.Room(cores=8, memory=4.0, shm=0.0625)

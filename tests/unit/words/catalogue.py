@@ -18,26 +18,78 @@ import json
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 from difflib import get_close_matches
 from pathlib import Path
 
 from babel.messages.catalog import Catalog
 from babel.messages.pofile import read_po, write_po
+from by_hand import BY_HAND
 
 ROOT = Path(__file__).resolve().parents[3]
 PACKAGE = ROOT / "ddp_helpers"
 FOLDER = PACKAGE / "words/zh_CN"
 WINGS = {  # catalogue: where its words are
+    "bench": ("bench/records.py", "bench/step_meter.py", "bench/verdict.py"),
+    "classroom": ("classroom/*.py",),
+    "cluster": ("cluster/*.py",),
+    "command": ("cli/*.py", "templates/__init__.py", "arguments.py"),
     "diagnosis": ("diagnosis/*.py", "diagnosis/*.toml"),
     "environment": ("environment/check.py", "environment/report.py"),
     "exercises": ("exercises/*.py",),
     "faults": (),  # of their records
-    "launch": ("ranks/launcher.py", "evidence/records.py"),
+    "figures": (
+        *("plots/collectives.py", "plots/lanes.py", "plots/runs.py", "timeline/plots.py"),
+        *("scaling/plots.py", "bench/plots.py"),
+        *("exercises/figure.py", "evidence/claims.py"),
+    ),  # and what the notebooks' cells give to them
+    "launch": (
+        "ranks/conclusion.py",
+        "ranks/given.py",
+        "ranks/starting.py",
+        "evidence/records.py",
+    ),
     "questions": (),  # of the notebooks' cells
+    "ranks": tuple(
+        f"ranks/{name}.py"
+        for name in "view prompts breakpoints session staying stall host_task".split()
+    ),
+    "troubleshooting": ("troubleshooting/known.py",),
     "verifier": ("verifier/*.py",),
+    "scaling": tuple(  # plots.py is among the figures; others.py has names, and what BY_HAND says
+        f"scaling/{name}.py"
+        for name in ("fits", "machine_costs", "memory", "memory_trace", "memory_ways")
+    )
+    + tuple(
+        f"scaling/{name}.py"
+        for name in ("published", "rated", "records", "step_time", "work_costs")
+    ),
     "sanitizer": ("sanitizer/checks/*.py", "sanitizer/talk/*.py", "sanitizer/watch/*.py"),
+    "widgets": ("widgets/*.py",),
 }
+# calls and keywords of widgets and figures whose texts are shown, be it a single word
+LABELLED = set("Slider Choice Steps Tick Explorable text axis OfRank".split())
+LABEL_KEYS = {"label", "xlabel", "ylabel", "title", "run_label", "description", "tooltip", "how"}
+COMMANDS = ("bench", "classroom", "cluster", "command", "scaling")
+ERRORS = set(  # a command prints them
+    "ValueError TypeError OSError RuntimeError KeyError FileExistsError FileNotFoundError".split()
+)
+WRONG = ("STARTER_SAYS", "WRONG")  # what the starter and wrong answers make a check say
+HELP = ("HELP", "COMMANDS", "PLACES", "STYLE", "usage")  # argparse's, and a page's look
+PLACES = {"loc", "textcoords", "layout"}  # keywords whose texts say where
+NO_WORDS = {
+    *("rank {rank}", "{pair}.py", "{name}: {ms} ms", "row wrap", "2px 18px"),
+    *("{value} {unit} too much", "worked {worked} ms, waited {waited} ms a step"),
+    *("{bytes} of memory", "text/html; charset=utf-8"),
+    *("forkserver import main", "price_per_hour model_error"),
+    "parameters gradients optimizer frozen buckets gathered activations recomputed",
+    "background communication_cpu step_overhead byte_overhead noise",
+    "seconds_per_sample seconds_per_batch optimizer_seconds data_seconds_per_sample",
+    r"`# NEW` marks\s+what differs from(?: the step before,)?\s+\w+\.py(?::[^.]*)?\.\s+",
+    "{value}{value_2}{value_3}{value_4}{value_5}{value_6}{value_7}  bound by",
+}
+FIGURES = re.compile(r"(plot_\w+|show|says|compare)\(")  # calls in the notebooks' cells
+FIGURE_KEYS = {"title", "note", "ylabel", "xlabel", "alt", "measured_label"}
 ALIKE = 0.75  # a text so near to one that is gone is that one, changed
 # calls whose texts nobody is shown: patterns, names, the answers that a check must refuse
 UNSEEN = set(
@@ -46,6 +98,7 @@ UNSEEN = set(
     "ValueError TypeError KeyError RuntimeError AssertionError OSError RuntimeWarning warn "
     "add_argument literal_eval".split()
 )
+HOLE = re.compile(r"\{\w+\}")
 SAID = re.compile(r"[A-Za-z][a-z']*[,:;]? (?:\w+[,:;]? )*?\w*[a-z]{2}")  # two words in a row
 MARKUP = re.compile(r"<\w+ |text-align|border-top|^import |json\.dumps")
 
@@ -56,13 +109,20 @@ def sentences(wing: str) -> dict[str, list[tuple[str, int]]]:
     for pattern in WINGS[wing]:
         for path in sorted(PACKAGE.glob(pattern)):
             read = _of_rules if path.suffix == ".toml" else _of_code
-            for text, line in read(path):
+            if wing in COMMANDS:
+                read = _of_command
+            labels = _labels(path) if wing in ("widgets", "figures") else ()
+            for text, line in (*read(path), *labels):
+                if text in NO_WORDS:
+                    continue
                 found.setdefault(text, []).append((path.relative_to(ROOT).as_posix(), line))
     by_hand = list(BY_HAND.get(wing, ()))
     if wing == "exercises":  # a title without loading the file
         by_hand += [_title_of(path) for path in sorted(PACKAGE.glob("exercises/e[0-9]*.py"))]
     if wing == "faults":
         by_hand += _faults()
+    if wing == "figures":
+        by_hand += figures()
     if wing == "questions":
         by_hand += _questions()
     for text in by_hand:
@@ -84,21 +144,59 @@ def _faults() -> list[str]:
     return found
 
 
+BOOKS = tuple(sorted((ROOT / "notebooks").glob("*.ipynb")))
+
+
+def _cells(calls: re.Pattern[str], books: Sequence[Path] = BOOKS) -> Iterator[ast.AST]:
+    """All nodes of the notebooks' cells with such a call."""
+    for path in books:
+        for cell in json.loads(path.read_text())["cells"]:
+            code = "".join(cell["source"])
+            if cell["cell_type"] == "code" and calls.search(code):
+                yield from ast.walk(ast.parse(re.sub(r"^[%!].*$", "pass", code, flags=re.M)))
+
+
 def _questions() -> list[str]:
     """What the notebooks' cells ask, and the answers that are words."""
     found = []
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        for cell in json.loads(path.read_text())["cells"]:
-            code = "".join(cell["source"])
-            if cell["cell_type"] == "code" and re.search(r"\bask\(", code):
-                code = re.sub(r"^[%!].*$", "pass", code, flags=re.M)
-                for node in ast.walk(ast.parse(code)):
-                    if isinstance(node, ast.Call) and _name(node.func) == "ask":
-                        values = [
-                            each.value for each in node.args if isinstance(each, ast.Constant)
-                        ]
-                        found += [_doubled(each) for each in values if isinstance(each, str)]
+    for node in _cells(re.compile(r"\bask\(")):
+        if isinstance(node, ast.Call) and _name(node.func) == "ask":
+            values = [each.value for each in node.args if isinstance(each, ast.Constant)]
+            found += [_doubled(each) for each in values if isinstance(each, str)]
     return list(dict.fromkeys(found))
+
+
+def figures(books: Sequence[Path] = BOOKS) -> list[str]:
+    """What the notebooks' cells write on figures, and say of what they have measured."""
+    found = []
+    for node in _cells(FIGURES, books):
+        given: list[ast.AST] = []
+        if isinstance(node, ast.Call):
+            given += [each.value for each in node.keywords if each.arg in FIGURE_KEYS]
+            claims = _name(node.func) in ("says", "compare")
+            given += node.args if claims else []
+        elif isinstance(node, ast.Dict):  # of keywords
+            pairs = zip(node.keys, node.values, strict=True)
+            given += [value for key, value in pairs if getattr(key, "value", "") in FIGURE_KEYS]
+        texts = (as_template(each) for each in given if _is_text(each))
+        found += [text for text in texts if re.search("[a-z]{2}", HOLE.sub("", text))]
+    return list(dict.fromkeys(found))
+
+
+def _labels(path: Path) -> Iterator[tuple[str, int]]:
+    """Names of controls, axes and what a picture shows: a single word is one, too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            given = [each.value for each in node.keywords if each.arg in LABEL_KEYS]
+            given += node.args if _name(node.func) in LABELLED else []
+            for each in filter(_is_text, given):
+                text = as_template(each).strip()
+                if re.search("[a-z]{2}", HOLE.sub("", text)) and not SAID.search(text):
+                    yield text, node.lineno
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.JoinedStr | ast.Constant) or _is_sum(node)
 
 
 def _of_rules(path: Path) -> Iterator[tuple[str, int]]:
@@ -113,6 +211,11 @@ def _of_code(path: Path) -> Iterator[tuple[str, int]]:
     yield from _walk(tree, answers)
 
 
+def _of_command(path: Path) -> Iterator[tuple[str, int]]:
+    """With the errors that it prints, and without what argparse shows as help."""
+    yield from _walk(ast.parse(path.read_text()), set(), UNSEEN - ERRORS | {"add", "add_parser"})
+
+
 def _answers(tree: ast.Module) -> set[str]:
     """Functions of a learner: the starter, the solution, wrong and other right answers."""
     names = {"starter", "solution", "faulty", "fixed"}
@@ -122,7 +225,7 @@ def _answers(tree: ast.Module) -> set[str]:
     return names
 
 
-def _walk(node: ast.AST, answers: set[str]) -> Iterator[tuple[str, int]]:
+def _walk(node: ast.AST, answers: set[str], unseen: Set[str] = UNSEEN) -> Iterator[tuple[str, int]]:
     if isinstance(node, ast.JoinedStr | ast.Constant) or _is_sum(node):
         text = as_template(node)
         if text and SAID.search(re.sub(r"\{\w+\}", "", text)):
@@ -132,22 +235,25 @@ def _walk(node: ast.AST, answers: set[str]) -> Iterator[tuple[str, int]]:
         if isinstance(node, ast.JoinedStr):  # a text may stand in a hole
             for value in node.values:
                 if isinstance(value, ast.FormattedValue):
-                    yield from _walk(value.value, answers)
+                    yield from _walk(value.value, answers, unseen)
         return
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
         return  # a docstring
-    if isinstance(node, ast.Call) and _name(node.func) in UNSEEN:
+    if isinstance(node, ast.Call) and _name(node.func) in unseen:
         return
     if isinstance(node, ast.FunctionDef) and node.name in answers:
         return
-    if isinstance(node, ast.Assign) and _name(node.targets[0]) in ("STARTER_SAYS", "WRONG"):
+    unshown = WRONG if unseen is UNSEEN else HELP
+    if isinstance(node, ast.Assign) and _name(node.targets[0]) in unshown:
         return
     for name, value in ast.iter_fields(node):
         if name in ("annotation", "returns", "decorator_list"):
             continue
+        if name == "keywords":
+            value = [each for each in value if each.arg not in PLACES]
         for child in value if isinstance(value, list) else [value]:
             if isinstance(child, ast.AST):
-                yield from _walk(child, answers)
+                yield from _walk(child, answers, unseen)
 
 
 def _is_sum(node: ast.AST) -> bool:
@@ -207,102 +313,6 @@ def _name(node: ast.AST) -> str:
     if isinstance(node, ast.Attribute):
         return node.attr
     return node.id if isinstance(node, ast.Name) else ""
-
-
-AT = "{file}, line {number}, in {function}"
-STANDS = ("waited in {call} at", "waited for {child} at", "was at")
-CHANGED = "weights changed after the wrap on {ranks}"
-NOT_BY_A_STEP = "and not by an optimizer step; the first that differs is `{name}`"
-BY_HAND = {  # put together in the code from pieces too small to be known alone
-    "diagnosis": (
-        "why: {cause}",
-        "why: {cause} [{kind}]",
-        "also: {cause} [{kind}]",
-        "also, {rest}",
-        "sanitizer: {finding}",
-        "{these} failed: {error}",
-        "{these} had lost a thread: {error}, at {file}, line {number}, in {function}",
-        "{these} called sys.exit({code})",
-        "{these} lost the connection to another rank",
-        "{these} was ended by {name} ({words})",
-        "{these} was ended by {name}",
-        "{these} ended with exit code {number} before its function returned (os._exit?)",
-        "{these} did not tell where it was",
-        f"at {AT}",
-        f"{{what}} at {AT}",
-        AT,
-        *(f"{{these}} {how} {AT}" for how in STANDS),
-        *(f"{{these}} {how} {AT}: {{source}}" for how in STANDS),
-        "{ranks} on host {host}",
-        "not known word for word; the nearest:",
-        "nothing known is near to it: try a longer piece, or give the whole log to python -m "
-        "ddp_helpers diagnose LOG",
-        "printed: {text}",
-        "see it: {where}",
-        "no error found in this log",
-    ),
-    "environment": (
-        "Memory",
-        "Backends",
-        "CPU cores",
-        "GPUs",
-        "Loopback",
-        "{numbers} cores",
-        "{number} core",
-        "unlimited",
-        "tested with torch {oldest} to {newest}",
-        "{version}, CPU build",
-        "{version}, CUDA {number} build",
-        "kernel {version}, {processor}",
-    ),
-    "exercises": (
-        "{number} {title} (about {count} minutes)",
-        "notebook {number}: {numbers} of {numbers_2} done",
-        "notebook {number}: {numbers} of {numbers_2} done; next: {what}",
-        "{number}, hint {number_2} of {number_3}: {hint}",
-        "{about}: it was {value}",
-        "{about}: you: {guess}, it was {value}",
-        "Your guess: {about}?",
-        "{name} failed {where}:",
-        "{name} did not end within {number} s {where}:",
-        "on {number} ranks",
-        "rank {number} printed:",
-        "{place} is {is_now}, expected {should_be}, {number} times too large: a sum for a mean, or "
-        "summed twice?",
-        "{place} is {is_now}, expected {should_be}, {number} times too small: is it divided where "
-        "it should not be, or twice?",
-        "{place} is {is_now}, expected {should_be}",
-    ),
-    "sanitizer": tuple(
-        f"{CHANGED}{how}, {NOT_BY_A_STEP}"
-        for how in ("", " only", " (by {call})", " only (by {call})")
-    ),
-    "faults": (
-        "fault",
-        "torch says",
-        "cause",
-        "mend",
-        "seen in",
-        "nothing to report",
-        "nothing",
-    ),
-    "verifier": (
-        "note: {note}",
-        "all gradients are {number} times too large",
-        "all gradients are {number} times too small",
-        "only {some} have gradients {number} times too large",
-        "only {some} have gradients {number} times too small",
-        "parts at step {step}, {where}, first {name}: {n} ranks are not one process",
-        "parts at step {step}, {where}, first {name} ({module}): {n} ranks are not one process",
-    ),
-    "launch": (
-        "the clean-up of its process group",
-        "{call} on ranks {numbers} and {number}",
-        "ranks {numbers}",
-        "ranks {numbers} and {number}",
-        "{first} and ranks {numbers} and {number}",
-    ),
-}
 
 
 def updated(wing: str) -> tuple[Catalog, list[str]]:

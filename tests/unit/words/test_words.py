@@ -1,6 +1,5 @@
 """The package speaks Chinese where it is asked to, and English everywhere else."""
 
-import json
 import os
 import re
 import subprocess
@@ -11,13 +10,24 @@ import pytest
 
 from ddp_helpers import words as package
 from ddp_helpers.evidence.records import Finding
+from ddp_helpers.exercises import exercise
 from ddp_helpers.exercises.core import files, load
 from ddp_helpers.words import book as words
 
 CHINESE = re.compile("[\u4e00-\u9fff]")
 LAGS_AT_MOST = 0.1  # of all words
 NOT_SO = re.compile("工人|规约|rank 们|搬运|走散|无声|残余")  # what no practitioner says
-SAMPLES = {"these": "rank 1", "rank": "2", "verb": "waits", "function": "main"}
+SAMPLES = {
+    "these": "rank 1",
+    "rank": "2",
+    "verb": "waits",
+    "how": "moves",
+    "op": "shift",
+    "verdict": "perhaps",
+    "port": "80",
+    "variable": "GLOO_SOCKET_IFNAME",
+    "function": "main",
+}
 WINGS = pytest.mark.parametrize("wing", catalogue.WINGS)
 
 
@@ -87,6 +97,14 @@ def test_without_the_variable_nothing_is_read_or_changed(monkeypatch):
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
+def test_a_text_has_one_translation_in_all_catalogues():
+    told = {}
+    for wing in catalogue.WINGS:
+        for text, translation in entries(wing):
+            told.setdefault(text, {})[translation] = wing
+    assert not {text: each for text, each in told.items() if len(each) > 1}
+
+
 @pytest.mark.parametrize("name", ["en", "en_US.UTF-8", "C"])
 def test_english_may_be_asked_for(monkeypatch, name):
     monkeypatch.setenv(words.VARIABLE, name)
@@ -113,13 +131,13 @@ def test_an_exercise_is_chinese(number, chinese):
     assert sum(bool(CHINESE.search(words.shown(hint))) for hint in exercise.hints) >= 2
 
 
-def test_titles_are_those_of_the_lessons_tables(chinese):
-    listed = {}
-    for book in (catalogue.ROOT / "notebooks/zh_CN").glob("*.ipynb"):
-        for cell in json.loads(book.read_text())["cells"]:
-            rows = re.findall(r"^\| (\d\d\.\d) \| (.+?) \|", "".join(cell["source"]), flags=re.M)
-            listed |= dict(rows)
-    assert listed == {number: words.shown(load(number).EXERCISE.title) for number in files()}
+def test_a_cell_to_fill_in_says_in_chinese_what_to_do(chinese, capsys):
+    for number in files():
+        exercise(number, load(number).starter)
+        title, _, *lines = capsys.readouterr().out.splitlines()
+        assert CHINESE.search(title), title
+        assert "再运行这个单元格" in lines[-2]
+        assert lines[-1].endswith(f'hint("{number}")')
 
 
 def test_what_is_somebody_elses_stays(chinese):
@@ -198,7 +216,7 @@ def test_a_real_run_speaks_chinese(tmp_path):
     for piece in (
         "01.4 不等长部分的平均值（约",
         "01.4，提示 1/3：",
-        "01.4 还没做对：在 2 个 rank 中的 rank 0 上，",
+        "01.4 还没做对：rank 0（共 2 个 rank）上，",
         "rank 0 打印了：\nthe ranks call different collectives\n",
         "有几个不同的进程？答案：2",
         "没有以前运行残留下来的变量",
