@@ -105,6 +105,12 @@ def draw_run(ranks: Sequence[RankResult]) -> tuple[Scene, str]:
     return scene, _in_words(ranks, missing)
 
 
+def row_times(ranks: Sequence[RankResult]) -> list[float]:
+    """When each row of `draw_run()`'s picture begins, in seconds from the first exchange on."""
+    times = _in_rows(ranks, _meetings(ranks))
+    return times[max(0, len(times) - MOST_ROWS) :]
+
+
 def _key(rank: int, call: TimedCall) -> tuple:
     if call.kind == ALL:
         return ALL, call.group, call.place

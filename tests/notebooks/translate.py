@@ -37,6 +37,8 @@ ROOT = Path(__file__).resolve().parents[2]
 LANGUAGE = "zh_CN"
 README = "README.zh-CN.md"
 PAGES = (Path("notebooks", "WHAT_NEXT.md"), Path("notebooks", "INSTRUCTOR.md"))
+# of which `ddp_helpers explain --all` writes both
+WRITTEN = Path("notebooks", "TROUBLESHOOTING.md")
 FOLDER = Path("notebooks", LANGUAGE)  # from the repository's root, as all paths of a Document
 HEADER = f"""\
 # The Chinese texts of {{name}}; tests/notebooks/translate.py says how to change them.
@@ -55,6 +57,7 @@ import os
 
 os.environ["DDP_HELPERS_LANG"] = "zh_CN"  # 让 ddp_helpers 打印中文"""
 START, CHINESE_START = re.compile(r"^make lab\b( {3})?", re.M), "make lab-zh"
+NAMES = re.compile(r"(\[[\w ]+\]\(https://[^)\s]+\)( · )?)+")  # of places: no words to translate
 ALIKE = 0.5  # two texts with this share of words in common are one text, changed
 CODE_OR_LINK = re.compile(
     r"(?P<code>```.*?```|(?P<ticks>`+).+?(?P=ticks))"
@@ -121,7 +124,7 @@ def blocks(text: str) -> Iterator[tuple[int, str, bool]]:
     for number, line in enumerate(text.split("\n"), start=1):
         is_fence = line.startswith("```")
         if block and not fenced and (is_fence or not line.strip()):
-            yield start, "\n".join(block), True
+            yield start, "\n".join(block), not NAMES.fullmatch("\n".join(block))
             block = []
         if not block:
             start = number
@@ -258,6 +261,7 @@ def with_links(text: str, document: Document, every: list[Document]) -> str:
     A link to an English document goes to its Chinese one, and a link to that one back.
     """
     other = {d.english.as_posix(): d.chinese.as_posix() for d in every}
+    other[WRITTEN.as_posix()] = (FOLDER / WRITTEN.name).as_posix()
     other |= {chinese: english for english, chinese in other.items()}
 
     def lead(match: re.Match) -> str:

@@ -14,6 +14,7 @@ from ddp_helpers.plots.colors import GREY
 from ddp_helpers.plots.lanes import draw_run
 from ddp_helpers.plots.scene import CONTENT, PAGE, Scene, Words
 from ddp_helpers.widgets.monitor import OfRank, Watch
+from ddp_helpers.words import VARIABLE, columns, shown
 
 sys.path.insert(0, str(ROOT / ".site" / "play"))
 
@@ -50,15 +51,17 @@ def assert_readable(scene: Scene, about: object) -> None:
             continue
         signs = len(shape.text) == 1  # ✓ is large, and words say the same
         assert signs or shape.color in (CONTENT, GREY, "#000000"), (about, shape)
-        wide = LETTER * shape.size * len(shape.text)
+        wide = LETTER * shape.size * columns(shown(shape.text))
         left = shape.x - {"start": 0, "middle": wide / 2, "end": wide}[shape.anchor]
         assert left >= -1, (about, shape)
         assert left + wide <= scene.width + 1, (about, shape)
         assert shape.size / 2 - 1 <= shape.y <= scene.height - shape.size / 2 + 1, (about, shape)
 
 
+@pytest.mark.parametrize("language", ["", "zh_CN"])
 @pytest.mark.parametrize("name", widgets.NAMES)
-def test_all_words_can_be_read_in_a_window_of_820_pixels(name):
+def test_all_words_can_be_read_in_a_window_of_820_pixels(name, language, monkeypatch):
+    monkeypatch.setenv(VARIABLE, language)
     explorable = load(name)
     for _, values, ran in walk(name, explorable):
         result = None

@@ -216,7 +216,7 @@ def test_a_real_run_speaks_chinese(tmp_path):
     for piece in (
         "01.4 不等长部分的平均值（约",
         "01.4，提示 1/3：",
-        "01.4 还没做对：在 2 个 rank 中的 rank 0 上，",
+        "01.4 还没做对：rank 0（共 2 个 rank）上，",
         "rank 0 打印了：\nthe ranks call different collectives\n",
         "有几个不同的进程？答案：2",
         "没有以前运行残留下来的变量",
