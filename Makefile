@@ -3,10 +3,11 @@
 # make demo       set up and train on two real ranks, without a browser
 # make test       set up and run every test
 # make site       the course as web pages, in build/site
+# make buttons    links to a real kernel, from the address that pyproject.toml has for the course
 # make slides     each notebook as slides with its figures, in build/slides
 # make serve      the same, shown at http://127.0.0.1:8000, where its explorables move
 # make recordings what pages show of a real machine, recorded on this one
-# make notebooks  execute all notebooks, write their outputs and the Chinese copies
+# make notebooks  execute all notebooks and their Chinese twins, and write their outputs
 # make replay     run each cell of the notebooks twice, and each section backwards
 # make steady     run 04 to 06 five times, name committed sentences that a run makes false
 # make bench      timings, beside the alternatives, in one run
@@ -26,7 +27,7 @@ MUTANTS := $(VENV)/.ready-mutants
 ARGS   ?=
 ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: lab lab-zh demo test site serve recordings slides notebooks replay steady bench soak gallery lint mutants matrix
+.PHONY: lab lab-zh demo test site serve recordings buttons slides notebooks replay steady bench soak gallery lint mutants matrix
 .PHONY: clean
 .DELETE_ON_ERROR:
 
@@ -48,14 +49,19 @@ test: $(DEV) $(SITE)
 site: $(SITE)
 	$(BIN)/python .site/build.py $(ARGS)
 
+buttons: $(DEV)
+	$(BIN)/python .site/kernels.py
+	$(BIN)/python tests/notebooks/translate.py
+
 slides: $(READY)
 	$(BIN)/python .site/slides.py $(ARGS)
 
 serve: site
 	$(BIN)/python .site/serve.py --port $(or $(PORT),8000)
 
-recordings: $(READY)
+recordings: $(DEV)
 	$(BIN)/python .site/play/record.py
+	$(BIN)/python .site/runs/record.py
 	$(BIN)/python .site/demo/record.py
 
 notebooks: $(DEV)

@@ -64,10 +64,12 @@ html_theme_options = {
 }
 
 
-def script_of_explorables(app, pagename, templatename, context, doctree) -> None:
+def scripts_of_what_moves(app, pagename, templatename, context, doctree) -> None:
     """Only pages on which something moves load what moves it."""
     if 'class="ddp-play"' in context.get("body", ""):
         app.add_js_file("play.js", defer="defer")
+    if 'class="ddp-recorded"' in context.get("body", ""):
+        app.add_js_file("runs.js", defer="defer")
 
 
 def setup(app) -> dict[str, bool]:
@@ -81,6 +83,6 @@ def setup(app) -> dict[str, bool]:
     app.connect("html-collect-pages", editions.search_page)
     app.connect("html-page-context", editions.frame, priority=800)  # after the theme
     app.connect("build-finished", editions.fixed_words)
-    app.connect("html-page-context", script_of_explorables)
+    app.connect("html-page-context", scripts_of_what_moves)
     app.connect("html-page-context", mend_html.for_everybody, priority=900)  # after the theme
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -11,12 +11,14 @@ from editions import edition, said, speaking
 from exercise_page import write_exercises
 from explorable_page import put_players, write_explorables
 from fault_page import write_faults
+from kernels import address_of, put_links
 from moving import moving, ship
 from others_page import write_others
 from pictures import Pictures
 from places import Links, page_of
 from published_page import write_published
 from recipe_pages import write_recipes
+from run_page import put_runs
 from template_pages import write_templates
 
 TEXTS = (
@@ -84,6 +86,8 @@ def _source(root: Path, file: str, links: Links, pictures: Pictures) -> str:
         for output in cell.get("outputs", ()):
             pictures.take_out(output.get("data", {}), page_of(file))
     put_players(notebook, page_of(file))
+    put_runs(notebook, page_of(file), root)
+    put_links(notebook, file, address_of(root))
     return json.dumps(notebook, ensure_ascii=False)
 
 

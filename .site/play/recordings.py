@@ -20,21 +20,31 @@ CLASSES = {
     "Collective": "ddp_helpers.timeline.records",
     "StepTimeline": "ddp_helpers.timeline.records",
     "RankTimeline": "ddp_helpers.timeline.records",
+    "Film": "film",
+    "Seen": "ddp_helpers.faults._catalogue",
+    "LaunchResult": "ddp_helpers.evidence.records",
+    "RankResult": "ddp_helpers.evidence.records",
+    "RankError": "ddp_helpers.evidence.records",
+    "Frame": "ddp_helpers.evidence.records",
+    "TimedCall": "ddp_helpers.evidence.records",
 }
 """Records that a result is made of, and where they are defined."""
 KIND = "is a"
 
 
-def encode(result: Any) -> Any:
+def encode(result: Any, digits: int = 3) -> Any:
     """A result as what JSON can hold."""
     if is_dataclass(result):
-        told = {each.name: encode(getattr(result, each.name)) for each in fields(result)}
+        given = {each.name: (getattr(result, each.name), each.default) for each in fields(result)}
+        told = {
+            name: encode(value, digits) for name, (value, usual) in given.items() if value != usual
+        }
         return {KIND: type(result).__name__, **told}
     if isinstance(result, Mapping):
-        return {key: encode(value) for key, value in result.items()}
+        return {key: encode(value, digits) for key, value in result.items()}
     if isinstance(result, list | tuple):
-        return [encode(each) for each in result]
-    return round(result, 3) if isinstance(result, float) else result
+        return [encode(each, digits) for each in result]
+    return round(result, digits) if isinstance(result, float) else result
 
 
 def decode(told: Any) -> Any:
@@ -57,10 +67,14 @@ class Recording:
         self.about: str = found["recorded"]
         self.grid: dict[str, list] = found["grid"]
         self._results: dict[str, Any] = found["results"]
+        self._read: dict[str, Any] = {}
 
     def result(self, values: Mapping[str, Any]) -> Any:
         """What the ranks did at these values."""
-        return decode(self._results[key(self.grid, values)])
+        setting = key(self.grid, values)
+        if setting not in self._read:
+            self._read[setting] = decode(self._results[setting])
+        return self._read[setting]
 
     def limit(self, explorable: Explorable) -> Explorable:
         """The same explorable, its controls kept to what was recorded."""

@@ -180,8 +180,8 @@ class Book:
 
     def _listed(self, text: str, depth: int, labels: Mapping[str, str]) -> str:
         """What stands in a hole may be a list, each piece of which is known; else ""."""
-        if "(" in text or text in self.exact:
-            return ""
+        if "(" in text or ": " in text or text in self.exact:
+            return ""  # nor is a sentence with a cause of its own a list
         for mark, chinese in (("; ", "\uff1b"), (", ", "\uff0c"), (" and ", " \u548c ")):
             if mark in text:
                 parts = text.split(mark)

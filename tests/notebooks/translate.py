@@ -57,6 +57,7 @@ import os
 
 os.environ["DDP_HELPERS_LANG"] = "zh_CN"  # 让 ddp_helpers 打印中文"""
 START, CHINESE_START = re.compile(r"^make lab\b( {3})?", re.M), "make lab-zh"
+NAMES = re.compile(r"(\[[\w ]+\]\(https://[^)\s]+\)( · )?)+")  # of places: no words to translate
 ALIKE = 0.5  # two texts with this share of words in common are one text, changed
 CODE_OR_LINK = re.compile(
     r"(?P<code>```.*?```|(?P<ticks>`+).+?(?P=ticks))"
@@ -123,7 +124,7 @@ def blocks(text: str) -> Iterator[tuple[int, str, bool]]:
     for number, line in enumerate(text.split("\n"), start=1):
         is_fence = line.startswith("```")
         if block and not fenced and (is_fence or not line.strip()):
-            yield start, "\n".join(block), True
+            yield start, "\n".join(block), not NAMES.fullmatch("\n".join(block))
             block = []
         if not block:
             start = number

@@ -179,8 +179,9 @@ BY_HAND = {  # put together in the code from pieces too small to be known alone
     ),
     "troubleshooting": (
         "Troubleshooting",
-        "**Why:** {cause}.<br>",
-        "**What to do:** {advice}.",
+        "**Why:**",
+        "**What to do:**",
+        'notebook {notebook}, "{section}"',
     ),
     "verifier": (
         "note: {note}",

@@ -6,6 +6,8 @@ import json
 import re
 import sys
 from collections import Counter
+from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 
 import catalogue
@@ -20,6 +22,7 @@ from ddp_helpers.words import book as words
 sys.path.insert(0, str(catalogue.ROOT / ".site" / "play"))
 from recordings import FOLDER, Recording
 
+CHINESE = re.compile("[\u4e00-\u9fff]")
 OWN = 0.7
 """A line with this share of words from a cell's texts is the cell's own."""
 MOST = 0.1  # of the words, in each part of each page
@@ -107,9 +110,14 @@ def figures(page: Path) -> list[tuple[str, str]]:
     code = "\n".join(map(source, cells(page, "code")))
     if not re.search(r"plot_\w+\(|plots\.show", code):
         return []
-    own = catalogue.figures([page])
-    ours = set(catalogue.sentences("figures")) - set(catalogue.figures())
-    return [(text, shown(sample(text))) for text in (*own, *ours)]
+    texts = (*catalogue.figures([page]), *of_the_package())
+    return [(text, shown(sample(text))) for text in texts]
+
+
+@cache
+def of_the_package() -> tuple[str, ...]:
+    """What figures say whoever draws them."""
+    return tuple(set(catalogue.sentences("figures")) - set(catalogue.figures()))
 
 
 def sample(text: str) -> str:
@@ -118,7 +126,14 @@ def sample(text: str) -> str:
 
 
 def printed(page: Path) -> list[tuple[str, str]]:
-    """What the package says in the page's outputs; to one that was made in English, as it would."""
+    """What the package says in the outputs of both editions; nothing before they are Chinese."""
+    new = told_by(page)
+    old = told_by(page.parents[1] / page.name) if CHINESE.search("".join(new)) else new[:0]
+    return list(zip_longest(old, new if old else [], fillvalue=""))
+
+
+def told_by(page: Path) -> list[str]:
+    """The lines of its outputs that are the package's."""
     found, own = [], set()
     for cell in cells(page, "code"):
         own |= said_by(source(cell))
@@ -126,7 +141,7 @@ def printed(page: Path) -> list[tuple[str, str]]:
             text = "".join(output.get("text", output.get("data", {}).get("text/plain", [])))
             text += "\n".join(output.get("traceback", []))
             lines = [line.strip().removeprefix(f"{ARROW} ") for line in text.splitlines()]
-            found += [(line, shown(line)) for line in lines if not is_theirs(line, own)]
+            found += [line for line in lines if not is_theirs(line, own)]
     return found
 
 
