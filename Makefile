@@ -7,7 +7,7 @@
 # make slides     each notebook as slides with its figures, in build/slides
 # make serve      the same, shown at http://127.0.0.1:8000, where its explorables move
 # make recordings what pages show of a real machine, recorded on this one
-# make notebooks  execute all notebooks, write their outputs and the Chinese copies
+# make notebooks  execute all notebooks and their Chinese twins, and write their outputs
 # make replay     run each cell of the notebooks twice, and each section backwards
 # make steady     run 04 to 06 five times, name committed sentences that a run makes false
 # make bench      timings, beside the alternatives, in one run

@@ -7,7 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
-from editions import edition, lessons, paragraphs, said, to_lesson, twin
+from editions import edition, lessons, paragraphs, said, speaking, to_lesson, twin
 from exercise_page import title_of
 from moving import moving, parts, player, still
 
@@ -77,7 +77,9 @@ def put_players(notebook: dict, page: str) -> None:
         for output in cell["outputs"]:
             shown = "".join(output.get("data", {}).get("text/html", ""))
             if found := OUTPUT.fullmatch(shown):
-                output["data"]["text/html"] = player(*called, parts(*found.groups()), up, language)
+                with speaking(edition(page)):
+                    made = player(*called, parts(*found.groups()), up, language)
+                output["data"]["text/html"] = made
 
 
 def _call(source: str) -> tuple[str, dict[str, object]] | None:

@@ -27,12 +27,16 @@ PLAY = HERE / "play"
 sys.path.insert(0, str(PLAY))
 
 from mover import MOVING, RECORDED, load, recorded_about, recording, result_of  # noqa: E402
+from spoken import WORDS as SPOKEN  # noqa: E402
+from spoken import translated  # noqa: E402
+
+from ddp_helpers.words import shown  # noqa: E402
 
 PYODIDE = HERE / "node_modules" / "pyodide"
 FROM_PYODIDE = ("pyodide.mjs", "pyodide.asm.mjs", "pyodide.asm.wasm", "python_stdlib.zip")
 FROM_PYODIDE += ("pyodide-lock.json",)
 SHIPPED = {"small_numpy.py": "numpy.py"}
-SHIPPED |= {name: name for name in ("film.py", "mover.py", "recordings.py")}
+SHIPPED |= {name: name for name in ("film.py", "mover.py", "recordings.py", "spoken.py")}
 WORDS = tomllib.loads((PLAY / "words.toml").read_text(encoding="utf-8"))
 
 
@@ -60,6 +64,9 @@ def ship(root: Path, folder: Path, cache: Path) -> None:
         files = modules(Path(stage))
     text = json.dumps(files, ensure_ascii=False, sort_keys=True)
     (folder / "modules.json").write_text(text, encoding="utf-8")
+    for language in ("zh_CN",):
+        told = json.dumps(words(root, language), ensure_ascii=False, sort_keys=True)
+        (folder / f"words.{language}.json").write_text(told, encoding="utf-8")
     memory = _memory(folder / "modules.json", text, cache)
     if memory:
         (folder / "memory.gz").write_bytes(memory)
@@ -78,6 +85,13 @@ def lay_out(root: Path, stage: Path) -> None:
             shutil.copy(path, stage / "ddp_helpers" / inside)
 
 
+def words(root: Path, language: str) -> dict[str, str]:
+    """What a page of that language gets besides: its catalogues, and what reads them."""
+    folder = Path("ddp_helpers", "words")
+    paths = [folder / "book.py", *(folder / language / f"{name}.po" for name in SPOKEN)]
+    return {path.as_posix(): (root / path).read_text(encoding="utf-8") for path in paths}
+
+
 def defines(path: Path) -> bool:
     """Whether an `__init__` has functions or classes of its own: it does not only hand names on."""
     body = ast.parse(path.read_text(encoding="utf-8")).body
@@ -88,7 +102,7 @@ def defines(path: Path) -> bool:
 def modules(stage: Path) -> dict[str, str]:
     """The files that drawing every explorable loads, by a Python that has nothing installed."""
     script = (
-        f"import sys; sys.path.insert(0, {str(stage)!r}); import mover; mover.warm_up(); "
+        f"import sys; sys.path.insert(0, {str(stage)!r}); import mover, spoken; mover.warm_up(); "
         "print(*(m.__file__ for m in sys.modules.values() if getattr(m, '__file__', None)), "
         "sep='\\n')"
     )
@@ -144,7 +158,7 @@ def player(name: str, start: Mapping[str, object], still: str, up: str, language
         up: from the page to the top of the site, "" or "../" and so on.
         language: "en" or "zh".
     """
-    explorable = load(name, start)
+    explorable = translated(load(name, start))
     words = WORDS[language]
     controls = "".join(control_html(key, each, words) for key, each in explorable.controls.items())
     if explorable.plays:
@@ -176,7 +190,7 @@ def still(name: str, start: Mapping[str, object]) -> str:
     explorable = load(name, start)
     values = {key: control.value for key, control in explorable.controls.items()}
     picture = explorable.picture(values, result_of(name, values, ran=False))
-    words = "<br>".join(html.escape(picture.words).splitlines())
+    words = "<br>".join(html.escape(shown(picture.words)).splitlines())
     return parts(picture.scene.svg(picture.words), words, picture.detail)
 
 

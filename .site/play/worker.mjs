@@ -1,6 +1,7 @@
 // A page's Python, beside the page so that it never stands still: Pyodide with the course's modules.
 import { loadPyodide } from "./pyodide.mjs";
 
+const language = new URL(import.meta.url).searchParams.get("language") ?? "";
 const here = (name) => new URL(name, import.meta.url).href;
 
 // with its memory as it was after drawing all once, it need not start or import anything
@@ -11,7 +12,11 @@ const memory = async () => {
   return new Response(unpacked).arrayBuffer();
 };
 
-const files = fetch(here("modules.json")).then((answer) => answer.json());
+const listed = (name) => fetch(here(name)).then((answer) => answer.json());
+const files = Promise.all([
+  listed("modules.json"),
+  language ? listed(`words.${language}.json`) : {},
+]).then((found) => Object.assign({}, ...found));
 
 const start = async () => {
   const before = await memory().catch(() => undefined);
@@ -26,9 +31,11 @@ const start = async () => {
 import sys
 if "/course" not in sys.path:
     sys.path.insert(0, "/course")
-import mover
+import importlib
+importlib.invalidate_caches()  # the memory knows these folders without what was written now
+import spoken
 `);
-  return python.globals.get("mover").move;
+  return python.globals.get("spoken").move;
 };
 
 const move = start();
@@ -39,7 +46,8 @@ move.then(
 
 onmessage = async ({ data: { turn, name, stands, moved, ran } }) => {
   try {
-    postMessage({ turn, told: JSON.parse((await move)(name, JSON.stringify(stands), moved, ran)) });
+    const told = (await move)(name, JSON.stringify(stands), moved, ran, language);
+    postMessage({ turn, told: JSON.parse(told) });
   } catch (error) {
     postMessage({ turn, told: { error: String(error) } });
   }

@@ -31,7 +31,8 @@
   const wake = () => {
     if (worker) return;
     tell(say.starts, true);
-    worker = new Worker(new URL("worker.mjs", new URL(roots[0].dataset.play, location)), {
+    const file = chinese ? "worker.mjs?language=zh_CN" : "worker.mjs";
+    worker = new Worker(new URL(file, new URL(roots[0].dataset.play, location)), {
       type: "module",
     });
     worker.onmessage = ({ data }) => {

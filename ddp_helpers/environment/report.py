@@ -57,8 +57,11 @@ class EnvironmentReport:
         return {"ok": self.ok, "checks": [asdict(check) for check in self.checks]}
 
     def to_json(self) -> str:
-        """The report as JSON text."""
-        return json.dumps(self.to_dict(), indent=2)
+        """The report as JSON text; names and statuses are codes, the rest is for a reader."""
+        told = self.to_dict()
+        for row in told["checks"]:
+            row |= {key: shown(row[key]) for key in ("value", "advice")}
+        return json.dumps(told, indent=2)
 
     def __str__(self) -> str:
         names = [shown(check.name) for check in self.checks]

@@ -109,9 +109,10 @@ def exercise(number: str, answer: Callable) -> Checked | None:
     if not is_starter(answer, module):
         return check(number, answer)
     _print_task(number, module)
-    name, call = module.EXERCISE.name, f"from ddp_helpers.exercises import hint; hint({number!r})"
-    told = f"Change {name} and run the cell again, or come back later. A hint: {call}"
+    name = module.EXERCISE.name
+    told = f"Change {name} and run the cell again, or come back later. For a hint, in a new cell:"
     print(f"\n{shown(told)}")
+    print(f'from ddp_helpers.exercises import hint; hint("{number}")')
     return None
 
 

@@ -200,7 +200,7 @@ class _Picture:
         if block.last_row > block.row:
             waited = meeting.began - block.at
             told = "never done" if stuck else f"waits {_time(waited)}"
-            self._text(x, y + height - 10, told, VERMILLION if stuck else GREY)
+            self._text(x, y + height - 10, told, None if stuck else GREY)
 
     def link(self, meeting: _Meeting) -> None:
         """A line between the calls that meet."""
@@ -214,13 +214,15 @@ class _Picture:
         for left, right in itertools.pairwise(lanes):  # aslant where one has gone on since
             ends = [self._y(by_lane[lane]) + (ROW - 8) / 2 for lane in (left, right)]
             color, width = (VERMILLION, 2.0) if wrong else (BLUE, 1.5)
+            if right - left > 1 and not wrong:  # it crosses the words of the lanes between
+                color, width = GREY, 0.7
             x, to_x = self._x(left) + self.lane - 6, self._x(right) + 6
             self.scene.line(x, ends[0], to_x, ends[1], color=color, width=width, dashed=wrong)
 
     def end(self, rank: RankResult) -> None:
         told, place = _end(rank)
         x, y = self._x(rank.rank) + 6, self._y(self.rows)
-        color = GREY if rank.ok else VERMILLION
+        color = GREY if rank.ok else None
         self._text(x, y + 10, told, color)
         self._text(x, y + 24, place, color)
 
@@ -230,7 +232,7 @@ class _Picture:
         for ends in _edges(x, y, width, ROW - 12):
             self.scene.line(*ends, color=VERMILLION, width=2, dashed=True)
         text = f"{name} is missing"
-        self.scene.text(x + width / 2, y + 14, text, size=12, color=VERMILLION, bold=True)
+        self.scene.text(x + width / 2, y + 14, text, bold=True)
 
     def _text(self, x: float, y: float, text: str, color: str | None = None) -> None:
         most, told = int((self.lane - 24) / LETTER), shown(text)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from ddp_helpers.plots.style import CourseFigure
 
-PAGE = 740.0
+PAGE = 698.0
 READABLE = 11.0  # pixels: the smallest letters that a reader gets
 CONTENT = "currentColor"  # the page's own text colour: it suits light and dark themes
 _numbers = itertools.count()
@@ -207,8 +207,8 @@ class Scene:
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{html.escape(alt)}" '
             f'viewBox="0 0 {self.width:g} {self.height:g}" width="{self.width:g}" '
-            f'style="max-width:100%;min-width:{self.narrowest:.0f}px;height:auto;display:block" '
-            'font-family="sans-serif">'
+            f'style="max-width:100%;min-width:{math.ceil(self.narrowest)}px;height:auto;'
+            'display:block" font-family="sans-serif">'
             f"<title>{html.escape(alt)}</title>{_DEFS.replace('ID', str(number))}"
             f"{''.join(parts)}</svg>"
         )

@@ -44,7 +44,7 @@ class Lesson:
     section: str
 
     def __str__(self) -> str:
-        return f'notebook {self.notebook[:2]}, "{self.section}"'
+        return shown(f'notebook {self.notebook[:2]}, "{self.section}"')
 
     @property
     def link(self) -> str:
@@ -211,14 +211,22 @@ def _section(trouble: Trouble) -> str:
     lines = [f"### {trouble.name}\n"]
     for meaning in trouble.meanings:
         lines += [f"```text\n{_tidy(text)}\n```\n" for text in meaning.texts]
-        lines.append(shown(f"**Why:** {meaning.cause}.<br>"))
-        lines.append(shown(f"**What to do:** {meaning.advice}.") + "\n")
+        lines += [
+            _told("**Why:**", meaning.cause) + "<br>",
+            _told("**What to do:**", meaning.advice),
+        ]
+        lines.append("")
     if trouble.also:
         pieces = ", ".join(f"`{piece}`" for piece in trouble.also)
         lines.append(shown(f"It may also say {pieces}.") + "\n")
     lines += list(_fault_lines(trouble))
     lines.append(_read_more(trouble.lesson))
     return "\n".join(lines)
+
+
+def _told(head: str, text: str) -> str:
+    """A sentence behind its head, each as the reader is to see it."""
+    return f"{shown(head)}{shown(text)}\u3002" if language() else f"{head} {text}."
 
 
 def _read_more(lesson: Lesson) -> str:

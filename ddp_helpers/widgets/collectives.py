@@ -27,7 +27,7 @@ OPS = (
 )
 CUT_IN_PARTS = ("scatter", "reduce_scatter", "all_to_all")
 BYTES_SENT, BYTES_AGAIN = 200, 208  # offsets of tcpi_bytes_sent and _retrans, since Linux 4.19
-CELL, ROW, BETWEEN = 30, 34, 52  # pixels; between before and after
+CELL, ROW, BETWEEN = 29, 34, 46  # pixels; between before and after
 
 
 @dataclass(frozen=True)
@@ -202,12 +202,12 @@ def _row(
 
 def _legend(scene: Scene, left: float, top: float, ranks: int, kib: int) -> None:
     for rank in range(ranks):
-        scene.box(left + 110 * rank, top - 7, 14, 14, fill=FILLS[rank])
-        scene.text(left + 110 * rank + 20, top, f"from rank {rank}", anchor="start")
-    x = left + 110 * ranks
+        scene.box(left + 96 * rank, top - 7, 14, 14, fill=FILLS[rank])
+        scene.text(left + 96 * rank + 20, top, f"from rank {rank}", anchor="start")
+    x = left + 96 * ranks
     scene.box(x, top - 7, 14, 14, fill="#ffffff", hatch=True)
     scene.text(x + 20, top, "from several", anchor="start")
-    scene.text(x + 110, top, f"each box: {kib} KiB", anchor="start", color=GREY)
+    scene.text(x + 100, top, f"each box: {kib} KiB", anchor="start", color=GREY)
 
 
 def explorable(op: str = "all_reduce", ranks: int = 3, count: int = 2, kib: int = 64) -> Explorable:

@@ -125,7 +125,7 @@ def last_lines(text: str) -> str:
 
 
 def _scene(ranks: tuple[RankResult, ...], *, run: bool) -> Scene:
-    left, wide, row = 64, 460, 30
+    left, wide, row = 64, 418, 30
     scene = Scene(PAGE, 34 + row * max(1, len(ranks)) + 44)
     for at, (name, color) in enumerate(ENDS.items()):
         x = left + (0, 100, 230, 430)[at]

@@ -105,7 +105,7 @@ def draw(rung: int, shown: str) -> Picture:
 
 
 def _scene(rung: int) -> Scene:
-    left, wide, row = 136, 430, 22
+    left, wide, row = 136, 366, 22
     scene = Scene(PAGE, 30 + row * len(RUNGS) + 40)
     for at, (color, name) in enumerate(((SKY, "stay"), (GREEN, "new"), (VERMILLION, "gone"))):
         scene.box(left + 90 * at, 4, 14, 14, fill=color, hatch=name == "gone")

@@ -19,7 +19,7 @@ GIB = 1024**3
 GIB_OF_A_RANK, GIB_OF_THE_LAUNCHER = 0.3, 0.2
 BATCHES_AHEAD = 2  # DataLoader's default prefetch_factor, per worker
 LONGEST = 1.5  # of what there is: a longer bar is cut, its text says how much is asked for
-LEFT, WIDE, ROW = 110, 280, 40  # pixels; WIDE is all that there is
+LEFT, WIDE, ROW = 100, 260, 40  # pixels; WIDE is all that there is
 ROWS = ("all rows", "not pass")
 
 

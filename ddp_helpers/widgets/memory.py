@@ -57,7 +57,7 @@ COLORS = {
     "working": GREY,
 }
 HATCHED = ("recomputed", "working")
-LEFT, TOP, HIGH, COLUMN = 20, 54, 46, 236  # a column of the legends holds one entry
+LEFT, TOP, HIGH, COLUMN = 20, 54, 46, 222  # a column of the legends holds one entry
 WIDE = PAGE - 2 * LEFT
 
 

@@ -30,7 +30,7 @@ MOST_POINTS = 120
 WINDOW = 2.0  # seconds over which the throughput is taken
 MEAN_OF = 10  # steps
 TOLD = re.compile(r"worked ([\d.]+) ms, waited ([\d.]+) ms a step")
-LEFT, WIDE, ROW = 60, 280, 82  # pixels of the bars
+LEFT, WIDE, ROW = 60, 270, 82  # pixels of the bars
 
 
 @dataclass
@@ -213,7 +213,7 @@ def _step(scene: Scene, top: float, rank: int, one: OfRank, longest: float) -> N
 
 
 def _losses(scene: Scene, told: list[OfRank]) -> None:
-    left, wide, top, high = 410, 310, 30, 120
+    left, wide, top, high = 388, 296, 30, 120
     head = f"loss on its own batches, mean of {MEAN_OF} steps"
     scene.text(left, 12, head, **_HEAD)
     points = [point for one in told for point in one.losses]

@@ -28,7 +28,7 @@ KINDS = {
 }
 HATCHED = ("copy weights", "collect")
 WARM_UP, REPEATS = 2, 9
-LEFT, WIDE, ROW = 150, 570, 30
+LEFT, WIDE, ROW = 146, 536, 30
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ def _rows(scene: Scene, y: float, way: str, step: Step, top: float) -> float:
 
 def _legend(scene: Scene) -> None:
     for at, (name, color) in enumerate(KINDS.items()):
-        x = 24 + 120 * at
+        x = 14 + 115 * at
         scene.box(x, 6, 14, 14, fill=color, hatch=name in HATCHED)
         scene.text(x + 20, 13, name, anchor="start")
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 BUCKETS = (0.05, 0.25, 1.0, 25.0)  # MiB
 COLORS = {FORWARD: SKY, BACKWARD: BLUE, OPTIMIZER: PURPLE}
-LEFT, WIDE, ROW = 130, 590, 26
+LEFT, WIDE, ROW = 130, 548, 26
 THINNEST = 0.8  # pixels: what took no time to speak of is still to be seen
 
 

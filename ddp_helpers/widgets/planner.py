@@ -34,7 +34,7 @@ MACHINES = {
     )
 }
 DTYPES = tuple(name for name in GRADIENT_BYTES if name != "float64")
-LEFT, WIDE, HIGH, TOP = 84, 430, 220, 30
+LEFT, WIDE, HIGH, TOP = 84, 396, 220, 30
 MEASURED_RANKS = (1, 2, 4)
 MOST_POINTS = 33  # of the curve: more are not to be seen, and each is a shape to draw
 

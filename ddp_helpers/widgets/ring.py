@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 Held = list[list[frozenset[int]]]
 """For each rank and each chunk: whose numbers are in the sum that it holds."""
 
-WIDE, ROW, LEFT = 308, 44, 54  # pixels of a panel, of a rank, before the first chunk
-LONGEST = 520  # pixels of the bar of all that is sent
+WIDE, ROW, LEFT = 287, 44, 54  # pixels of a panel, of a rank, before the first chunk
+LONGEST = 480  # pixels of the bar of all that is sent
 NARROWEST = 8.5  # pixels of a slot that holds a number
 MOST_NAMED = 5  # ranks: with more, `chunk 0` does not fit above its chunk
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MOST_SAMPLES = 36
 MOST_NAMED = 8  # numbers of samples in a sentence
 TAG = 22  # pixels of a rank's name below a sample
-LEFT, ROOM, NARROWEST, WIDEST, ROW = 76, 656, 17, 34, 30  # pixels
+LEFT, ROOM, NARROWEST, WIDEST, ROW = 76, 616, 17, 34, 30  # pixels
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,12 @@ NUMBERS = (
     "count",
     "millions",
     "ms",
-    "now",
 )  # what a hole of such a name takes: digits, and commas
 OTHERS = {
     "how": r"[a-z ]+",
     "op": r"\w+",
     "port": r"\d+",
+    "variable": r"[A-Z_]+",
     "verdict": r"[a-z' ]+",
     "way": r"[^.:]+",
     "function": r"[^,: ]+",  # a name: no comma, and no space
@@ -47,6 +47,8 @@ OTHERS = {
 CLOSING = r"[,.:;)\u3001\u3002\uff0c\uff1a\uff1b\uff09\uff1f\uff01\u201d]*"  # begins no line
 PIECE = re.compile(rf"`[^`]*`{CLOSING}|[!-~]+ ?{CLOSING}|.{CLOSING}")
 BETWEEN = re.compile(r"(?<=[\u3001-\u9fff\uff01-\uff5e]) (?=[\u3001-\u9fff\uff01-\uff5e])")
+COMMA = re.compile(r"(?<=[\u4e00-\u9fff\uff09]), | ?, (?=[\u4e00-\u9fff])")  # of a list, by code
+BEFORE_A_BRACKET = re.compile(r" +(?=\uff08)")
 AFTER_A_MARK = re.compile(r"(?<=[\u3001\u3002\uff0c\uff1a\uff1b\uff1f\uff01]) +")
 # catalogues whose single words are labels: "step", "before"
 LABELS = ("classroom", "cluster", "figures", "scaling", "widgets")
@@ -76,7 +78,8 @@ def joined(*texts: str) -> str:
 
 
 def tidy(text: str) -> str:
-    """Without the spaces that English had between what is Chinese now."""
+    """Without the spaces that English had between what is Chinese now, nor its commas."""
+    text = BEFORE_A_BRACKET.sub("", COMMA.sub("\uff0c", text))
     return AFTER_A_MARK.sub("", BETWEEN.sub("", text))
 
 
@@ -177,8 +180,8 @@ class Book:
 
     def _listed(self, text: str, depth: int, labels: Mapping[str, str]) -> str:
         """What stands in a hole may be a list, each piece of which is known; else ""."""
-        if "(" in text or text in self.exact:
-            return ""
+        if "(" in text or ": " in text or text in self.exact:
+            return ""  # nor is a sentence with a cause of its own a list
         for mark, chinese in (("; ", "\uff1b"), (", ", "\uff0c"), (" and ", " \u548c ")):
             if mark in text:
                 parts = text.split(mark)
@@ -209,7 +212,9 @@ class Book:
         if not body or line.startswith(SOURCE):
             return line
         start = line[: line.index(body)]
-        return start + self.say(body, depth + 1, {}) + line[len(start) + len(body) :]
+        said = self._known(body, depth + 1)  # as a whole first: a comma in it makes no list
+        said = self.say(body, depth + 1, {}) if said is None else said
+        return start + said + line[len(start) + len(body) :]
 
     def _sentences(self, text: str, depth: int) -> str:
         """Texts put together by code are known one by one; one may have several sentences."""

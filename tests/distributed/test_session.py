@@ -1,5 +1,6 @@
 """Ranks that stay: what they keep, how a session ends, and that nothing of it stays behind."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -34,6 +35,7 @@ def test_the_same_processes_and_their_group_stay():
         assert [number for _, number in first] == [3.0, 3.0]
         assert ranks.run(lambda x, y: x + y + my_rank(), (1,), {"y": 10}).values == [11, 12]
         assert ranks.run(my_rank, on=1).values == [None, 1]
+        assert ranks.run(gc.isenabled).values == [True, True]  # off while its server loads torch
         assert launch(my_rank, 2, echo=False).values == [0, 1]  # beside it
     assert ranks.over == "it was closed"
     assert not any(psutil.pid_exists(pid) for pid, _ in first)

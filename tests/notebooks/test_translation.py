@@ -124,7 +124,7 @@ def test_the_code_is_the_english_one_and_the_outputs_are_of_one_run(book):
             continue
         if ran:
             assert new.execution_count == old.execution_count + 1
-            assert [x.output_type for x in old.outputs] == [x.output_type for x in new.outputs]
+            assert {x.output_type for x in old.outputs} == {x.output_type for x in new.outputs}
             new.outputs, new.execution_count = old.outputs, old.execution_count
         assert json.dumps(old) == json.dumps(new)
 

@@ -37,6 +37,8 @@ ROOT = Path(__file__).resolve().parents[2]
 LANGUAGE = "zh_CN"
 README = "README.zh-CN.md"
 PAGES = (Path("notebooks", "WHAT_NEXT.md"), Path("notebooks", "INSTRUCTOR.md"))
+# of which `ddp_helpers explain --all` writes both
+WRITTEN = Path("notebooks", "TROUBLESHOOTING.md")
 FOLDER = Path("notebooks", LANGUAGE)  # from the repository's root, as all paths of a Document
 HEADER = f"""\
 # The Chinese texts of {{name}}; tests/notebooks/translate.py says how to change them.
@@ -259,6 +261,7 @@ def with_links(text: str, document: Document, every: list[Document]) -> str:
     A link to an English document goes to its Chinese one, and a link to that one back.
     """
     other = {d.english.as_posix(): d.chinese.as_posix() for d in every}
+    other[WRITTEN.as_posix()] = (FOLDER / WRITTEN.name).as_posix()
     other |= {chinese: english for english, chinese in other.items()}
 
     def lead(match: re.Match) -> str:

@@ -220,7 +220,7 @@ def test_who_wants_no_motion_sees_how_a_run_ended(chrome, address):
 
 
 def test_the_failure_lab_asks_for_the_cause_and_then_shows_the_mend(page, address):
-    page.goto(f"{address}notebooks/zh_CN/05_when_it_breaks.html")
+    page.goto(f"{address}notebooks/05_when_it_breaks.html")
     page.evaluate(UNFOLD)
     lab = page.locator('.ddp-play[data-explorable="fault_lab"]')
     lab.get_by_label("it shows as").select_option("silently wrong")
@@ -255,10 +255,10 @@ def test_a_chinese_lesson_moves_too(page, address):
     page.evaluate(UNFOLD)
     ring = page.locator('.ddp-play[data-explorable="ring"]')
     ring.get_by_label("step").press("ArrowRight")
-    ring.locator("svg[aria-label^='Step 3 of 6']").wait_for()
+    ring.locator("svg[aria-label^='第 3 步\uff0c']").wait_for()
     ring.get_by_role("button", name="逐步播放").click()
     for step in (4, 5, 6):
-        ring.locator(f"svg[aria-label^='Step {step} of 6']").wait_for()
+        ring.locator(f"svg[aria-label^='第 {step} 步\uff0c']").wait_for()
     ring.locator("[aria-pressed=false]").wait_for()
     assert "控件" in ring.locator(".ddp-how").inner_text()
 

@@ -226,6 +226,7 @@ def test_a_cell_that_nobody_has_filled_in_tells_the_task_and_notes_nothing(capsy
     printed = capsys.readouterr().out
     assert printed.startswith("01.2 Rebuild broadcast (about 10 minutes)")
     assert "Change my_broadcast and run the cell again" in printed
+    assert printed.endswith('import hint; hint("01.2")\n')
     assert not file.exists()
 
 

@@ -10,6 +10,7 @@ import re
 import select
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -351,3 +352,24 @@ def test_the_tracker_starts_outside_of_the_kernels_group(monkeypatch):
     ((pid, session),) = seen
     assert session == pid
     assert multiprocessing.util.spawnv_passfds is before
+
+
+IN_A_KERNEL = """
+import subprocess, sys, types
+
+def popen(*args, **options):
+    sys.exit("too late" if "ddp_helpers.ranks.session" in sys.modules else 3)
+
+subprocess.Popen = popen
+shell = types.SimpleNamespace(kernel="a kernel", register_magic_function=lambda *names: None)
+sys.modules["IPython"] = types.SimpleNamespace(get_ipython=lambda: shell)
+import ddp_helpers
+"""
+
+
+def test_in_a_kernel_it_starts_before_the_rest_is_imported():
+    environment = {name: value for name, value in os.environ.items() if name != fork_server.WARM_UP}
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_KERNEL], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 3, done.stderr

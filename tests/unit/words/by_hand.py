@@ -53,6 +53,7 @@ BY_HAND = {  # put together in the code from pieces too small to be known alone
         "{version}, CPU build",
         "{version}, CUDA {number} build",
         "kernel {version}, {processor}",
+        "{variable} names {cards}",
     ),
     "exercises": (
         "{number} {title} (about {count} minutes)",
@@ -62,8 +63,10 @@ BY_HAND = {  # put together in the code from pieces too small to be known alone
         "{about}: it was {value}",
         "{about}: you: {guess}, it was {value}",
         "Your guess: {about}?",
-        "{name} failed {where}:",
-        "{name} did not end within {number} s {where}:",
+        "{function} failed {where}:",
+        "{function} did not end within {number} s {where}:",
+        *("{number} call, {size} by rank {rank}", "{number} calls, {size} by rank {rank}"),
+        "send and recv",
         "on {number} ranks",
         "rank {number} printed:",
         "{place} is {is_now}, expected {should_be}, {number} times too large: a sum for a mean, or "
@@ -77,6 +80,7 @@ BY_HAND = {  # put together in the code from pieces too small to be known alone
         for how in ("", " only", " (by {call})", " only (by {call})")
     ),
     "figures": (
+        "all_reduce: {backend}, {numbers} ranks, threads per rank: {number}",
         *("done", "tried", "open", "notebook {number}", "yours", "forward", "backward"),
         *("optimizer", "data loading", "other", "hidden", "works", "waits", "returned"),
         *("median {number}", "to {number}", "from {number}", "of {number}", "line {number}"),
@@ -103,6 +107,7 @@ BY_HAND = {  # put together in the code from pieces too small to be known alone
         "Bars of the median time of a step. {times}",
     ),
     "widgets": (
+        "moment of the run",  # of a page, where a recorded run is played
         *("waits", "returned", "starts", "trains", "done", "failed", "ended", "stay", "new"),
         *("gone", "faulty", "mended", "hangs", "start-up", "silently wrong", "slow"),
         *("after the end", "many machines", "case {number}", "ring", "other", "average"),
@@ -175,8 +180,9 @@ BY_HAND = {  # put together in the code from pieces too small to be known alone
     ),
     "troubleshooting": (
         "Troubleshooting",
-        "**Why:** {cause}.<br>",
-        "**What to do:** {advice}.",
+        "**Why:**",
+        "**What to do:**",
+        'notebook {notebook}, "{section}"',
     ),
     "verifier": (
         "note: {note}",

@@ -18,7 +18,7 @@ import json
 import re
 import sys
 import tomllib
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -122,7 +122,7 @@ def sentences(wing: str) -> dict[str, list[tuple[str, int]]]:
     if wing == "faults":
         by_hand += _faults()
     if wing == "figures":
-        by_hand += _figures()
+        by_hand += figures()
     if wing == "questions":
         by_hand += _questions()
     for text in by_hand:
@@ -144,9 +144,12 @@ def _faults() -> list[str]:
     return found
 
 
-def _cells(calls: re.Pattern[str]) -> Iterator[ast.AST]:
+BOOKS = tuple(sorted((ROOT / "notebooks").glob("*.ipynb")))
+
+
+def _cells(calls: re.Pattern[str], books: Sequence[Path] = BOOKS) -> Iterator[ast.AST]:
     """All nodes of the notebooks' cells with such a call."""
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+    for path in books:
         for cell in json.loads(path.read_text())["cells"]:
             code = "".join(cell["source"])
             if cell["cell_type"] == "code" and calls.search(code):
@@ -163,10 +166,10 @@ def _questions() -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _figures() -> list[str]:
+def figures(books: Sequence[Path] = BOOKS) -> list[str]:
     """What the notebooks' cells write on figures, and say of what they have measured."""
     found = []
-    for node in _cells(FIGURES):
+    for node in _cells(FIGURES, books):
         given: list[ast.AST] = []
         if isinstance(node, ast.Call):
             given += [each.value for each in node.keywords if each.arg in FIGURE_KEYS]

@@ -97,7 +97,7 @@ def test_the_fonts_of_this_machine(chinese):
     names = ["one process\n1 worker", "threads\n2 workers"]
     figure = plot_bars(names, [[1.0, 2.0, 3.0], 2.0], ylabel="one step (ms)", title="a run")
     told = drawn(figure)
-    assert {"单个进程\n1 个 worker", "一个 step (ms)", "a run", "中位数 2"} <= set(told)
+    assert {"单个进程\n1 个 worker", "一步 (ms)", "a run", "中位数 2"} <= set(told)
 
 
 def test_a_scene_is_chinese_in_both_forms(chinese):
@@ -105,7 +105,7 @@ def test_a_scene_is_chinese_in_both_forms(chinese):
     scene.text(10, 10, "not measured yet")
     svg = scene.svg("The last batch has 3.")
     assert "还没有测量" in svg
-    assert "最后一个 batch 有 3 个" in svg
+    assert "最后一个批次有 3 个" in svg
     found = bool(letters._font_with(set("还没有测量")))
     assert ("还没有测量" in drawn(scene.figure())) is found
 

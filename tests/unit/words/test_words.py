@@ -1,6 +1,5 @@
 """The package speaks Chinese where it is asked to, and English everywhere else."""
 
-import json
 import os
 import re
 import subprocess
@@ -11,6 +10,7 @@ import pytest
 
 from ddp_helpers import words as package
 from ddp_helpers.evidence.records import Finding
+from ddp_helpers.exercises import exercise
 from ddp_helpers.exercises.core import files, load
 from ddp_helpers.words import book as words
 
@@ -25,6 +25,7 @@ SAMPLES = {
     "op": "shift",
     "verdict": "perhaps",
     "port": "80",
+    "variable": "GLOO_SOCKET_IFNAME",
     "function": "main",
 }
 WINGS = pytest.mark.parametrize("wing", catalogue.WINGS)
@@ -130,13 +131,13 @@ def test_an_exercise_is_chinese(number, chinese):
     assert sum(bool(CHINESE.search(words.shown(hint))) for hint in exercise.hints) >= 2
 
 
-def test_titles_are_those_of_the_lessons_tables(chinese):
-    listed = {}
-    for book in (catalogue.ROOT / "notebooks/zh_CN").glob("*.ipynb"):
-        for cell in json.loads(book.read_text())["cells"]:
-            rows = re.findall(r"^\| (\d\d\.\d) \| (.+?) \|", "".join(cell["source"]), flags=re.M)
-            listed |= dict(rows)
-    assert listed == {number: words.shown(load(number).EXERCISE.title) for number in files()}
+def test_a_cell_to_fill_in_says_in_chinese_what_to_do(chinese, capsys):
+    for number in files():
+        exercise(number, load(number).starter)
+        title, _, *lines = capsys.readouterr().out.splitlines()
+        assert CHINESE.search(title), title
+        assert "再运行这个单元格" in lines[-2]
+        assert lines[-1].endswith(f'hint("{number}")')
 
 
 def test_what_is_somebody_elses_stays(chinese):
@@ -215,7 +216,7 @@ def test_a_real_run_speaks_chinese(tmp_path):
     for piece in (
         "01.4 不等长部分的平均值（约",
         "01.4，提示 1/3：",
-        "01.4 还没做对：在 2 个 rank 中的 rank 0 上，",
+        "01.4 还没做对：rank 0（共 2 个 rank）上，",
         "rank 0 打印了：\nthe ranks call different collectives\n",
         "有几个不同的进程？答案：2",
         "没有以前运行残留下来的变量",
