@@ -17,10 +17,9 @@ from ddp_helpers.words import language
 PAGE = "explorables.md"
 README = {"": "README.md", "zh_CN": "README.zh-CN.md"}
 HERE = (
-    "Pictures that answer: move a control, and the picture follows. The first ones move here, in "
-    "this page, by the Python that draws them in JupyterLab. A button runs real ranks there; where "
-    "a page has it, it shows what real ranks did when they were recorded. The last ones need a "
-    "machine of your own."
+    "Pictures that answer: move a control, and the picture follows. They move here, in this page, "
+    "by the Python that draws them in JupyterLab. A button runs real ranks there; here it shows "
+    "what real ranks did when they were recorded."
 )
 ONLY_THERE = (
     "Pictures that answer: move a control in JupyterLab, and the picture follows. Those with a "

@@ -20,7 +20,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
-from ddp_helpers.widgets.controls import Choice, Control, Slider, Steps, Tick
+from ddp_helpers.widgets.controls import Choice, Control, Frames, Slider, Steps, Tick
 
 HERE = Path(__file__).resolve().parent
 PLAY = HERE / "play"
@@ -36,8 +36,7 @@ PYODIDE = HERE / "node_modules" / "pyodide"
 FROM_PYODIDE = ("pyodide.mjs", "pyodide.asm.mjs", "pyodide.asm.wasm", "python_stdlib.zip")
 FROM_PYODIDE += ("pyodide-lock.json",)
 SHIPPED = {"small_numpy.py": "numpy.py"}
-SHIPPED |= {name: name for name in ("mover.py", "recordings.py")}
-SHIPPED["spoken.py"] = "spoken.py"
+SHIPPED |= {name: name for name in ("film.py", "mover.py", "recordings.py", "spoken.py")}
 WORDS = tomllib.loads((PLAY / "words.toml").read_text(encoding="utf-8"))
 
 
@@ -112,7 +111,8 @@ def modules(stage: Path) -> dict[str, str]:
     loaded = [Path(line) for line in done.stdout.splitlines()]
     needed = {path for path in loaded if path.is_relative_to(stage)}
     needed |= set((stage / "recorded").iterdir())
-    needed |= set((stage / "ddp_helpers" / "templates").glob("*.py"))  # the ladder shows them
+    for wing in ("templates", "faults"):  # the ladder shows those, and the failure lab these
+        needed |= set((stage / "ddp_helpers" / wing).glob("[a-z]*.py"))
     return {path.relative_to(stage).as_posix(): path.read_text(encoding="utf-8") for path in needed}
 
 
@@ -160,7 +160,7 @@ def player(name: str, start: Mapping[str, object], still: str, up: str, language
     """
     explorable = translated(load(name, start))
     words = WORDS[language]
-    controls = "".join(control_html(key, each) for key, each in explorable.controls.items())
+    controls = "".join(control_html(key, each, words) for key, each in explorable.controls.items())
     if explorable.plays:
         controls += (
             f'<button type="button" class="ddp-steps" data-plays="{explorable.plays}" '
@@ -202,8 +202,18 @@ def parts(picture: str, words: str, detail: str) -> str:
     )
 
 
-def control_html(name: str, control: Control) -> str:
+def control_html(name: str, control: Control, words: Mapping[str, str]) -> str:
     """A control as plain HTML; what it stands at is a number, a place among options, or a tick."""
+    if isinstance(control, Frames):
+        slider = control_html(name, Steps(control.label, control.value, control.options), words)
+        return (
+            f'<fieldset class="ddp-film" aria-label="{html.escape(control.label)}" '
+            f'data-ms="{1000 * control.seconds:g}" disabled>{slider}'
+            f'<button type="button" class="ddp-step" data-by="-1">{words["back"]}</button>'
+            f'<button type="button" class="ddp-pass" data-stop="{words["stop"]}">{words["pass"]}'
+            f'</button><button type="button" class="ddp-step" data-by="1">{words["on"]}</button>'
+            "</fieldset>"
+        )
     label = f"<span>{html.escape(control.label)}</span>"
     if isinstance(control, Tick):
         ticked = " checked" if control.value else ""

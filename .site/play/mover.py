@@ -8,6 +8,7 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from film import Replay
 from recordings import FOLDER, Recording
 
 from ddp_helpers.environment.report import Check, EnvironmentReport
@@ -15,11 +16,12 @@ from ddp_helpers.widgets.base import Explorable
 from ddp_helpers.widgets.controls import Choice, Control, Slider
 from ddp_helpers.widgets.machine_room import Room
 
-RANKS = ("collectives", "one_step", "overlap")
+RANKS = ("collectives", "one_step", "overlap", "monitor", "fault_lab")
 RECORDED = tuple(name for name in RANKS if (FOLDER / f"{name}.json").exists())
 """Those whose button shows what real ranks did when it was recorded."""
 MOVING = ("ring", "sampler", *RECORDED, "accumulation", "planner", "memory")
 MOVING += ("ladder", "machine_room")
+REPLAYED = ("monitor",)  # those of which a recording is a film
 """Those that move on a page, as they follow each other on theirs."""
 explorables: dict[str, Explorable] = {}
 recordings: dict[str, Recording] = {}
@@ -28,7 +30,9 @@ recordings: dict[str, Recording] = {}
 def load(name: str, start: Mapping[str, Any] | None = None) -> Explorable:
     """An explorable by its name, as a page has it: its controls kept to what was recorded."""
     found = importlib.import_module(f"ddp_helpers.widgets.{name}").explorable(**(start or {}))
-    return recording(name).limit(found) if name in RECORDED else found
+    if name in RECORDED:
+        found = recording(name).limit(found)
+    return Replay(found, recording(name).result).explorable() if name in REPLAYED else found
 
 
 def recording(name: str) -> Recording:
@@ -67,15 +71,10 @@ def move(name: str, stands: str, moved: str, ran: bool) -> str:
         ran: the button was pressed, or the last picture showed what the ranks did.
     """
     explorable, names = known(name), moved.split(",") if moved else []
-    controls = dict(explorable.controls)
-    places = json.loads(stands)
-    values = {each: value_of(controls[each], at) for each, at in places.items()}
-    changed: dict[str, Control] = {}
-    for each in names if explorable.adjust else ():
-        now = explorable.adjust(each, **values)
-        values |= {key: control.value for key, control in now.items()}
-        changed |= now
-    ran = ran and stays(explorable, names)
+    values = values_at(explorable, json.loads(stands))
+    changed = settle(explorable, names, values)
+    values |= {key: control.value for key, control in changed.items()}
+    ran = ran and stays(explorable, {*names, *changed})
     told: dict[str, object] = {"controls": {key: stand(each) for key, each in changed.items()}}
     try:
         picture = explorable.picture(values, result_of(name, values, ran))
@@ -86,14 +85,44 @@ def move(name: str, stands: str, moved: str, ran: bool) -> str:
     return json.dumps(told)
 
 
+def values_at(explorable: Explorable, places: Mapping[str, int | bool]) -> dict[str, Any]:
+    """What stands at these places; an earlier list may decide what is in a later one."""
+    controls = dict(explorable.controls)
+    values = {key: control.value for key, control in controls.items()}
+    for each, at in places.items():
+        values[each] = value_of(controls[each], at)
+        now = explorable.adjust(each, **values) if explorable.adjust else {}
+        controls |= {key: other for key, other in now.items() if isinstance(other, Choice)}
+    return values
+
+
+def settle(
+    explorable: Explorable, moved: Collection[str], values: Mapping[str, Any]
+) -> dict[str, Control]:
+    """The controls that change with those that moved, and with one another."""
+    values, changed, waiting = dict(values), {}, list(moved)
+    while waiting and explorable.adjust:
+        now = explorable.adjust(waiting.pop(0), **values)
+        waiting += [
+            key
+            for key, control in now.items()
+            if isinstance(control, Choice) or values[key] != control.value  # or other options
+        ]
+        values |= {key: control.value for key, control in now.items()}
+        changed |= now
+    return changed
+
+
 def stays(explorable: Explorable, moved: Collection[str]) -> bool:
     """Whether a result still belongs to the values after these controls have moved."""
     return set(moved) <= set(explorable.keeps)
 
 
 def value_of(control: Control, at: int | bool) -> object:
-    """What stands at a place of a control."""
-    return control.pairs[int(at)][1] if isinstance(control, Choice) else at
+    """What stands at a place of a control; of a list that is shorter now, its last place."""
+    if not isinstance(control, Choice):
+        return at
+    return control.pairs[min(int(at), len(control.pairs) - 1)][1]
 
 
 def stand(control: Control) -> dict[str, object]:

@@ -14,15 +14,21 @@ import importlib
 import itertools
 import json
 import sys
+import tempfile
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
+from film import Film  # noqa: E402
 from recordings import FOLDER, encode, key  # noqa: E402
 
+from ddp_helpers import faults  # noqa: E402
 from ddp_helpers.environment import usable_cpu_count  # noqa: E402
+from ddp_helpers.evidence.records import RankError, RankResult  # noqa: E402
+from ddp_helpers.widgets import fault_lab, monitor  # noqa: E402
 from ddp_helpers.widgets.machine_room import look  # noqa: E402
 
 GRIDS: dict[str, dict[str, list]] = {
@@ -47,6 +53,13 @@ GRIDS: dict[str, dict[str, list]] = {
         "bucket_mib": [0.05, 0.25, 1.0, 25.0],
         "ranks": [2],
     },
+    "monitor": {
+        "ranks": [1, 2, 4],
+        "epochs": [1, 2],
+        "batch_size": [64],
+        "slow_ms": [0, 20, 50],
+    },
+    "fault_lab": {"fault": faults.names(), "version": list(fault_lab.VERSIONS)},
 }
 
 
@@ -73,7 +86,8 @@ def the_runs(name: str) -> dict[str, object]:
     results = {}
     for setting in itertools.product(*grid.values()):
         values = start | dict(zip(grid, setting, strict=True))
-        results[key(grid, values)] = encode(small(module.run(**values)))
+        run = RUNS.get(name) or module.run
+        results[key(grid, values)] = encode(small(run(**values)))
         print(f"{name} {len(results)}: {setting}", flush=True)
     return {"recorded": about(), "grid": grid, "results": results}
 
@@ -83,6 +97,85 @@ def small(result: object) -> object:
     if not isinstance(result, list) or not hasattr(result[0], "steps"):
         return result
     return [replace(timeline, steps=timeline.steps[-1:]) for timeline in result]
+
+
+class Noting(monitor.Watch):
+    """Keeps all that it is told, with the time."""
+
+    def __init__(self, ranks: int) -> None:
+        super().__init__([monitor.OfRank() for _ in range(ranks)])
+        self.told: list[tuple] = []
+
+    def report(self, rank: int, step: int, total: int | None, loss: float | str | None) -> None:
+        self._note("report", rank, step, total, loss)
+
+    def end(self, rank: int, how: str) -> None:
+        self._note("end", rank, how)
+
+    def _note(self, *what: object) -> None:
+        self.told.append((time.monotonic(), *what))
+
+
+def film(**values: int) -> Film:
+    """A training, as its ranks told it; the first thing told is at the start."""
+    noting = Noting(values["ranks"])
+    assert not monitor.watched(**values, watch=noting).failed
+    begin = noting.told[0][0]
+    return Film(
+        values["ranks"], tuple((round(1e3 * (at - begin)), *what) for at, *what in noting.told)
+    )
+
+
+def fault(**values: str) -> faults.Seen:
+    """A fault or its mend: what is drawn of it, and the end of what was printed."""
+    name, is_faulty = values["fault"], values["version"] == fault_lab.VERSIONS[0]
+    seen = fault_lab.run(**values)
+    apart = is_faulty and not faults.record(name).in_terminal  # a command has run by itself
+    alone = torch_alone(name) if apart else None
+    seen = replace(seen, output=fault_lab.last_lines(plain(seen.output)), alone=alone)
+    if seen.result is None:
+        return seen
+    ranks = tuple(drawn(rank) for rank in seen.result.ranks)
+    return replace(seen, report=plain(seen.report), result=replace(seen.result, ranks=ranks))
+
+
+def torch_alone(name: str) -> str | None:
+    """What torch prints of a fault, if it is what it usually prints: a chance may decide."""
+    wanted = faults.record(name).says
+    for _ in range(3):
+        text = plain(faults.torch_says(name))
+        if wanted in text or wanted == "nothing":
+            return fault_lab.last_lines(text)
+    return None
+
+
+def drawn(rank: RankResult) -> RankResult:
+    """Of a rank how it ended, and when."""
+    error = rank.error and RankError(rank.error.type_name, "", "")
+    return RankResult(
+        rank.rank,
+        exit_code=rank.exit_code,
+        error=error,
+        seconds=rank.seconds,
+        returned=rank.returned,
+    )
+
+
+def plain(text: str) -> str:
+    """Without this machine's folders."""
+    for folder in (
+        sys.prefix,
+        sys.base_prefix,
+        tempfile.gettempdir(),
+        HERE.parents[1],
+        Path.home(),
+    ):
+        text = text.replace(f"{folder}/", ".../")
+    return text
+
+
+RUNS = {"monitor": film, "fault_lab": fault}
+"""How those are recorded whose result holds more than is drawn."""
 
 
 def main() -> int:

@@ -117,6 +117,10 @@
     const inputs = [...root.querySelectorAll(".ddp-controls [name]")];
     let ran = false; // the picture shows what the ranks did
     let busy = false;
+    let passing = 0; // the timer of a run that passes by itself
+    let begins = false; // it is to pass as soon as its first picture is there
+    const film = root.querySelector(".ddp-film");
+    const moment = film?.querySelector("input");
     const moves = new Set(); // while Python draws, more may come: then only the last values count
     let pressed = false;
     const draw = async () => {
@@ -134,22 +138,65 @@
         const told = await ask(question);
         ran = told.ran ?? ran;
         show(root, told);
+        if (film) film.disabled = !ran;
+        if (ran && begins) pass();
+        begins = false;
       }
       busy = false;
       root.dispatchEvent(new CustomEvent("ddp-drawn"));
     };
+    const to = (input) => {
+      label(input);
+      moves.add(input.name);
+      draw();
+    };
+    const said = root.querySelector(".ddp-words");
+    const rest = () => {
+      clearInterval(passing);
+      passing = 0;
+      if (film) film.querySelector(".ddp-pass").textContent = goesOn;
+      said.removeAttribute("aria-live");
+    };
+    const pass = () => {
+      const begin = Number(moment.value) < Number(moment.max) ? Number(moment.value) : 0;
+      const since = performance.now();
+      const next = () => {
+        const at = begin + Math.floor((performance.now() - since) / Number(film.dataset.ms));
+        moment.value = Math.min(at, Number(moment.max));
+        if (at >= Number(moment.max)) rest(); // its last words are spoken
+        to(moment);
+      };
+      said.setAttribute("aria-live", "off"); // eight times a second nobody could listen
+      film.querySelector(".ddp-pass").textContent = film.querySelector(".ddp-pass").dataset.stop;
+      passing = setInterval(next, Number(film.dataset.ms));
+    };
+    const goesOn = film?.querySelector(".ddp-pass").textContent;
+    film?.querySelector(".ddp-pass").addEventListener("click", () => (passing ? rest() : pass()));
+    film?.querySelectorAll(".ddp-step").forEach((button) => {
+      button.addEventListener("click", () => {
+        rest();
+        moment.value = Number(moment.value) + Number(button.dataset.by);
+        to(moment);
+      });
+    });
     for (const input of inputs) {
       label(input); // a browser may remember where a control stood
       input.addEventListener("input", () => {
-        label(input);
-        moves.add(input.name);
-        draw();
+        rest();
+        to(input);
       });
     }
     const player = root.querySelector(".ddp-steps");
     if (player) play(player, root.querySelector(`[name="${player.dataset.plays}"]`));
     root.querySelector(".ddp-run")?.addEventListener("click", () => {
       pressed = true;
+      if (film) {
+        rest();
+        const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+        moment.value = still ? moment.max : 0;
+        label(moment);
+        begins = !still;
+      }
       draw();
     });
     for (const near of ["pointerenter", "focusin", "touchstart"]) {

@@ -72,6 +72,14 @@ class Steps(Choice):
 
 
 @dataclass(frozen=True)
+class Frames(Steps):
+    """Moments one after another, which a reader can also let pass by."""
+
+    seconds: float
+    """From one to the next, while they pass."""
+
+
+@dataclass(frozen=True)
 class Tick(Control):
     """Yes or no."""
 

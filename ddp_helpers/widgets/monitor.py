@@ -18,8 +18,6 @@ from typing import TYPE_CHECKING
 
 from ddp_helpers.plots.colors import FILLS, GREY, LINES
 from ddp_helpers.plots.scene import PAGE, Scene, WordsLook
-from ddp_helpers.ranks.conclusion import LaunchStopped
-from ddp_helpers.ranks.launcher import launch
 from ddp_helpers.widgets.base import Explorable, Live
 from ddp_helpers.widgets.controls import Choice, Slider
 
@@ -79,6 +77,8 @@ class Watch:
     news: Callable[[], object] | None = None
     stop: bool = False
     failed: str = ""
+    clock: Callable[[], float] = time.monotonic
+    """Seconds; of a run that is replayed, those of that run."""
     _drawn_at: float = 0.0
 
     def output(self, rank: int, lines: list[str]) -> None:
@@ -86,7 +86,7 @@ class Watch:
             self.ranks[rank].works, self.ranks[rank].waits = map(float, found.groups())
 
     def report(self, rank: int, step: int, total: int | None, loss: float | str | None) -> None:
-        self.ranks[rank].tell(time.monotonic(), step, total, loss)
+        self.ranks[rank].tell(self.clock(), step, total, loss)
 
     def end(self, rank: int, how: str) -> None:
         self.ranks[rank].how = how
@@ -291,6 +291,9 @@ def watched(
     ranks: int, epochs: int, batch_size: int, slow_ms: int, watch: Watch | None = None
 ) -> Watch:
     """Train, and return what the ranks told; it says so if they failed."""
+    from ddp_helpers.ranks.conclusion import LaunchStopped
+    from ddp_helpers.ranks.launcher import launch
+
     watch = watch or Watch([OfRank() for _ in range(ranks)])
     given = (epochs, batch_size, slow_ms)
     try:

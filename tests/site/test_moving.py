@@ -11,8 +11,8 @@ import xml.etree.ElementTree as ET
 import pytest
 from conftest import ROOT, watched
 
-from ddp_helpers import widgets
-from ddp_helpers.widgets import one_step
+from ddp_helpers import faults, widgets
+from ddp_helpers.widgets import fault_lab, one_step
 from ddp_helpers.widgets.base import Explorable
 from ddp_helpers.widgets.controls import Choice, Slider
 
@@ -77,22 +77,38 @@ def walk(name: str, explorable: Explorable) -> list[tuple[list, dict, bool]]:
     controls = dict(explorable.controls)
     values = {key: control.value for key, control in controls.items()}
     found, ran = [], False
+    value = lambda at, key: getattr(controls[key], "pairs", {at: ("", at)})[at][1]
+    stands = lambda at, key: value(at, key) == values[key]  # a page hears only of what moves
     for _ in range(TIMES):
         moves = []
         for key in chosen.sample(list(controls), min(len(controls), chosen.randint(1, 3))):
-            at = chosen.choice(places(controls[key]))
+            at = chosen.choice([at for at in places(controls[key]) if not stands(at, key)] or [0])
             moves.append((key, at))
             control = controls[key]
             values[key] = control.pairs[at][1] if isinstance(control, Choice) else at
-            if explorable.adjust:
-                now = explorable.adjust(key, **values)
-                controls |= now
-                values |= {other: each.value for other, each in now.items()}
-            ran = ran and key in explorable.keeps
+            moved = settle(explorable, key, controls, values)
+            ran = ran and moved <= set(explorable.keeps)
         if name in RECORDED and chosen.random() < 0.7:
             moves.append(("run", True))
             ran = True
+            if "moment" in controls:  # which passes by itself from now on, until it is moved
+                at = chosen.choice(places(controls["moment"]))
+                moves.append(("moment", at))
+                values["moment"] = controls["moment"].pairs[at][1]
         found.append((moves, dict(values), ran))
+    return found
+
+
+def settle(explorable: Explorable, moved: str, controls: dict, values: dict) -> set[str]:
+    """What has moved in the end, as ipywidgets do it: one that changes calls the next."""
+    now = explorable.adjust(moved, **values) if explorable.adjust else {}
+    before = dict(values)
+    controls |= now
+    values |= {key: each.value for key, each in now.items()}
+    found = {moved}
+    for key in now:
+        if values[key] != before[key]:
+            found |= settle(explorable, key, controls, values)
     return found
 
 
@@ -164,12 +180,62 @@ def test_only_a_touch_loads_python_and_the_keyboard_moves_it(page, address):
     assert "Padding: 1" in sampler.locator("[role=status]").inner_text()
     assert [url for url in asked if "/play/" in url]
     others = page.locator(".ddp-play").evaluate_all("all => all.map(e => e.dataset.explorable)")
-    assert others == ["sampler", "accumulation", "ladder"]  # no monitor: it needs ranks
+    assert others == ["sampler", "monitor", "accumulation", "ladder"]
 
 
 def test_a_page_on_which_nothing_moves_loads_nothing_for_it(page, address):
     page.goto(f"{address}exercises.html")
     assert page.locator("script[src*='play.js']").count() == 0
+
+
+def test_a_recorded_run_passes_by_and_can_be_stopped(page, address):
+    page.goto(f"{address}explorables.html")
+    run = page.locator('.ddp-play[data-explorable="monitor"]')
+    assert run.get_by_role("button", name="Play").is_disabled()  # first predict, then run
+    run.get_by_role("button", name="Train on real ranks (recorded)").press("Enter")
+    words, moment = run.locator("[role=status]"), run.get_by_label("moment of the run").last
+    page.wait_for_function("document.querySelector('.ddp-film output').textContent > '0.5 s'")
+    assert words.get_attribute("aria-live") == "off"
+    run.get_by_role("button", name="Pause").press("Enter")
+    stands = int(moment.input_value())
+    assert "rank 0 trains, step" in words.inner_text()
+    assert words.get_attribute("aria-live") is None
+    run.get_by_role("button", name="One on").press("Enter")
+    assert int(moment.input_value()) == stands + 1
+    moment.press("End")
+    page.locator("svg[aria-label*='rank 1 done, step']").wait_for()
+    assert "recorded" in run.inner_text()
+    assert "2 CPU cores" in run.inner_text()
+
+
+def test_who_wants_no_motion_sees_how_a_run_ended(chrome, address):
+    page = chrome.new_page(reduced_motion="reduce")
+    page.set_default_timeout(90_000)
+    page.goto(f"{address}explorables.html")
+    run = page.locator('.ddp-play[data-explorable="monitor"]')
+    run.get_by_role("button", name="Train on real ranks (recorded)").click()
+    page.locator("svg[aria-label*='rank 1 done, step']").wait_for()
+    assert run.get_by_role("button", name="Play").is_enabled()
+    page.close()
+
+
+def test_the_failure_lab_asks_for_the_cause_and_then_shows_the_mend(page, address):
+    page.goto(f"{address}notebooks/05_when_it_breaks.html")
+    page.evaluate(UNFOLD)
+    lab = page.locator('.ddp-play[data-explorable="fault_lab"]')
+    lab.get_by_label("it shows as").select_option("silently wrong")
+    number = faults.names("silently wrong").index("no_set_epoch") + 1
+    lab.get_by_label("case").select_option(f"case {number}")
+    lab.get_by_text("orders = ").wait_for()
+    lab.get_by_role("button").press("Enter")
+    said = lab.get_by_role("status")
+    said.filter(has_text="What is wrong? Choose a diagnosis.").wait_for()
+    assert "What torch prints, without launch()" in lab.inner_text()
+    assert "The report" not in lab.inner_text()
+    lab.get_by_label("your diagnosis").select_option("No set_epoch")
+    said.filter(has_text="Right: No set_epoch.").wait_for()
+    assert "sampler.set_epoch(epoch)" in lab.inner_text()
+    assert "The report" in lab.inner_text()
 
 
 def test_as_a_file_it_stands_still_and_says_how_it_moves(site, chrome):
@@ -220,6 +286,10 @@ def test_what_was_recorded_holds_every_setting_of_a_page(name):
     assert set(grid) == set(explorable.controls) - set(explorable.keeps)
     for setting in itertools.product(*grid.values()):
         assert recording(name).result(dict(zip(grid, setting, strict=True)))
+    if name == "fault_lab":  # which cases there are depends on how they show
+        cases = [case for group in faults.GROUPS for case in faults.names(group)]
+        assert grid == {"fault": cases, "version": list(fault_lab.VERSIONS)}
+        return
     for key, values in grid.items():
         control = explorable.controls[key]
         pairs = getattr(control, "pairs", [("", place) for place in places(control)])

@@ -128,7 +128,7 @@ def test_it_works_without_a_server(site, chrome):
         assert first.inner_text() == "03 · The training loop"
         first.click()
         page.wait_for_url("**/03_training_loop.html*")
-        assert page.locator(".ddp-static img").first.evaluate("each => each.naturalWidth") > 0
+        assert page.locator(".ddp-play img").first.evaluate("each => each.naturalWidth") > 0
     page.close()
     assert (seen.errors, seen.outside) == ([], [])
 

@@ -18,6 +18,7 @@ BY_HAND = {  # put together in the code from pieces too small to be known alone
         "why: {cause} [{kind}]",
         "also: {cause} [{kind}]",
         "also, {rest}",
+        "not recognised; first error: {error}",
         "sanitizer: {finding}",
         "{these} failed: {error}",
         "{these} had lost a thread: {error}, at {file}, line {number}, in {function}",
@@ -107,6 +108,7 @@ BY_HAND = {  # put together in the code from pieces too small to be known alone
         "Bars of the median time of a step. {times}",
     ),
     "widgets": (
+        "moment of the run",  # of a page, where a recorded run is played
         *("waits", "returned", "starts", "trains", "done", "failed", "ended", "stay", "new"),
         *("gone", "faulty", "mended", "hangs", "start-up", "silently wrong", "slow"),
         *("after the end", "many machines", "case {number}", "ring", "other", "average"),

@@ -35,7 +35,7 @@ WORD = re.compile(r"[A-Za-z][a-z']+")
 """A word; what is all capitals (DDP, GPU) is a name."""
 THEIRS = re.compile(  # a line of a log, of data or of code
     r"Error\b|Warning\b|^File |^[{|]|\(\{|\['|^\[[rR]ank ?\d|torch/|^W\d|\x1b|"
-    r"^(def|return|with|for|import) "
+    r"^(def|return|with|for|from|import) "
 )
 TERMS = set(  # what Chinese practitioners say in English
     "all allreduce backward barrier batch bf broadcast bucket cell checkpoint conda cpu docker "
