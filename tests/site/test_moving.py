@@ -91,7 +91,9 @@ def walk(name: str, explorable: Explorable) -> list[tuple[list, dict, bool]]:
         if name in RECORDED and chosen.random() < 0.7:
             moves.append(("run", True))
             ran = True
-            if "moment" in controls:  # which passes by itself from now on, until it is moved
+            if isinstance(
+                controls.get("moment"), Choice
+            ):  # which passes by itself from now on, until it is moved
                 at = chosen.choice(places(controls["moment"]))
                 moves.append(("moment", at))
                 values["moment"] = controls["moment"].pairs[at][1]
