@@ -31,7 +31,7 @@ def _control(control: Control) -> Control:
 
 def move(name: str, stands: str, moved: str, ran: bool, language: str) -> str:
     """What `mover.move` tells, in a language; "" for English."""
-    os.environ[VARIABLE] = language or "en"
+    os.environ[VARIABLE] = language  # empty: no catalogue is read, and a page has none
     told = json.loads(mover.move(name, stands, moved, ran))
     for key in {"words", "error"} & told.keys():
         told[key] = shown(told[key])
