@@ -19,7 +19,7 @@ from ddp_helpers.widgets.controls import Choice, Slider
 sys.path[:0] = [str(ROOT / ".site"), str(ROOT / ".site" / "play")]
 
 import moving  # noqa: E402
-from mover import MOVING, RECORDED, REPLAYED, load, recording, result_of  # noqa: E402
+from mover import MOVING, RECORDED, load, recording, result_of  # noqa: E402
 from recordings import decode, encode  # noqa: E402
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
