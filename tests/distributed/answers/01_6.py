@@ -1,5 +1,6 @@
 import torch
 import torch.distributed as dist
+import torch.distributed._functional_collectives as funcol
 
 
 # right
@@ -94,5 +95,26 @@ def total(values):
     while len(values) == 0:
         pass
     result = values.sum()
+    dist.all_reduce(result)
+    return result
+
+
+# right
+def total(values):
+    return funcol.all_reduce(values.sum(), reduceOp="sum", group=dist.group.WORLD)
+
+
+# right
+def total(values):
+    group = dist.new_group()
+    result = values.sum(0, keepdim=True)
+    dist.all_reduce(result, group=group)
+    dist.destroy_process_group(group)
+    return result.squeeze()
+
+
+# wrong: nearly right: is it rounded
+def total(values):
+    result = torch.tensor(int(values.sum()))
     dist.all_reduce(result)
     return result

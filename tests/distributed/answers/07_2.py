@@ -25,9 +25,7 @@ class Step:
     @torch.no_grad()
     def __call__(self):
         self.optimizer.step()
-        jobs = [
-            dist.broadcast(w, i % self.size, async_op=True) for i, w in enumerate(self.weights)
-        ]
+        jobs = [dist.broadcast(w, i % self.size, async_op=True) for i, w in enumerate(self.weights)]
         for job in jobs:
             job.wait()
 
@@ -97,5 +95,20 @@ def make_step(weights, make_optimizer):
         make_optimizer(weights[dist.get_rank() :: dist.get_world_size()]).step()
         for i, weight in enumerate(weights):
             dist.broadcast(weight.data, src=i % dist.get_world_size())
+
+    return step
+
+
+# wrong: on rank 0 of 3, after step 1
+def make_step(weights, make_optimizer):
+    n, r = dist.get_world_size(), dist.get_rank()
+    o = make_optimizer(weights[r::n])
+
+    def step():
+        for w in weights:
+            dist.all_reduce(w.grad)
+        o.step()
+        for i, w in enumerate(weights):
+            dist.broadcast(w.data, i % n)
 
     return step

@@ -1,5 +1,6 @@
 import torch
 import torch.distributed as dist
+import torch.distributed._functional_collectives as funcol
 from torch.nn import functional as F
 
 
@@ -72,3 +73,39 @@ def split_layers(x, up, down):
     whole = F.linear(F.gelu(F.linear(x, up)), down).detach()
     dist.all_reduce(whole)
     return whole / dist.get_world_size()
+
+
+# wrong: split_layers failed on 3 ranks
+def split_layers(x, up, down):
+    ups = [torch.empty_like(up) for _ in range(dist.get_world_size())]
+    dist.all_gather(ups, up.detach())
+    downs = [torch.empty_like(down) for _ in range(dist.get_world_size())]
+    dist.all_gather(downs, down.detach().contiguous())
+    r = dist.get_rank()
+    ups[r], downs[r] = up, down
+    return F.linear(F.gelu(F.linear(x, torch.cat(ups))), torch.cat(downs, 1))
+
+
+# right
+class FSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return funcol.wait_tensor(funcol.all_reduce(x, "sum", dist.group.WORLD))
+
+    @staticmethod
+    def backward(ctx, g):
+        return g
+
+
+class FCopy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        return funcol.wait_tensor(funcol.all_reduce(g.contiguous(), "sum", dist.group.WORLD))
+
+
+def split_layers(x, up, down):
+    return FSum.apply(F.gelu(FCopy.apply(x) @ up.T) @ down.T)
