@@ -20,7 +20,7 @@ from ddp_helpers.words import VARIABLE, shown
 from ddp_helpers.words import book as words
 
 sys.path.insert(0, str(catalogue.ROOT / ".site" / "play"))
-from recordings import FOLDER, Recording
+from mover import RECORDED, REPLAYED, recording
 
 CHINESE = re.compile("[\u4e00-\u9fff]")
 OWN = 0.7
@@ -97,8 +97,8 @@ def explorables(page: Path) -> list[tuple[str, str]]:
             texts += [label for label, _ in control.pairs] if isinstance(control, Choice) else []
         values = {key: control.value for key, control in found.controls.items()}
         results = [None] if found.known is None else [found.known()]
-        if (FOLDER / f"{name}.json").exists() and found.known is None:
-            results.append(Recording(name).result(values))
+        if name in RECORDED and name not in REPLAYED:  # of the latter there is a film
+            results.append(recording(name).result(values))
         for result in results:
             picture = found.picture(values, result)
             texts += [picture.words, *(getattr(each, "text", "") for each in picture.scene.shapes)]
