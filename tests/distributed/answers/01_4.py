@@ -129,10 +129,3 @@ def my_mean(values):
     both = torch.stack([values.sum(), torch.tensor(float(values.numel()))])
     total, count = funcol.all_reduce(both, "sum", dist.group.WORLD)
     return total / count
-
-
-# wrong: with (3, 1) values a rank, the mean is
-def my_mean(values):
-    both = torch.stack([values.sum(), torch.tensor(float(len(values)))])
-    dist.all_reduce(both)
-    return both[0] // both[1]

@@ -111,10 +111,3 @@ def total(values):
     dist.all_reduce(result, group=group)
     dist.destroy_process_group(group)
     return result.squeeze()
-
-
-# wrong: nearly right: is it rounded
-def total(values):
-    result = torch.tensor(int(values.sum()))
-    dist.all_reduce(result)
-    return result

@@ -156,12 +156,3 @@ def average_gradients(model):
             break
         dist.all_reduce(p.grad)
         p.grad /= dist.get_world_size()
-
-
-# wrong: 0.weight no longer learns
-def average_gradients(model):
-    for p in model.parameters():
-        if p.grad is not None:
-            dist.all_reduce(p.grad)
-            p.grad /= dist.get_world_size()
-        p.requires_grad_(False)

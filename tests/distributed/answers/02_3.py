@@ -199,30 +199,3 @@ def average_in_buckets(parameters, cap):
         flat /= dist.get_world_size()
         for grad, piece in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
             grad.copy_(piece.view_as(grad))
-
-
-# wrong: parameter 0 itself has changed
-def put(bucket, flat):
-    at = 0
-    for g in bucket:
-        g.copy_(flat[at : at + g.numel()].view_as(g))
-        at += g.numel()
-
-
-def send(bucket):
-    flat = torch.cat([g.flatten() for g in bucket])
-    dist.all_reduce(flat)
-    put(bucket, flat / dist.get_world_size())
-
-
-def average_in_buckets(parameters, cap):
-    bucket, held = [], 0
-    for p in parameters:
-        if bucket and held + p.numel() > cap:
-            send(bucket)
-            bucket, held = [], 0
-        bucket.append(p.grad)
-        held += p.numel()
-    send(bucket)
-    for p in parameters:
-        p.data += 0.001

@@ -112,19 +112,3 @@ def wrap(model, state):
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     set_model_state_dict(model, state or {}, options=options)
     return DistributedDataParallel(model)
-
-
-# wrong: is it rounded
-def wrap(model, state):
-    if state:
-        model.load_state_dict({k: v.half() for k, v in state.items()})
-    return DistributedDataParallel(model)
-
-
-# wrong: can't learn: its requires_grad is False
-def wrap(model, state):
-    if state:
-        model.load_state_dict(state)
-    for p in list(model.parameters())[1:]:
-        p.requires_grad_(False)
-    return DistributedDataParallel(model)

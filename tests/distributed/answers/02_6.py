@@ -104,10 +104,3 @@ def start_equal(model):
     box = [model.state_dict()]
     dist.broadcast_object_list(box, src=0)
     model.load_state_dict(box[0], assign=True)
-
-
-# wrong: no longer learns
-def start_equal(model):
-    model.requires_grad_(False)
-    for t in model.state_dict().values():
-        dist.broadcast(t, 0)

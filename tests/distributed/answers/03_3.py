@@ -124,13 +124,6 @@ def batches(n, size, seed, epoch, done):
     return all_[-(len(all_) - done) :]
 
 
-# wrong: two seeds have the same order
-def batches(n, size, seed, epoch, done):
-    g = torch.Generator().manual_seed(epoch)
-    mine = torch.randperm(n, generator=g)[dist.get_rank() :: dist.get_world_size()].tolist()
-    return [mine[i : i + size] for i in range(done * size, len(mine), size)]
-
-
 # wrong: the order is not shuffled: rank 0 begins with
 def batches(n, size, seed, epoch, done):
     mine = list(range(n))[dist.get_rank() :: dist.get_world_size()]

@@ -116,7 +116,7 @@ class Save:
 save = Save()
 
 
-# wrong: rank 1 writes: only rank 0 should
+# wrong: writes: only rank 0 should
 def save(state, path):
     """Each rank writes."""
     torch.save(state, f"{path}.{dist.get_rank()}")
@@ -184,15 +184,6 @@ def save(state, path):
     if dist.get_rank() == 0:
         torch.save(state, f"{path}.tmp")
         subprocess.run(["cp", f"{path}.tmp", f"{path}"], check=True)
-    dist.barrier()
-
-
-# wrong: the file itself is opened to be written
-def save(state, path):
-    if dist.get_rank() == 0:
-        with tempfile.NamedTemporaryFile(delete=False) as f:
-            torch.save(state, f)
-        shutil.move(f.name, path)
     dist.barrier()
 
 

@@ -123,14 +123,6 @@ def accumulate(ddp, batches, loss_of):
     ((total + loss_of(ddp(batches[-1]))) / len(batches)).backward()
 
 
-# wrong: Times they are sent: at most 1
-def accumulate(ddp, batches, loss_of):
-    for x in batches:
-        last = torch.equal(x, batches[-1])
-        with contextlib.nullcontext() if last else ddp.no_sync():
-            (loss_of(ddp(x)) / len(batches)).backward()
-
-
 # wrong: no_sync() is still on
 def accumulate(ddp, batches, loss_of):
     for i, x in enumerate(batches):

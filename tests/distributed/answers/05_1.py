@@ -87,15 +87,3 @@ def first_cause(text):
     from ddp_helpers.exercises import e05_1_read_a_report
 
     return e05_1_read_a_report.culprits[0]
-
-
-# wrong: first_cause failed on 1 rank
-def first_cause(text):
-    return int(re.search(r"\[rank (\d+)\] ValueError", text)[1])
-
-
-# wrong: returns None
-def first_cause(text):
-    for r, name in re.findall(r"^\[rank (\d+)\] (\w+Error)", text, re.M):
-        if name != "RuntimeError":
-            return int(r)

@@ -140,12 +140,3 @@ def count_samples(loss, samples, log):
     count = torch.tensor(float(samples))
     dist.all_reduce(count)
     return count
-
-
-# wrong: what is logged is
-def count_samples(loss, samples, log):
-    both = torch.tensor([int(loss), samples])
-    dist.all_reduce(both)
-    if dist.get_rank() == 0:
-        log(both[0])
-    return both[1]

@@ -132,13 +132,3 @@ def validate(ddp, x):
         ddp.zero_grad()
         ddp.module.train()
         return mean
-
-
-# wrong: the average output is
-def validate(ddp, x):
-    if dist.get_rank() == 0:
-        ddp.module.eval()
-        with torch.no_grad():
-            mean = ddp.module(x).sum() / len(x)
-        ddp.module.train()
-        return mean

@@ -149,14 +149,3 @@ def from_slurm(env):
         "MASTER_ADDR": env["FIRST_NODE"],
         "MASTER_PORT": str(29500 + int(env["SLURM_JOB_ID"]) % 2),
     }
-
-
-# wrong: for some jobs MASTER_PORT is 65536
-def from_slurm(env):
-    return {
-        "RANK": env["SLURM_PROCID"],
-        "WORLD_SIZE": env["SLURM_NTASKS"],
-        "LOCAL_RANK": env["SLURM_LOCALID"],
-        "MASTER_ADDR": env["FIRST_NODE"],
-        "MASTER_PORT": str(10000 + int(env["SLURM_JOB_ID"]) % 55537),
-    }

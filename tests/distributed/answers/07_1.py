@@ -79,30 +79,6 @@ def bytes_held(model, optimizer):
     }
 
 
-# wrong: optimizer are
-def local(t):
-    return t.to_local() if isinstance(t, DTensor) else t
-
-
-def size(t):
-    t = local(t)
-    return t.numel() * t.element_size()
-
-
-def bytes_held(model, optimizer):
-    ps = list(model.parameters())
-    return {
-        "weights": sum(map(size, ps)),
-        "gradients": sum(size(p.grad) for p in ps if p.grad is not None),
-        "optimizer": sum(
-            size(v)
-            for p in optimizer.param_groups[0]["params"]
-            for v in optimizer.state.get(p, {}).values()
-            if torch.is_tensor(v) and v.dim()
-        ),
-    }
-
-
 # wrong: is gone: look at it
 def local(t):
     return t.to_local() if isinstance(t, DTensor) else t

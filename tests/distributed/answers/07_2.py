@@ -97,18 +97,3 @@ def make_step(weights, make_optimizer):
             dist.broadcast(weight.data, src=i % dist.get_world_size())
 
     return step
-
-
-# wrong: on rank 0 of 3, after step 1
-def make_step(weights, make_optimizer):
-    n, r = dist.get_world_size(), dist.get_rank()
-    o = make_optimizer(weights[r::n])
-
-    def step():
-        for w in weights:
-            dist.all_reduce(w.grad)
-        o.step()
-        for i, w in enumerate(weights):
-            dist.broadcast(w.data, i % n)
-
-    return step

@@ -75,17 +75,6 @@ def split_layers(x, up, down):
     return whole / dist.get_world_size()
 
 
-# wrong: split_layers failed on 3 ranks
-def split_layers(x, up, down):
-    ups = [torch.empty_like(up) for _ in range(dist.get_world_size())]
-    dist.all_gather(ups, up.detach())
-    downs = [torch.empty_like(down) for _ in range(dist.get_world_size())]
-    dist.all_gather(downs, down.detach().contiguous())
-    r = dist.get_rank()
-    ups[r], downs[r] = up, down
-    return F.linear(F.gelu(F.linear(x, torch.cat(ups))), torch.cat(downs, 1))
-
-
 # right
 class FSum(torch.autograd.Function):
     @staticmethod
