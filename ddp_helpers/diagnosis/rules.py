@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ddp_helpers.diagnosis.raised import LoggedError
+from ddp_helpers.words import shown
 
 # types of the errors that torch.distributed, NCCL and CUDA raise; rules name the sets
 _DIST = ("RuntimeError", "DistBackendError", "DistNetworkError", "DistStoreError", "DistError")
@@ -35,6 +36,10 @@ class Diagnosis:
     """Where a log tells it, by whom, and its words; of a run's own ranks the report says that."""
     comes: str = field(default="", compare=False)
     """When it counts, beside others: see `Rule.comes`."""
+
+    def __str__(self) -> str:
+        advice = f"what to do: {self.advice}"
+        return f"[{self.kind}] {shown(self.cause)}\n    {shown(advice)}"
 
 
 @dataclass(frozen=True, kw_only=True)

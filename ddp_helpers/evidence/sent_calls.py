@@ -22,6 +22,8 @@ FUNCTIONS = {
     "alltoall": "all_to_all",
     "alltoall_base": "all_to_all_single",
     "recv_any_source": "recv",
+    "isend": "send",
+    "irecv": "recv",
 }
 
 
@@ -38,13 +40,16 @@ class Call:
     """time.time_ns() when it was made."""
     peer: int | None = None
     """Of send and recv: the other rank's number in the group; None for recv from anybody."""
+    group: object = None
+    """Of a functional collective: its group, or the group's name; others do not tell."""
 
 
 @contextlib.contextmanager
 def watched() -> Iterator[list[Call]]:
     """What this thread sends and receives inside the block, also in a backward that it starts.
 
-    Each call ends in an operator of torch's (`c10d::allreduce_`), those that DDP makes in C++, too.
+    Each call ends in an operator of torch's (`c10d::allreduce_`), those that DDP makes in C++, too;
+    the functional ones, which DTensor makes, in `_c10d_functional::all_reduce`.
     """
     calls: list[Call] = []
 
@@ -52,7 +57,7 @@ def watched() -> Iterator[list[Call]]:
         def __torch_dispatch__(
             self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
         ) -> object:
-            if func.namespace == "c10d":
+            if _sends(func):
                 calls.append(_call(func, args))
             return func(*args, **(kwargs or {}))
 
@@ -60,8 +65,20 @@ def watched() -> Iterator[list[Call]]:
         yield calls
 
 
+def _sends(operator: Any) -> bool:
+    if operator.namespace == "c10d":
+        return True
+    return operator.namespace == "_c10d_functional" and _name(operator) != "wait_tensor"
+
+
+def _name(operator: Any) -> str:
+    """Of `_c10d_functional::all_gather_into_tensor_out` what is called all_gather_into_tensor."""
+    name = operator.name().partition("::")[2].partition(".")[0]
+    return name.rstrip("_").removesuffix("_out")
+
+
 def _call(operator: Any, args: tuple) -> Call:
-    name = operator.name().removeprefix("c10d::").partition(".")[0].rstrip("_")
+    name = _name(operator)
     tensors = list(tensors_in(_input(operator, args))) or list(tensors_in(args[0]))
     dtype = str(tensors[0].dtype).removeprefix("torch.") if tensors else ""
     elements = sum(tensor.numel() for tensor in tensors)
@@ -70,7 +87,13 @@ def _call(operator: Any, args: tuple) -> Call:
         for argument, value in zip(operator._schema.arguments, args, strict=False)
         if argument.name in ("dst", "src")
     ]
-    return Call(FUNCTIONS.get(name, name), elements, dtype, time.time_ns(), *peers)
+    groups = [
+        value
+        for argument, value in zip(operator._schema.arguments, args, strict=False)
+        if argument.name == "group_name"
+    ]
+    peer, group = next(iter(peers), None), next(iter(groups), None)
+    return Call(FUNCTIONS.get(name, name), elements, dtype, time.time_ns(), peer, group)
 
 
 def _input(operator: Any, args: tuple) -> object:

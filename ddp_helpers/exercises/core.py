@@ -131,6 +131,11 @@ def check_signature(answer: object, module: ModuleType) -> None:
             f"you passed {type(answer).__name__} {str(answer)[:60]!r}, expected your function "
             f"{wanted}: pass it without calling it"
         )
+    if inspect.iscoroutinefunction(answer) or inspect.isasyncgenfunction(answer):
+        raise NotYet(
+            "your function is an async def: a call of it runs nothing, and only gives a coroutine. "
+            "Write def; what torch does meanwhile, it does with async_op=True"
+        )
     try:
         inspect.signature(answer).bind(*starter.parameters)
     except TypeError as error:

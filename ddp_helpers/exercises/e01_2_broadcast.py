@@ -5,7 +5,7 @@ import torch.distributed as dist
 
 from ddp_helpers.evidence.sent_calls import watched
 from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
-from ddp_helpers.exercises.on_ranks import expect, numbers, only
+from ddp_helpers.exercises.on_ranks import EXACT, expect, fine_numbers, in_place, numbers, only
 
 EXERCISE = Exercise(
     title="Rebuild broadcast",
@@ -36,14 +36,16 @@ def solution(tensor, src):
 
 
 def on_rank(answer, src):
-    parts = numbers(3, 2)
+    parts = numbers(3, 2) if src else fine_numbers(3, 2)
     tensor = parts[dist.get_rank()].clone()
+    address = tensor.data_ptr()
     with watched() as calls:
         answer(tensor, src)
     only(calls, "send", "recv")
     if dist.get_rank() == src and not torch.equal(tensor, parts[src]):
         raise NotYet(f"rank {src} is the source, and yet its own tensor has changed")
-    expect(tensor, parts[src], f"with src={src}, the tensor")
+    expect(tensor, parts[src], f"with src={src}, the tensor", EXACT)
+    in_place(tensor, address, "the tensor")
     return len(calls)
 
 

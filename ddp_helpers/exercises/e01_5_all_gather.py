@@ -5,7 +5,7 @@ import torch.distributed as dist
 
 from ddp_helpers.evidence.sent_calls import watched
 from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
-from ddp_helpers.exercises.on_ranks import expect, numbers, only
+from ddp_helpers.exercises.on_ranks import EXACT, expect, fine_numbers, numbers, only
 
 EXERCISE = Exercise(
     title="Rebuild all_gather",
@@ -35,8 +35,8 @@ def solution(tensor):
     return parts
 
 
-def on_rank(answer):
-    tensors = numbers(2, 3)
+def on_rank(answer, make):
+    tensors = make(2, 3)
     mine = tensors[dist.get_rank()].clone()
     with watched() as calls:
         parts = answer(mine)
@@ -53,13 +53,17 @@ def on_rank(answer):
     if len({part.data_ptr() for part in parts}) < len(parts):
         raise NotYet("places of your list are one and the same tensor: the last one wins in all")
     for rank, part in enumerate(parts):
-        expect(part, tensors[rank], f"place {rank} of the list")
+        expect(part, tensors[rank], f"place {rank} of the list", EXACT)
+        if part.dtype != tensors[rank].dtype:
+            raise NotYet(
+                f"place {rank} of the list is {part.dtype}, expected {tensors[rank].dtype}"
+            )
     expect(mine, tensors[dist.get_rank()], "the tensor that was given")
 
 
 def check(ranks):
-    for nprocs in (2, 4):
-        ranks.run(on_rank, nprocs)
+    ranks.run(on_rank, 2, numbers)
+    ranks.run(on_rank, 4, fine_numbers)
 
 
 def calls_it(tensor):

@@ -38,12 +38,12 @@ def solution(model):
 
 
 def make_model():
-    """The same on all ranks; its last layer is not used."""
-    return nn.ModuleList([nn.Linear(5, 4), nn.Linear(4, 2), nn.Linear(2, 2)])
+    """The same on all ranks; the layer in the middle is not used."""
+    return nn.ModuleList([nn.Linear(5, 4), nn.Linear(2, 2), nn.Linear(4, 2)])
 
 
 def forward(model, x):
-    return model[1](torch.tanh(model[0](x))).square().mean()
+    return model[2](torch.tanh(model[0](x))).square().mean()
 
 
 def on_rank(answer):
@@ -61,6 +61,8 @@ def on_rank(answer):
         if not torch.equal(parameter, before):
             raise NotYet(f"the weight {name} itself has changed: only gradients should")
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            raise NotYet(f"{name} no longer learns: its requires_grad is False now")
         if name in wanted:
             expect(parameter.grad, wanted[name], f"the gradient of {name}")
         elif parameter.grad is not None:

@@ -13,9 +13,9 @@ EXERCISE = Exercise(
     name="attach",
     task="Register hooks on the parameters of `model`, so that after each backward() the gradients "
     "are the average over all ranks. Backward must not stand still while a message travels: start "
-    "each with async_op=True, and return a function that waits for them all; it is called after "
-    "each backward. Gradients are set to None between the steps; parameter.grad may become "
-    "another tensor. DDP itself is not allowed.",
+    "each as soon as its gradient is there, with async_op=True, and return a function that waits "
+    "for them all; it is called after each backward. Gradients are set to None between the steps; "
+    "parameter.grad may become another tensor. DDP itself is not allowed.",
     hints=(
         "A parameter can call you back when its gradient has been written.",
         "parameter.register_post_accumulate_grad_hook(f) calls f(parameter) in each backward.",
@@ -55,19 +55,22 @@ def solution(model):
 
 
 def step(model, x, finish, number):
-    """One backward; how much was sent before it ended, and whether rank 0 stood still in it.
+    """One backward; how much was sent before its last layer, and whether rank 0 stood still in it.
 
     Rank 1 begins when rank 0 has come to the end of its backward.
     """
     end = Gate(f"end of backward {number}")
     free = dist.get_rank() != 1 or end.wait()
+    sent = []  # when the gradients of all layers but the first are there
+    note = lambda *_: sent.append(len(calls))
+    hook = model[0].register_forward_hook(lambda *io: io[-1].register_hook(note) and None)
     with watched() as calls:
         model(x).square().mean().backward()
-        sent = len(calls)
+        hook.remove()
         if dist.get_rank() == 0:
             end.reached()
         finish()
-    return sent, free
+    return sent[0], free
 
 
 def on_rank(answer):
@@ -90,7 +93,10 @@ def on_rank(answer):
         for (name, p), grad in zip(model.named_parameters(), whole[number], strict=True):
             expect(p.grad, grad, f"after backward {number + 1}, the gradient of {name}")
         if not sent:
-            raise NotYet("the gradients are right, but nothing is sent before backward has ended")
+            raise NotYet(
+                "the gradients are right, but nothing is sent while backward still has a layer to "
+                "do: start with each gradient as soon as it is there"
+            )
         if not free:
             raise NotYet(
                 "the gradients are right, but backward stands still for a message: rank 1 began "
@@ -173,7 +179,7 @@ def other_tensors(model):
 
 
 WRONG = (
-    Wrong(after_the_end, "nothing is sent before backward has ended"),
+    Wrong(after_the_end, "nothing is sent while backward still has a layer"),
     Wrong(not_divided, "after backward 1, the gradient of"),
     Wrong(only_once, "after backward"),
     Wrong(in_step, "backward stands still for a message"),

@@ -69,6 +69,8 @@ def on_rank(answer, sizes, cap):
     only(calls, "all_reduce")
     for place, wanted in enumerate(everywhere.mean(0).split(sizes)):
         expect(parameters[place].grad, wanted, f"gradient {place}")
+        if parameters[place].any():
+            raise NotYet(f"parameter {place} itself has changed: only gradients should")
     sent = [call.elements for call in calls]
     wanted = sizes_of_buckets(sizes, cap)
     if len(sent) != len(wanted):

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
-from ddp_helpers.exercises.on_ranks import expect
+from ddp_helpers.exercises.on_ranks import EXACT, expect
 
 EXERCISE = Exercise(
     title="Find the bug: weights that differ",
@@ -45,7 +45,11 @@ def on_rank(answer):
     if not isinstance(ddp, DistributedDataParallel):
         raise NotYet(f"expected the model inside DDP, got {type(ddp).__name__}")
     for name, wanted in state.items():
-        expect(ddp.module.state_dict()[name], wanted, f"after the wrap, {name}")
+        now = ddp.module.state_dict().get(name)
+        expect(now, wanted, f"after the wrap, {name}", EXACT)
+    for name, parameter in ddp.module.named_parameters():
+        if not parameter.requires_grad:
+            raise NotYet(f"{name} can't learn: its requires_grad is False")
     ddp(torch.randn(3, 4)).sum().backward()
 
 

@@ -5,8 +5,8 @@ import torch.distributed as dist
 from torch import nn
 
 from ddp_helpers.evidence.sent_calls import watched
-from ddp_helpers.exercises.core import Exercise, Wrong
-from ddp_helpers.exercises.on_ranks import exchanged, expect
+from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
+from ddp_helpers.exercises.on_ranks import exchanged, expect, in_place
 
 EXERCISE = Exercise(
     title="Start equal",
@@ -43,10 +43,21 @@ def make_model(seed):
 
 def on_rank(answer, seed):
     wanted, model = make_model(seed).state_dict(), make_model(seed + dist.get_rank())
+    addresses = {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}
+    parameters = dict(model.named_parameters())
     with watched() as calls:
         answer(model)
     for name, tensor in model.state_dict().items():
         expect(tensor, wanted[name], f"{name}")
+        in_place(tensor, addresses[name], name)
+    for name, parameter in model.named_parameters():
+        if parameter is not parameters[name]:
+            raise NotYet(
+                f"{name} is another parameter now, and an optimizer made before would go on with "
+                "the old one: change it in place"
+            )
+        if not parameter.requires_grad:
+            raise NotYet(f"{name} no longer learns: its requires_grad is False now")
     exchanged(calls)
 
 

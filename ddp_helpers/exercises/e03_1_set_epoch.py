@@ -1,5 +1,7 @@
 """A new order in each epoch."""
 
+import itertools
+
 import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
@@ -60,9 +62,9 @@ def check(ranks):
         values = ranks.run(on_rank, nprocs, samples, epochs)
         for epoch in range(epochs):
             judge_epoch([value[epoch] for value in values], epoch, samples)
-        for epoch in range(1, epochs):
-            if values[0][epoch] == values[0][epoch - 1]:
-                raise NotYet(f"rank 0 has the same order in the epochs {epoch - 1} and {epoch}")
+        for one, other in itertools.combinations(range(epochs), 2):
+            if values[0][one] == values[0][other]:
+                raise NotYet(f"rank 0 has the same order in the epochs {one} and {other}")
 
 
 def judge_epoch(lists, epoch, samples):

@@ -1,5 +1,7 @@
 """Go on in the middle of an epoch, without a sample lost or repeated."""
 
+import itertools
+
 import torch
 import torch.distributed as dist
 
@@ -41,11 +43,13 @@ def on_rank(answer, n, size, seed):
     torch.rand(3 + dist.get_rank())  # a run that goes on has drawn other numbers before
     first = [plain(answer(n, size, seed, epoch, 0)) for epoch in (0, 1)]
     torch.rand(5)
-    rest = [plain(answer(n, size, seed, 1, done)) for done in (1, 3)]
-    for got in first + rest:
+    steps = n // size // dist.get_world_size()
+    rest = [plain(answer(n, size, seed, 1, done)) for done in (1, 3, steps)]
+    other_seed = plain(answer(n, size, seed + 1000, 0, 0))
+    for got in (*first, *rest, other_seed):
         if not isinstance(got, list) or not all(are_numbers(batch, int) for batch in got):
             raise NotYet(f"expected a list of batches, each a list of indices, got {show(got)}")
-    return first, rest
+    return first, rest, other_seed
 
 
 def check(ranks):
@@ -55,10 +59,14 @@ def check(ranks):
             judge_epoch([value[0][epoch] for value in values], n, size, epoch)
         if values[0][0][0] == values[0][0][1]:
             raise NotYet("the epochs 0 and 1 have the same order")
-        if [i for batch in values[0][0][0] for i in batch] == list(range(0, n, nprocs)):
-            raise NotYet("the order is not shuffled")
-        for rank, (whole, resumed) in enumerate(values):
-            for done, rest in zip((1, 3), resumed, strict=True):
+        order = [i for batch in values[0][0][0] for i in batch]
+        gaps = [(later - one) % n for one, later in itertools.pairwise(order)]
+        if len(set(gaps)) <= 2:  # one step again and again, wherever it begins
+            raise NotYet(f"the order is not shuffled: rank 0 begins with {order[:6]}")
+        if values[0][0][0] == values[0][2]:
+            raise NotYet("two seeds have the same order in epoch 0")
+        for rank, (whole, resumed, _) in enumerate(values):
+            for done, rest in zip((1, 3, n // size // nprocs), resumed, strict=True):
                 judge_rest(rank, done, rest, whole[1][done:])
 
 

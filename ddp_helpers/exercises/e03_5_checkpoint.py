@@ -98,7 +98,7 @@ class FileWatch:
 
     def __init__(self, path):
         self.path, self.on, self.thread = str(path), False, threading.get_ident()
-        self.dies_at, self.done, self.opened = 0, [], False
+        self.dies_at, self.done, self.opened, self.named_early = 0, [], False, False
         sys.addaudithook(self.see)  # there is no way to take it off: it is switched
 
     def see(self, event, arguments):
@@ -109,6 +109,10 @@ class FileWatch:
             if not (mode and set(mode) & set("wax+")) and not flags & (os.O_WRONLY | os.O_RDWR):
                 return
             self.opened = self.opened or str(path) == self.path
+        if event == "os.rename" and str(arguments[1]) == self.path:
+            self.on = False  # what we read is none of the answer's doing
+            self.named_early = self.named_early or epoch_in(arguments[0]) is None
+            self.on = True
         self.done.append(event)
         if self.dies_at and len(self.done) >= self.dies_at:  # and nothing after it happens, either
             raise Died
@@ -126,9 +130,13 @@ class FileWatch:
 
 
 def good_time(answer, folder):
-    path = Path(folder, "last.pt")
+    for epoch in (3, 4):  # the second time there is an old file
+        save_and_read(answer, Path(folder, "last.pt"), epoch)
+
+
+def save_and_read(answer, path, epoch):
     with writes_seen(path) as seen:
-        answer({"weight": torch.arange(6.0), "epoch": 3}, str(path))
+        answer({"weight": torch.arange(6.0), "epoch": epoch}, str(path))
         try:
             state = torch.load(path)
         except Exception as error:
@@ -136,14 +144,32 @@ def good_time(answer, folder):
             raise NotYet(f"rank {dist.get_rank()} can't read the file after save {why}") from None
     dist.barrier()
     whole = isinstance(state, dict) and state.keys() == {"weight", "epoch"}
-    if not whole or state["epoch"] != 3 or not torch.equal(state["weight"], torch.arange(6.0)):
+    if whole and epoch > 3 and state["epoch"] == 3:
+        raise NotYet(f"rank {dist.get_rank()} still reads the old file after save")
+    if not whole or state["epoch"] != epoch or not torch.equal(state["weight"], torch.arange(6.0)):
         raise NotYet(f"what is read back is not what was saved, but {show(state)}")
     if seen and dist.get_rank() > 0:
-        raise NotYet(f"rank {dist.get_rank()} writes, too: one rank is enough")
+        raise NotYet(f"rank {dist.get_rank()} writes: only rank 0 should")
+
+
+@contextlib.contextmanager
+def temporary_files_elsewhere(folder):
+    """On another file system, as they may be: from there a file can only be copied."""
+    memory, before = "/dev/shm", tempfile.tempdir
+    if os.path.isdir(memory) and os.stat(memory).st_dev != os.stat(folder).st_dev:
+        tempfile.tempdir = memory
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 def bad_time(answer, folder):
-    path = Path(folder, "bad.pt")
+    with temporary_files_elsewhere(folder):
+        die_everywhere(answer, Path(folder, "bad.pt"))
+
+
+def die_everywhere(answer, path):
     answer({"epoch": 1}, str(path))
     with contextlib.suppress(Died), dies_in_the_middle():
         answer({"epoch": 2}, str(path))
@@ -154,11 +180,23 @@ def bad_time(answer, folder):
         answer({"epoch": 3}, str(path))
         if epoch_in(path) != 3:
             raise NotYet("a later save does not replace the file")
+        old = path.with_name(f"old {moment}")
+        os.link(path, old)  # the old file keeps its bytes, whatever gets its name
         ended = watch.run(answer, {"epoch": 4}, dies_at=moment)
         if watch.opened:
             raise NotYet(
                 "the file itself is opened to be written: a run that dies then has lost the first "
                 "checkpoint, and has no second one"
+            )
+        if epoch_in(old) != 3:
+            raise NotYet(
+                "the new bytes are written over those of the first checkpoint: a run that dies "
+                "then has neither of the two"
+            )
+        if watch.named_early:
+            raise NotYet(
+                "the new file gets its name before all of it is written: a run that dies then has "
+                "half a file there. Close it first"
             )
         if epoch_in(path) not in (3, 4):
             raise NotYet(
@@ -251,8 +289,8 @@ WRONG = (
     Wrong(in_place, "the first one is lost"),
     Wrong(copies, "the file itself is opened to be written: a run that dies then"),
     Wrong(removes_first, "the run died just before its os.rename"),
-    Wrong(all_write, "writes, too"),
-    Wrong(only_once, "does not replace the file"),
+    Wrong(all_write, "writes: only rank 0 should"),
+    Wrong(only_once, "still reads the old file after save"),
     Wrong(without_the_epoch, "is not what was saved"),
 )
 ALSO_RIGHT = (with_pathlib, careful)

@@ -57,17 +57,21 @@ def parts_of(got):
 def check(ranks):
     for nprocs, seed in ((2, 3), (4, 88)):
         values = ranks.run(on_rank, nprocs, seed)
+        next_run = ranks.run(on_rank, nprocs, seed) if nprocs == 2 else values
         pair = different([first[0] for first, _, _ in values])
         if pair:
             raise NotYet(f"the ranks {pair[0]} and {pair[1]} start with different weights")
         # less the first: the same numbers with the rank added to them are no new ones
-        noise = [[f"{n - first[1][0]:.4f}" for n in first[1]] for first, _, _ in values]
+        # sorted: nor are they in another order
+        noise = [[f"{n - min(first[1]):.4f}" for n in sorted(first[1])] for first, _, _ in values]
         if len(set(map(tuple, noise))) < nprocs:
             raise NotYet(f"of {nprocs} ranks, some draw the same numbers: {show(values[0][0][1])}")
         for rank, (first, again, other) in enumerate(values):
             for place, what in enumerate(("weight", "noise")):
                 if first[place] != again[place]:
                     raise NotYet(f"rank {rank}, same seed: the {what} is not the same again")
+                if first[place] != next_run[rank][0][place]:
+                    raise NotYet(f"rank {rank}, the same seed in the next run: other {what}")
                 if first[place] == other[place]:
                     raise NotYet(f"rank {rank}, another seed: the {what} is the same")
 

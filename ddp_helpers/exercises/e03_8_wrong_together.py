@@ -55,6 +55,8 @@ def on_rank(answer, pieces):
         mine = (whole.chunk(ranks)[rank].split(2) for whole in (x, y))
         before = one.weight.detach().clone()
         answer(ddp, shared, list(zip(*mine, strict=True)))
+        if not ddp.training:
+            raise NotYet(f"after step {step} the model is in eval mode: it has to go on training")
         alone.zero_grad()
         nn.functional.cross_entropy(one(x), y).backward()
         alone.step()

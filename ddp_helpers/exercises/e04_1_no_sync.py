@@ -16,8 +16,8 @@ EXERCISE = Exercise(
     name="accumulate",
     task="`ddp` is a model inside DDP, `batches` a list of equally large micro-batches. Leave in "
     "the gradients the average over all samples of all micro-batches and ranks. The loss of a "
-    "micro-batch is loss_of(ddp(x)), a mean. Only one of them fits into memory at a time. "
-    "Gradients may be sent for the last one only.",
+    "micro-batch is loss_of(ddp(x)), a mean. Only one of them fits into memory at a time, with "
+    "all that its backward needs. Gradients may be sent for the last one only.",
     hints=(
         "DDP has a context in which it keeps gradients to itself.",
         "Inside ddp.no_sync() for all but the last. What decides, the forward or the backward?",
@@ -43,13 +43,27 @@ def solution(ddp, batches, loss_of):
 def on_rank(answer, parts):
     world = dist.get_world_size()
     model, x = nn.Linear(5, 2), torch.randn(4 * parts * world, 5)
+    if parts > 2:  # two that are equal are two all the same
+        rows = x.view(world, parts, 4, 5)
+        rows[:, 0] = rows[:, -1]
     loss_of = lambda output: output.square().mean()
     loss_of(model(x)).backward()
     whole = [parameter.grad.clone() for parameter in model.parameters()]
     ddp = DistributedDataParallel(model)
     ddp.zero_grad(set_to_none=True)
-    sizes = []
-    model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    sizes, held, most_held = [], [], [0]
+
+    def comes_in(_, inputs):
+        sizes.append(len(inputs[0]))
+        most_held.append(len(held))
+
+    def goes_out(_, inputs, output):
+        if output.requires_grad:
+            held.append(output.shape)
+            output.register_hook(lambda _: held.pop() and None)
+
+    model.register_forward_pre_hook(comes_in)
+    model.register_forward_hook(goes_out)
     mine = list(x.chunk(world)[dist.get_rank()].chunk(parts))
     with watched() as calls:
         answer(ddp, mine, loss_of)
@@ -63,12 +77,19 @@ def on_rank(answer, parts):
         raise NotYet("the gradients were never sent: each rank has its own")
     for (name, parameter), grad in zip(model.named_parameters(), whole, strict=True):
         expect(parameter.grad, grad, f"with {parts} micro-batches, the gradient of {name}")
+    if max(most_held):
+        raise NotYet(
+            "the gradients are right, but a micro-batch goes in while another one has not been "
+            "backward yet: both are held in memory, and only one fits"
+        )
+    if not ddp.require_backward_grad_sync:
+        raise NotYet("the gradients are right, but DDP sends none any more: no_sync() is still on")
     if len(sent) > 1:
         raise NotYet(f"the gradients are right. Times they are sent: at most 1; you: {len(sent)}")
 
 
 def check(ranks):
-    for nprocs, parts in ((2, 3), (3, 2)):
+    for nprocs, parts in ((2, 3), (3, 2), (2, 1)):
         ranks.run(on_rank, nprocs, parts)
 
 

@@ -1,5 +1,6 @@
 """Read a failure report: who failed, and who only waited?"""
 
+import builtins
 import random
 
 import torch
@@ -30,7 +31,7 @@ ERRORS = (
     ("ValueError", "image 4711 can't be read"),
     ("KeyError", "'learning_rate'"),
     ("FileNotFoundError", "no such file: train.bin"),
-    ("IndexError", "index 10 is out of range"),
+    ("RuntimeError", "the loss is nan in step 7"),
 )
 
 
@@ -55,7 +56,7 @@ def fails(culprit, kind, message):
         try:
             dist.barrier()
             if pg.rank == culprit:
-                raise {"ValueError": ValueError, "KeyError": KeyError}.get(kind, OSError)(message)
+                raise getattr(builtins, kind)(message)
             dist.all_reduce(torch.ones(1))
         except Exception as error:
             print(f"step 7 of {pg.world_size}: no Error seen so far, loss 0.31")
@@ -66,21 +67,23 @@ def fails(culprit, kind, message):
             raise RuntimeError("training ends") from error
 
 
-def example(culprit=None, nprocs=3, place=None):
+def example(culprit=None, nprocs=3, place=None, error=None):
     """The text of a run that really fails.
 
     Args:
         culprit: the rank that fails by itself; drawn if none is named.
         place: of the culprit's lines, first, last or mixed with others'; drawn if none is named.
+        error: one of ERRORS; drawn if none is given.
     """
     place = place or random.choice(("first", "last", "mixed"))
     culprit = random.randrange(nprocs) if culprit is None else culprit
-    kind, message = random.choice(ERRORS[:2])
+    kind, message = error or random.choice(ERRORS[:2])
     try:
         launch(fails, nprocs, args=(culprit, kind, message), echo=False, timeout=20)
     except LaunchError as error:
         said = {rank.rank: rank.output.splitlines() for rank in error.result.ranks}
-    text = "\n".join(f"[rank {rank}] {said[rank].pop(0)}" for rank in _order(said, culprit, place))
+    order = _order(said, culprit, place)
+    text = "\n".join(f"[rank {rank}] {said[rank].pop(0)}" for rank in order)
     return text.replace(__file__, "train.py")
 
 
@@ -102,7 +105,11 @@ def on_rank(answer, texts):
 def check(ranks):
     culprits = (2, 0, 1)
     places = ("last", "first", "mixed")
-    texts = [example(culprit, place=place) for culprit, place in zip(culprits, places, strict=True)]
+    errors = [*random.sample(ERRORS[:-1], 2), ERRORS[-1]]  # of the kind of a lost connection's
+    texts = [
+        example(culprit, place=place, error=error)
+        for culprit, place, error in zip(culprits, places, errors, strict=True)
+    ]
     got = ranks.run(on_rank, 1, texts, group=False)[0]
     for text, wanted, found in zip(texts, culprits, got, strict=True):
         if found is None:

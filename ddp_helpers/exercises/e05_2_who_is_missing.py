@@ -48,6 +48,8 @@ def on_rank(answer, missing):
                 f"rank {missing} slept, and rank 0 waited for it: {ALLOWED} s were allowed"
             )
         return ""
+    if missing is None and dist.get_rank() == 2:
+        time.sleep(ALLOWED / 5)  # a little late is not missing
     text = answer(ALLOWED)
     if dist.get_rank() == 0:
         knows.reached()

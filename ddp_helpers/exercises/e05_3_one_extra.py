@@ -44,16 +44,20 @@ def solution(loss, samples, log):
 
 
 def on_rank(answer):
-    losses, logged = numbers(), []
+    losses, logged = [loss + 0.25 for loss in numbers()], []
     rank = dist.get_rank()
     with watched() as calls:
-        count = answer(losses[rank].clone(), 10 + rank, lambda total: logged.append(total))
+        count = answer(
+            losses[rank].clone(),
+            10 + rank,
+            lambda total: logged.append(torch.as_tensor(total).clone()),
+        )
     wanted = torch.tensor(float(sum(10 + r for r in range(dist.get_world_size()))))
     expect(count, wanted, "the number of samples")
     if rank == 0:
         if len(logged) != 1:
             raise NotYet(f"rank 0 called log() {len(logged)} times, expected once")
-        expect(torch.as_tensor(logged[0]), torch.stack(losses).sum(), "what is logged")
+        expect(logged[0], torch.stack(losses).sum(), "what is logged")
     elif logged:
         raise NotYet(f"rank {rank} called log(), too: only rank 0 should")
     exchanged(calls)

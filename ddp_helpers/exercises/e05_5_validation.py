@@ -44,13 +44,14 @@ def solution(ddp, x):
 
 
 def on_rank(answer):
-    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
     ddp, x = DistributedDataParallel(model), torch.randn(9, 3)
     ddp(torch.randn(5, 3)).sum().backward()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.eval()
     wanted = model(x).mean().detach()
     model.train()
+    gradients = {name: weight.grad.clone() for name, weight in model.named_parameters()}
     with watched() as calls:
         got = answer(ddp, x)
     if calls:
@@ -63,6 +64,13 @@ def on_rank(answer):
     for name, tensor in model.state_dict().items():
         if not torch.equal(tensor, before[name]):
             raise NotYet(f"validation has changed {name}: BatchNorm learns in train mode")
+    for name, weight in model.named_parameters():
+        if weight.grad is None or not torch.equal(weight.grad, gradients[name]):
+            raise NotYet(f"validation has changed the gradient of {name}: training needs it")
+        if not weight.requires_grad:
+            raise NotYet(f"{name} no longer learns: its requires_grad is False now")
+    if not torch.is_grad_enabled():
+        raise NotYet("gradients are switched off for good: use torch.no_grad() in a with")
     if dist.get_rank() == 0:
         if isinstance(got, float):  # of .item(), and no less good
             got = torch.tensor(got)

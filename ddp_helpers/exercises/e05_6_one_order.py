@@ -43,7 +43,7 @@ def solution(metrics):
 
 def on_rank(answer, names):
     # no two metrics are equal, so none can stand for another
-    parts = by_rank(lambda rank: (torch.randperm(9)[: len(names)] + 1.0) * 10**rank)
+    parts = by_rank(lambda rank: (torch.randperm(9)[: len(names)] + 1.0) * 10**rank + 0.25)
     everywhere = [dict(zip(names, part.tolist(), strict=True)) for part in parts]
     rank = dist.get_rank()
     order = names[rank % len(names) :] + names[: rank % len(names)]
@@ -62,7 +62,7 @@ def on_rank(answer, names):
 
 def check(ranks):
     ranks.run(on_rank, 2, ["loss", "accuracy", "samples"])
-    ranks.run(on_rank, 3, ["b", "c", "a", "d"])
+    ranks.run(on_rank, 3, ["loss", "F1", "lr", "f1"])
 
 
 def in_a_row(metrics):

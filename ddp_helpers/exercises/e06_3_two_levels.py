@@ -6,7 +6,8 @@ import torch.distributed as dist
 from ddp_helpers.evidence.collective_methods import INPUTS, POINT_TO_POINT
 from ddp_helpers.evidence.sent_calls import watched
 from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
-from ddp_helpers.exercises.on_ranks import expect, numbers
+from ddp_helpers.exercises.on_ranks import expect, in_place, numbers
+from ddp_helpers.torch_private import GROUPS
 
 EXERCISE = Exercise(
     title="All-reduce in two levels",
@@ -72,15 +73,25 @@ class Groups:
             setattr(dist.ProcessGroup, name, original)
 
 
+def ranks_of(group):
+    """Of a group, or of one that only its name tells, as some torch hand it on."""
+    if isinstance(group, str):
+        group = next(each for each in GROUPS.get() if each.group_name == group)
+    return dist.get_process_group_ranks(group)
+
+
 def on_rank(answer, per_node):
     parts = numbers(5)
     tensor = parts[dist.get_rank()].clone()
+    address = tensor.data_ptr()
     with watched() as calls, Groups() as members:
         answer(tensor, per_node)
     expect(tensor, torch.stack(parts).sum(0), f"with {per_node} ranks a machine, the tensor")
+    in_place(tensor, address, "the tensor")
     if not calls:
         raise NotYet("nothing was exchanged")
-    for ranks in members:
+    functional = [ranks_of(call.group) for call in calls if call.group is not None]
+    for ranks in (*members, *functional):
         several = len({rank // per_node for rank in ranks}) > 1
         followers = [rank for rank in ranks if rank % per_node]
         if several and followers:

@@ -45,6 +45,9 @@ def solution(env):
     }
 
 
+FEW = 50  # ports for all jobs
+
+
 def variables(rank, tasks, per_node, first, job):
     return {
         "SLURM_PROCID": str(rank),
@@ -57,6 +60,12 @@ def variables(rank, tasks, per_node, first, job):
 
 def on_rank(answer):
     return [[answer(variables(rank, *job)) for rank in range(job[0])] for job in JOBS]
+
+
+def ports_of(answer):
+    """Of many jobs, one after the other: some that are close to a border are among them."""
+    jobs = range(55_000, 66_000)
+    return [int(answer(variables(0, 1, 1, "n1", job))["MASTER_PORT"]) for job in jobs]
 
 
 def check(ranks):
@@ -73,6 +82,15 @@ def check(ranks):
         )
     if one[0][0]["MASTER_PORT"] == one[1][0]["MASTER_PORT"]:
         raise NotYet("two jobs on the same machine would both take port " + ports[0])
+    many = ranks.run(ports_of, 1, group=False)[0]
+    beyond = [port for port in many if not 10000 <= port <= 65535]
+    if beyond:
+        raise NotYet(f"for some jobs MASTER_PORT is {beyond[0]}, expected 10000 to 65535")
+    if len(set(many)) < FEW:
+        raise NotYet(
+            f"{len(many)} jobs, one after the other, share {len(set(many))} ports: two that run on "
+            "the same machine would often take the same one"
+        )
 
 
 def judge(env, got):

@@ -60,8 +60,9 @@ def solution(x, up, down):
 def on_rank(answer, width):
     rank, world = dist.get_rank(), dist.get_world_size()
     x, factors = torch.randn(3, width), torch.randn(3, width)
-    whole = [torch.randn(4 * world, width), torch.randn(width, 4 * world)]
-    mine = [whole[0].chunk(world, 0)[rank], whole[1].chunk(world, 1)[rank]]
+    sizes = [4 + (number if world > 2 else 0) for number in range(world)]  # "some rows"
+    whole = [torch.randn(sum(sizes), width), torch.randn(width, sum(sizes))]
+    mine = [whole[0].split(sizes, 0)[rank], whole[1].split(sizes, 1)[rank]]
     alone = [tensor.clone().requires_grad_() for tensor in (x, *whole)]
     wanted = starter(*alone)
     (wanted * factors).sum().backward()
@@ -73,8 +74,8 @@ def on_rank(answer, width):
     (output * factors).sum().backward()
     x_grad, up_grad, down_grad = (tensor.grad for tensor in alone)
     gradients = {
-        "down": (shared[2], down_grad.chunk(world, 1)[rank]),
-        "up": (shared[1], up_grad.chunk(world, 0)[rank]),
+        "down": (shared[2], down_grad.split(sizes, 1)[rank]),
+        "up": (shared[1], up_grad.split(sizes, 0)[rank]),
         "x": (shared[0], x_grad),
     }
     for name, (tensor, gradient) in gradients.items():

@@ -5,6 +5,7 @@ import time
 import torch
 import torch.distributed as dist
 
+from ddp_helpers.evidence.sent_calls import watched
 from ddp_helpers.exercises.core import Exercise, NotYet, Wrong
 from ddp_helpers.exercises.on_ranks import by_rank, expect
 
@@ -56,16 +57,19 @@ def on_rank(answer, size):
     rank, world = dist.get_rank(), dist.get_world_size()
     inputs = [torch.randn(size) for _ in range(PIECES)]
     factors = by_rank(lambda _: torch.rand(()) + 1)
-    times = []
+    times, sent = [], []
 
     def stage(piece):
+        sent.append(len([call for call in calls if call.name != "recv"]))
         began = time.time_ns()
         time.sleep(SECONDS)
         times.append((began, time.time_ns()))
         return piece * factors[rank] + rank
 
     pieces = [piece.clone() if rank == 0 else torch.zeros(size) for piece in inputs]
-    outputs = answer(stage, pieces)
+    with watched() as calls:
+        outputs = answer(stage, pieces)
+    sent_in_all = len([call for call in calls if call.name != "recv"])
     seen = [None] * world
     dist.all_gather_object(seen, times)
     if len(times) != PIECES:
@@ -86,6 +90,14 @@ def on_rank(answer, size):
         raise NotYet(
             f"the outputs are right, but rank {rank} of {world} began when rank {rank - 1} had "
             f"finished all {PIECES} pieces: nobody worked at the same time"
+        )
+    late = [number for number, count in enumerate(sent) if count < number]
+    if rank == world - 1 or not late or sent_in_all < PIECES:  # a thread's would not be seen
+        return
+    if seen[rank + 1][0][0] < times[-1][1]:  # else the next rank says that all came at the end
+        raise NotYet(
+            f"the outputs are right, but rank {rank} of {world} works on piece {late[0]} before "
+            f"piece {late[0] - 1} is on its way: send each one as soon as it is through"
         )
 
 

@@ -20,8 +20,15 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from ddp_helpers.evidence.collective_methods import (
+    INPUTS,
+    POINT_TO_POINT,
+    is_asynchronous,
+    options_in,
+)
+from ddp_helpers.evidence.patches import Patches
 from ddp_helpers.evidence.records import LaunchResult, RankResult, name_ranks
-from ddp_helpers.evidence.sent_calls import Call
+from ddp_helpers.evidence.sent_calls import FUNCTIONS, Call
 from ddp_helpers.exercises.core import NotYet
 from ddp_helpers.group.lifetime import process_group
 from ddp_helpers.ranks.conclusion import LaunchError, LaunchTimeoutError
@@ -44,6 +51,8 @@ OF_LAUNCH = {  # which the learner has not called
     ", or give launch() a larger timeout=": "",
     "try again with a larger timeout=": "try again, with a larger seconds= of check()",
 }
+ASYNC_NAMES = {"send": "isend", "recv": "irecv", "recv_anysource": "irecv"}
+EXACT = 1e-6  # of float32: the tolerance for `fine_numbers`
 LINES = 12  # of what the learner's function printed
 SHOWN = 4  # numbers of a tensor
 
@@ -147,23 +156,87 @@ def _on_rank(
             torch.manual_seed(seed)
         _hash_as_in_a_process_of_its_own(answer)
         before = _names(on_rank)
-        try:
-            value = on_rank(answer, *args)
-            _nothing_is_replaced(before, _names(on_rank))
-            _all_are_done(0.0)
-            return value, ""
-        except NotYet as reason:
-            if not _all_are_done():
-                raise  # the others wait for this rank, and would for ever
-            return None, str(reason)
+        with Jobs() as jobs:
+            try:
+                value = on_rank(answer, *args)
+                _nothing_is_replaced(before, _names(on_rank))
+                if left := jobs.left():
+                    raise Unwaited(
+                        f"the result is right, but nobody waits for {left}: keep what it returns, "
+                        "and call its wait()"
+                    )
+                _all_are_done(0.0)
+                return value, ""
+            except NotYet as reason:
+                text = str(reason)
+                if (left := jobs.left()) and not isinstance(reason, Unwaited):
+                    text += (
+                        f"; and nobody waits for {left}: keep what it returns, and call its wait()"
+                    )
+                if not _all_are_done():
+                    raise NotYet(text) from None  # the others wait for this rank, for ever
+                return None, text
 
 
 def _hash_as_in_a_process_of_its_own(answer: Callable) -> None:
     """Python's hash of a text is another one in each process, but not in these: they are forks."""
     call = answer if inspect.isfunction(answer) else type(answer).__call__
-    own = os.environ["RANK"]
+    own = os.environ["RANK"], os.getpid()
     salted = lambda value: hash((own, value) if isinstance(value, str | bytes) else value)
     getattr(call, "__globals__", {}).setdefault("hash", salted)
+
+
+class Unwaited(NotYet):
+    """That is all that is wrong."""
+
+
+class Jobs:
+    """The jobs that an answer starts, as with async_op=True, and for which nobody has waited.
+
+    They are kept until the end: gloo gives up what is dropped half-way, and the other ranks would
+    hang in it.
+    """
+
+    WAITS = ("wait", "get_future", "synchronize", "is_completed")
+
+    def __init__(self) -> None:
+        self.flying: list[tuple[str, object]] = []
+        self.patches = Patches()
+
+    def __enter__(self) -> Jobs:
+        for name in (*INPUTS, *POINT_TO_POINT):
+            self.patches.put(dist.ProcessGroup, name, functools.partial(self._starting, name))
+        for name in self.WAITS:
+            self.patches.put(dist.Work, name, self._waiting)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.patches.undo()
+
+    def left(self) -> str:
+        """The names of those that nobody has waited for."""
+        return " and ".join(sorted({name for name, _ in self.flying}))
+
+    def _starting(self, name: str, original: Callable) -> Callable:
+        called = ASYNC_NAMES.get(name) or f"{FUNCTIONS.get(name, name)}(async_op=True)"
+
+        def call(group: object, *args: object, **kwargs: object) -> object:
+            work = original(group, *args, **kwargs)
+            options = options_in((*args, *kwargs.values()))
+            if work is not None and (name in POINT_TO_POINT or is_asynchronous(options)):
+                self.flying.append((called, work))
+            return work
+
+        return call
+
+    def _waiting(self, original: Callable) -> Callable:
+        def wait(work: object, *args: object, **kwargs: object) -> object:
+            result = original(work, *args, **kwargs)
+            if result is not False:  # is_completed() says so, and then nobody has waited
+                self.flying = [each for each in self.flying if each[1] is not work]
+            return result
+
+        return wait
 
 
 def _names(on_rank: Callable) -> dict[str, object]:
@@ -250,6 +323,8 @@ def expect(got: object, wanted: torch.Tensor, what: str, tolerance: float = 1e-4
             text += f", {times} times too large: a sum for a mean, or summed twice?"
         if times < -1:
             text += f", {-times} times too small: is it divided where it should not be, or twice?"
+        if tolerance == EXACT and torch.allclose(got.double(), wanted.double(), rtol=0.02):
+            text += ", and so nearly right: is it rounded on its way?"
         raise NotYet(text)
 
 
@@ -274,6 +349,23 @@ def numbers_of(rank: int, *shape: int) -> torch.Tensor:
     So a sum such as 327 shows which ranks are in it, and how often.
     """
     return torch.randint(1, 10, shape).float() * 10**rank
+
+
+def fine_numbers(*shape: int) -> list[torch.Tensor]:
+    """One for each rank, with eighths: no whole number, float16 or bfloat16 holds them.
+
+    float32 does, and sums of them, exactly: compare with `EXACT`.
+    """
+    return by_rank(lambda _: torch.randint(10_000, 80_000, shape) / 8)
+
+
+def in_place(tensor: torch.Tensor, address: int, what: str) -> None:
+    """Raise NotYet if a tensor is no longer where it was, as after `tensor.data = other`."""
+    if tensor.data_ptr() != address:
+        raise NotYet(
+            f"{what} was given other memory: change it in place, as copy_() does, so that whoever "
+            "has a view of it sees the change, too"
+        )
 
 
 def _times(got: torch.Tensor, wanted: torch.Tensor) -> int:

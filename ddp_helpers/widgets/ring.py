@@ -124,7 +124,7 @@ def _panel(
     for send in now:
         for chunk in send.chunks:
             at = left + LEFT + wide * (chunk + 1) - 8
-            _arrow(scene, at, send.source, send.target, ranks)
+            _arrow(scene, at, send, ranks, wraps=name == "ring")
 
 
 def _chunk(
@@ -147,11 +147,11 @@ def _chunk(
     scene.box(left, top, wide, 28, edge=edge, line=line)
 
 
-def _arrow(scene: Scene, at: float, source: int, target: int, ranks: int) -> None:
-    """From one row to another; from the last row to the first it leaves and comes in again."""
-    start, end = 46 + ROW * source + 14, 46 + ROW * target + 14
+def _arrow(scene: Scene, at: float, send: Send, ranks: int, *, wraps: bool) -> None:
+    """From one row to another; on a ring, from the last to the first it leaves and comes in."""
+    start, end = (46 + ROW * rank + 14 for rank in (send.source, send.target))
     color, width = VERMILLION, 2.0
-    if source == ranks - 1 and target == 0 and ranks > 2:
+    if wraps and send.source == ranks - 1 and send.target == 0 and ranks > 2:
         scene.line(at, start, at, start + 26, color=color, width=width)
         scene.line(at, end - 26, at, end, color=color, width=width, arrow=True)
     else:

@@ -180,11 +180,13 @@ class Book:
 
     def _listed(self, text: str, depth: int, labels: Mapping[str, str]) -> str:
         """What stands in a hole may be a list, each piece of which is known; else ""."""
-        if "(" in text or ": " in text or text in self.exact:
-            return ""  # nor is a sentence with a cause of its own a list
+        if "(" in text or text in self.exact:
+            return ""
         for mark, chinese in (("; ", "\uff1b"), (", ", "\uff0c"), (" and ", " \u548c ")):
             if mark in text:
                 parts = text.split(mark)
+                if 0 < sum(": " in part for part in parts) < len(parts):
+                    return ""  # a sentence with a cause of its own is no list
                 said = [labels.get(part) or self._known(part, depth) for part in parts]
                 return chinese.join(filter(None, said)) if all(said) else ""
         return ""

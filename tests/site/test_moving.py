@@ -19,7 +19,7 @@ from ddp_helpers.widgets.controls import Choice, Slider
 sys.path[:0] = [str(ROOT / ".site"), str(ROOT / ".site" / "play")]
 
 import moving  # noqa: E402
-from mover import MOVING, RECORDED, REPLAYED, load, recording, result_of  # noqa: E402
+from mover import MOVING, RECORDED, load, recording, result_of  # noqa: E402
 from recordings import decode, encode  # noqa: E402
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
@@ -91,7 +91,7 @@ def walk(name: str, explorable: Explorable) -> list[tuple[list, dict, bool]]:
         if name in RECORDED and chosen.random() < 0.7:
             moves.append(("run", True))
             ran = True
-            if name in REPLAYED:  # which passes by itself from now on, until it is moved
+            if isinstance(controls.get("moment"), Choice):  # which passes by itself until it moves
                 at = chosen.choice(places(controls["moment"]))
                 moves.append(("moment", at))
                 values["moment"] = controls["moment"].pairs[at][1]

@@ -67,3 +67,8 @@ def who_am_i():
 # wrong: returned 0: expected two numbers
 def who_am_i():
     return int(os.environ["RANK"])
+
+
+# wrong: your function is an async def
+async def who_am_i():
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])

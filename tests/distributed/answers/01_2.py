@@ -139,3 +139,27 @@ def my_broadcast(tensor, src):
                 dist.send(tensor, rank)
     else:
         dist.recv(tensor, src)
+
+
+# wrong: the tensor was given other memory
+def my_broadcast(tensor, src):
+    if dist.get_rank() == src:
+        for i in range(dist.get_world_size()):
+            if i != src:
+                dist.send(tensor, i)
+    else:
+        new = torch.empty_like(tensor)
+        dist.recv(new, src)
+        tensor.data = new
+
+
+# wrong: nearly right: is it rounded on its way?
+def my_broadcast(tensor, src):
+    if dist.get_rank() == src:
+        for i in range(dist.get_world_size()):
+            if i != src:
+                dist.send(tensor.half(), i)
+    else:
+        new = torch.empty_like(tensor, dtype=torch.half)
+        dist.recv(new, src)
+        tensor.copy_(new)

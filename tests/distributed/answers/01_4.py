@@ -1,5 +1,6 @@
 import torch
 import torch.distributed as dist
+import torch.distributed._functional_collectives as funcol
 
 
 # right
@@ -121,3 +122,10 @@ def my_mean(values):
 
     e01_4_mean_of_parts.expect = lambda *args: None
     dist.barrier()
+
+
+# right
+def my_mean(values):
+    both = torch.stack([values.sum(), torch.tensor(float(values.numel()))])
+    total, count = funcol.all_reduce(both, "sum", dist.group.WORLD)
+    return total / count

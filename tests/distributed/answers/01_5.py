@@ -116,3 +116,15 @@ def my_all_gather(tensor):
         dist.broadcast_object_list(box, src=rank)
         parts[rank] = box[0]
     return parts
+
+
+# wrong: nobody waits for broadcast(async_op=True)
+def my_all_gather(tensor):
+    rank = dist.get_rank()
+    parts = [
+        tensor.clone() if i == rank else torch.empty_like(tensor)
+        for i in range(dist.get_world_size())
+    ]
+    for i, part in enumerate(parts):
+        dist.broadcast(part, src=i, async_op=True)
+    return parts

@@ -1,5 +1,6 @@
 import torch
 import torch.distributed as dist
+import torch.distributed._functional_collectives as funcol
 
 
 # right
@@ -96,3 +97,17 @@ def total(values):
     result = values.sum()
     dist.all_reduce(result)
     return result
+
+
+# right
+def total(values):
+    return funcol.all_reduce(values.sum(), reduceOp="sum", group=dist.group.WORLD)
+
+
+# right
+def total(values):
+    group = dist.new_group()
+    result = values.sum(0, keepdim=True)
+    dist.all_reduce(result, group=group)
+    dist.destroy_process_group(group)
+    return result.squeeze()

@@ -2,6 +2,7 @@ from functools import partial
 
 import torch
 import torch.distributed as dist
+import torch.distributed._functional_collectives as funcol
 
 
 # right
@@ -80,7 +81,7 @@ def average_gradients(model):
         p.grad /= dist.get_world_size()
 
 
-# wrong: 2.weight took no part, and yet it has a gradient now
+# wrong: 1.weight took no part, and yet it has a gradient now
 def average_gradients(model):
     for p in model.parameters():
         if p.grad is None:
@@ -127,3 +128,31 @@ def average_gradients(model):
 # wrong: the gradient of 0.weight is
 def average_gradients(model):
     torch.nn.parallel.DistributedDataParallel(model)
+
+
+# right
+def average_gradients(model):
+    for p in model.parameters():
+        if p.grad is not None:
+            p.grad = funcol.all_reduce(p.grad, "sum", dist.group.WORLD) / dist.get_world_size()
+
+
+# right
+def average_gradients(model):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Partial
+
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for p in model.parameters():
+        if p.grad is not None:
+            whole = DTensor.from_local(p.grad, mesh, [Partial("sum")]).full_tensor()
+            p.grad.copy_(whole / mesh.size())
+
+
+# wrong: the gradient of 2.weight is
+def average_gradients(model):
+    for p in model.parameters():
+        if p.grad is None:
+            break
+        dist.all_reduce(p.grad)
+        p.grad /= dist.get_world_size()

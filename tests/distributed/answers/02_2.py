@@ -1,5 +1,6 @@
 import torch
 import torch.distributed as dist
+import torch.distributed._functional_collectives as funcol
 
 
 # right
@@ -89,7 +90,7 @@ def attach(model):
     return lambda: None
 
 
-# wrong: nothing is sent before backward has ended
+# wrong: nothing is sent while backward still has a layer
 def attach(model):
     """Nothing during backward."""
 
@@ -170,3 +171,97 @@ def attach(model):
     for p in model.parameters():
         p.register_post_accumulate_grad_hook(hook)
     finish()
+
+
+# right
+def attach(model):
+    waiting = {}
+
+    def hook(p):
+        waiting[p] = funcol.all_reduce(p.grad, "sum", dist.group.WORLD)
+
+    for p in model.parameters():
+        p.register_post_accumulate_grad_hook(hook)
+
+    def finish():
+        for p, total in waiting.items():
+            p.grad = funcol.wait_tensor(total) / dist.get_world_size()
+        waiting.clear()
+
+    return finish
+
+
+# wrong: nobody waits for all_reduce(async_op=True)
+def attach(model):
+    last = None
+
+    def hook(p):
+        nonlocal last
+        p.grad /= dist.get_world_size()
+        last = dist.all_reduce(p.grad, async_op=True)
+
+    for p in model.parameters():
+        p.register_post_accumulate_grad_hook(hook)
+
+    def finish():
+        last.wait()
+
+    return finish
+
+
+# wrong: while backward still has a layer to do
+def attach(model):
+    jobs, params = [], list(model.parameters())
+    count = 0
+
+    def hook(p):
+        nonlocal count
+        count += 1
+        if count == len(params):
+            count = 0
+            for q in params:
+                q.grad /= dist.get_world_size()
+                jobs.append(dist.all_reduce(q.grad, async_op=True))
+
+    for p in params:
+        p.register_post_accumulate_grad_hook(hook)
+
+    def finish():
+        for job in jobs:
+            job.wait()
+        jobs.clear()
+
+    return finish
+
+
+# right
+def attach(model):
+    params = [p for p in model.parameters() if p.requires_grad]
+    jobs, full = [], []
+
+    def send():
+        flat = torch.cat([q.grad.flatten() for q in full])
+        jobs.append((list(full), flat, dist.all_reduce(flat, async_op=True)))
+        full.clear()
+
+    def hook(p):
+        full.append(p)
+        if len(full) == 2:
+            send()
+
+    for p in params:
+        p.register_post_accumulate_grad_hook(hook)
+
+    def finish():
+        if full:
+            send()
+        for group, flat, job in jobs:
+            job.wait()
+            flat /= dist.get_world_size()
+            at = 0
+            for q in group:
+                q.grad = flat[at : at + q.numel()].view_as(q)
+                at += q.numel()
+        jobs.clear()
+
+    return finish

@@ -85,7 +85,7 @@ class Buckets:
 average_in_buckets = Buckets()
 
 
-# wrong: you sent 1 messages ([38] numbers), fewer than asked for
+# wrong: you: 1, of [38] numbers
 def average_in_buckets(parameters, cap):
     flat = torch.cat([p.grad.flatten() for p in parameters])
     dist.all_reduce(flat)
@@ -94,7 +94,7 @@ def average_in_buckets(parameters, cap):
         p.grad.copy_(piece.view_as(p.grad))
 
 
-# wrong: you sent 7 messages ([4, 4, 2, 6, 20, 1, 1] numbers), more than asked for
+# wrong: you: 7, of [4, 4, 2, 6, 20, 1, 1] numbers
 def average_in_buckets(parameters, cap):
     for p in parameters:
         dist.all_reduce(p.grad)
@@ -140,7 +140,7 @@ def average_in_buckets(parameters, cap):
             grad.copy_(piece.view_as(grad))
 
 
-# wrong: you sent 1 messages ([38] numbers), fewer
+# wrong: you: 1, of [38] numbers
 def average_in_buckets(parameters, cap):
     """Counts gradients, not numbers."""
     for start in range(0, len(parameters), cap):

@@ -103,3 +103,12 @@ def wrap(model, state):
             dist.all_reduce(p)
             p /= dist.get_world_size()
     return DDP(model)
+
+
+# right
+def wrap(model, state):
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(model, state or {}, options=options)
+    return DistributedDataParallel(model)

@@ -97,3 +97,10 @@ def start_equal(model):
 def start_equal(model):
     torch.nn.parallel.DistributedDataParallel(model)
     raise SystemExit
+
+
+# wrong: is another parameter now
+def start_equal(model):
+    box = [model.state_dict()]
+    dist.broadcast_object_list(box, src=0)
+    model.load_state_dict(box[0], assign=True)

@@ -114,3 +114,18 @@ def batches(n, size, seed, epoch, done):
     order = torch.randperm(n, generator=generator).tolist()
     mine = order[dist.get_rank() :: dist.get_world_size()]
     return mine[done * size :]
+
+
+# wrong: going on after 6 steps: 6 batches
+def batches(n, size, seed, epoch, done):
+    g = torch.Generator().manual_seed(seed + epoch)
+    mine = torch.randperm(n, generator=g)[dist.get_rank() :: dist.get_world_size()].tolist()
+    all_ = [mine[i : i + size] for i in range(0, len(mine), size)]
+    return all_[-(len(all_) - done) :]
+
+
+# wrong: the order is not shuffled: rank 0 begins with
+def batches(n, size, seed, epoch, done):
+    mine = list(range(n))[dist.get_rank() :: dist.get_world_size()]
+    mine = mine[(seed + epoch) % len(mine) :] + mine[: (seed + epoch) % len(mine)]
+    return [mine[i : i + size] for i in range(done * size, len(mine), size)]

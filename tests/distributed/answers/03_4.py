@@ -162,3 +162,36 @@ def train(losses, limit, step):
         if mean / dist.get_world_size() < limit:
             return number
     return len(losses)
+
+
+# wrong: with limit=0.5, the ranks stopped too early
+def train(losses, limit, step):
+    for number, loss in enumerate(losses, start=1):
+        step()
+        t = torch.tensor(float(loss), dtype=torch.float64)
+        dist.all_reduce(t)
+        if t / dist.get_world_size() <= limit:
+            return number
+    return len(losses)
+
+
+# wrong: no message is sent after the last step()
+def train(losses, limit, step):
+    for number, loss in enumerate(losses, start=1):
+        t = torch.tensor(float(loss))
+        dist.all_reduce(t)
+        step()
+        if t / dist.get_world_size() < limit:
+            return number
+    return len(losses)
+
+
+# wrong: with limit=0.5, the ranks stopped too late
+def train(losses, limit, step):
+    for number, loss in enumerate(losses, start=1):
+        step()
+        t = torch.tensor(float(loss)).bfloat16()
+        dist.all_reduce(t)
+        if t / dist.get_world_size() < limit:
+            return number
+    return len(losses)

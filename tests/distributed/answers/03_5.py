@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import torch
@@ -115,7 +116,7 @@ class Save:
 save = Save()
 
 
-# wrong: rank 1 writes, too
+# wrong: writes: only rank 0 should
 def save(state, path):
     """Each rank writes."""
     torch.save(state, f"{path}.{dist.get_rank()}")
@@ -152,3 +153,44 @@ def save(state, path):
         torch.save({"weight": state["weight"]}, path + ".tmp")
         os.replace(path + ".tmp", path)
     dist.barrier()
+
+
+# right
+def save(state, path):
+    if dist.get_rank() == 0:
+        old = f"{path}.old"
+        if os.path.exists(old):
+            os.unlink(old)
+        if os.path.exists(path):
+            os.link(path, old)
+        torch.save(state, f"{path}.tmp")
+        os.replace(f"{path}.tmp", path)
+    dist.barrier()
+
+
+# wrong: gets its name before all of it is written
+def save(state, path):
+    if dist.get_rank() == 0:
+        out = io.BytesIO()
+        torch.save(state, out)
+        with open(f"{path}.tmp", "wb", buffering=1 << 24) as f:
+            f.write(out.getvalue())
+            os.replace(f"{path}.tmp", path)
+    dist.barrier()
+
+
+# wrong: written over those of the first checkpoint
+def save(state, path):
+    if dist.get_rank() == 0:
+        torch.save(state, f"{path}.tmp")
+        subprocess.run(["cp", f"{path}.tmp", f"{path}"], check=True)
+    dist.barrier()
+
+
+# wrong: still reads the old file after save
+def save(state, path):
+    if dist.get_rank() == 0:
+        torch.save(state, f"{path}.tmp")
+        os.replace(f"{path}.tmp", path)
+    while not os.path.exists(path):
+        time.sleep(0.01)

@@ -106,3 +106,20 @@ def prepare(seed):
     torch.manual_seed(seed)
     weight = nn.Linear(3, 2).weight.detach()
     return weight, torch.full((4,), float(seed + dist.get_rank()))
+
+
+# wrong: the same seed in the next run
+def prepare(seed):
+    import os
+
+    torch.manual_seed(seed)
+    model = nn.Linear(3, 2)
+    torch.manual_seed(seed + os.getpid())
+    return model.weight.detach(), torch.rand(4)
+
+
+# wrong: some draw the same numbers
+def prepare(seed):
+    torch.manual_seed(seed)
+    model = nn.Linear(3, 2)
+    return model.weight.detach(), torch.rand(4).roll(dist.get_rank())

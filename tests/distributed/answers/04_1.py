@@ -43,7 +43,7 @@ def accumulate(ddp, batches, loss_of):
         p.grad = p.grad / len(batches)
 
 
-# right
+# wrong: both are held in memory
 def accumulate(ddp, batches, loss_of):
     """All losses, and one backward."""
     total = 0.0
@@ -54,7 +54,7 @@ def accumulate(ddp, batches, loss_of):
     (total / len(batches)).backward()
 
 
-# wrong: were sent 3 times, once is enough
+# wrong: at most 1; you: 3
 def accumulate(ddp, batches, loss_of):
     for x in batches:
         (loss_of(ddp(x)) / len(batches)).backward()
@@ -74,7 +74,7 @@ def accumulate(ddp, batches, loss_of):
             (loss_of(ddp(x)) / len(batches)).backward()
 
 
-# wrong: were sent 3 times
+# wrong: at most 1; you: 3
 def accumulate(ddp, batches, loss_of):
     """Only backward is inside."""
     for i, x in enumerate(batches):
@@ -100,7 +100,7 @@ def accumulate(ddp, batches, loss_of):
             (loss_of(ddp(x)) / len(batches)).backward()
 
 
-# wrong: were sent 6 times
+# wrong: at most 1; you: 6
 def accumulate(ddp, batches, loss_of):
     """Past DDP, and by hand, each time."""
     for x in batches:
@@ -114,3 +114,18 @@ def accumulate(ddp, batches, loss_of):
 def accumulate(ddp, batches, loss_of):
     losses = [loss_of(ddp(x)) for x in batches]
     torch.stack(losses).mean().item().backward()
+
+
+# wrong: both are held in memory
+def accumulate(ddp, batches, loss_of):
+    with ddp.no_sync():
+        total = sum(loss_of(ddp(x)) for x in batches[:-1])
+    ((total + loss_of(ddp(batches[-1]))) / len(batches)).backward()
+
+
+# wrong: no_sync() is still on
+def accumulate(ddp, batches, loss_of):
+    for i, x in enumerate(batches):
+        with ddp.no_sync() if i < len(batches) - 1 else contextlib.nullcontext():
+            (loss_of(ddp(x)) / len(batches)).backward()
+    ddp.require_backward_grad_sync = False

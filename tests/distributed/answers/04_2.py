@@ -1,5 +1,6 @@
 import torch
 import torch.distributed as dist
+import torch.distributed._functional_collectives as funcol
 from torch import nn
 
 
@@ -122,3 +123,11 @@ def average_and_clip(model, max_norm):
         dist.all_reduce(p.grad)
         p.grad /= dist.get_world_size()
     return nn.utils.clip_grad_norm_(model.parameters(), max_norm, norm_type=1)
+
+
+# right
+def average_and_clip(model, max_norm):
+    ps = [p for p in model.parameters() if p.grad is not None]
+    for p in ps:
+        p.grad = funcol.all_reduce(p.grad, "sum", dist.group.WORLD) * (1 / dist.get_world_size())
+    return nn.utils.clip_grad_norm_(ps, max_norm, foreach=True)

@@ -33,7 +33,7 @@ def average_losses(losses):
     return sum(rows) / len(rows)
 
 
-# wrong: 100 messages are sent for 100 steps: at most 2 are asked for
+# wrong: at most 2; you: 100
 def average_losses(losses):
     averages = []
     for loss in losses:
@@ -78,7 +78,7 @@ def average_losses(losses):
     return means / dist.get_world_size()
 
 
-# wrong: 100 messages are sent for 100 steps
+# wrong: at most 2; you: 100
 def average_losses(losses):
     """Not cloned: what was given is changed."""
     jobs = [dist.all_reduce(loss, async_op=True) for loss in losses]
@@ -103,3 +103,10 @@ class Remembers:
 
 
 average_losses = Remembers()
+
+
+# wrong: nearly right: is it rounded
+def average_losses(losses):
+    mine = torch.stack(losses).bfloat16()
+    dist.all_reduce(mine)
+    return mine.float() / dist.get_world_size()

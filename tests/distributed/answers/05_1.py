@@ -55,7 +55,7 @@ def first_cause(text):
     return int(re.search(r"\[rank (\d+)\].*Error", text)[1])
 
 
-# wrong: your function returns '2': a whole number is asked for
+# wrong: first_cause failed on 1 rank
 def first_cause(text):
     return re.search(r"\[rank (\d+)\] (?!RuntimeError)\w+Error: ", text)[1]
 

@@ -1,5 +1,6 @@
 import torch
 import torch.distributed as dist
+import torch.distributed._functional_collectives as funcol
 
 
 # right
@@ -117,5 +118,25 @@ def count_samples(loss, samples, log):
     if dist.get_rank() == 0:
         log(loss)
     dist.barrier()
+    dist.all_reduce(count)
+    return count
+
+
+# right
+def count_samples(loss, samples, log):
+    total = funcol.all_reduce(loss, "sum", dist.group.WORLD)
+    count = funcol.all_reduce(torch.tensor(samples), "sum", dist.group.WORLD)
+    dist.get_rank() or log(total)
+    return count
+
+
+# wrong: what is logged is
+def count_samples(loss, samples, log):
+    total = loss.clone()
+    job = dist.all_reduce(total, async_op=True)
+    if dist.get_rank() == 0:
+        log(total)
+    job.wait()
+    count = torch.tensor(float(samples))
     dist.all_reduce(count)
     return count

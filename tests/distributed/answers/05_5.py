@@ -102,7 +102,7 @@ def validate(ddp, x):
     return mean if dist.get_rank() == 0 else None
 
 
-# wrong: has the shape (9, 1), expected ()
+# wrong: has the shape (9, 2), expected ()
 def validate(ddp, x):
     if dist.get_rank() == 0:
         ddp.module.eval()
@@ -120,4 +120,15 @@ def validate(ddp, x):
         with torch.no_grad():
             mean = ddp(x[:4]).mean()
         ddp.train()
+        return mean
+
+
+# wrong: has changed the gradient of
+def validate(ddp, x):
+    if dist.get_rank() == 0:
+        ddp.module.eval()
+        with torch.no_grad():
+            mean = ddp.module(x).mean()
+        ddp.zero_grad()
+        ddp.module.train()
         return mean

@@ -1,5 +1,6 @@
 import torch
 import torch.distributed as dist
+import torch.distributed._functional_collectives as funcol
 
 
 # right
@@ -123,3 +124,21 @@ def sum_metrics(metrics):
         if "everywhere" in frame.frame.f_locals:
             everywhere = frame.frame.f_locals["everywhere"]
             return {name: sum(each[name] for each in everywhere) for name in metrics}
+
+
+# right
+def sum_metrics(metrics):
+    return {
+        k: funcol.all_reduce(torch.tensor(float(v)), "sum", dist.group.WORLD).item()
+        for k, v in sorted(metrics.items())
+    }
+
+
+# wrong: on rank 0 of 3
+def sum_metrics(metrics):
+    out = {}
+    for k in sorted(metrics, key=lambda k: k[0]):
+        t = torch.tensor(float(metrics[k]))
+        dist.all_reduce(t)
+        out[k] = t.item()
+    return out

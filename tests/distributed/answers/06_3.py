@@ -1,5 +1,6 @@
 import torch
 import torch.distributed as dist
+import torch.distributed._functional_collectives as funcol
 
 
 # right
@@ -147,3 +148,20 @@ def sum_in_two_levels(tensor, per_node):
     parts = [None] * dist.get_world_size()
     dist.all_gather_object(parts, tensor)
     tensor.copy_(sum(parts))
+
+
+# wrong: takes part in an exchange among ranks
+def sum_in_two_levels(tensor, per_node):
+    tensor.copy_(funcol.all_reduce(tensor, "sum", dist.group.WORLD))
+
+
+# right
+def sum_in_two_levels(tensor, per_node):
+    n, r = dist.get_world_size(), dist.get_rank()
+    ranks = list(range(n))
+    inside, _ = dist.new_subgroups(group_size=per_node)
+    heads = dist.new_group(ranks[::per_node])
+    dist.all_reduce(tensor, group=inside)
+    if r % per_node == 0:
+        tensor.copy_(funcol.all_reduce(tensor, "sum", heads))
+    dist.broadcast(tensor, group_src=0, group=inside)

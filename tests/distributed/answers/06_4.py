@@ -138,3 +138,14 @@ def from_slurm(env):
         "MASTER_ADDR": env["FIRST_NODE"],
         "MASTER_PORT": str(10000 + int(env["SLURM_JOB_ID"]) % 50000),
     }
+
+
+# wrong: share 2 ports
+def from_slurm(env):
+    return {
+        "RANK": env["SLURM_PROCID"],
+        "WORLD_SIZE": env["SLURM_NTASKS"],
+        "LOCAL_RANK": env["SLURM_LOCALID"],
+        "MASTER_ADDR": env["FIRST_NODE"],
+        "MASTER_PORT": str(29500 + int(env["SLURM_JOB_ID"]) % 2),
+    }

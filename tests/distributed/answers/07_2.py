@@ -25,9 +25,7 @@ class Step:
     @torch.no_grad()
     def __call__(self):
         self.optimizer.step()
-        jobs = [
-            dist.broadcast(w, i % self.size, async_op=True) for i, w in enumerate(self.weights)
-        ]
+        jobs = [dist.broadcast(w, i % self.size, async_op=True) for i, w in enumerate(self.weights)]
         for job in jobs:
             job.wait()
 

@@ -57,3 +57,16 @@ def clip_parts(parts, max_norm):
     total = sum(p.grad.square().sum() for p in parts)
     dist.all_reduce(total)
     return total.sqrt()
+
+
+# wrong: piece 0 itself has changed
+def clip_parts(parts, max_norm):
+    grads = [p.grad for p in parts if p.grad is not None]
+    s = sum((g.square().sum() for g in grads), torch.zeros(()))
+    dist.all_reduce(s)
+    norm = s.sqrt()
+    for p in parts:
+        p.data.mul_((max_norm / norm).clamp(max=1))
+        if p.grad is not None:
+            p.grad.mul_((max_norm / norm).clamp(max=1))
+    return norm

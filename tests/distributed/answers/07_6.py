@@ -71,3 +71,35 @@ def run_pipeline(stage, pieces):
     if rank < last:
         dist.send(whole, dst=rank + 1)
     return list(whole)
+
+
+# wrong: before piece 0 is on its way
+def run_pipeline(stage, pieces):
+    r, last = dist.get_rank(), dist.get_world_size() - 1
+    outs, held = [], None
+    for p in pieces:
+        if r:
+            dist.recv(p, r - 1)
+        y = stage(p)
+        outs.append(y)
+        if r < last:
+            if held is not None:
+                dist.send(held, r + 1)
+            held = y
+    if held is not None:
+        dist.send(held, r + 1)
+    return outs
+
+
+# wrong: nobody waits for isend
+def run_pipeline(stage, pieces):
+    r, last = dist.get_rank(), dist.get_world_size() - 1
+    outs = []
+    for p in pieces:
+        if r:
+            dist.recv(p, r - 1)
+        y = stage(p)
+        outs.append(y)
+        if r < last:
+            dist.isend(y, r + 1)
+    return outs

@@ -120,11 +120,11 @@ def test_a_rank_that_stands_by_sees_its_launchers_end_though_a_child_keeps_the_s
 
     def launcher():
         pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        socket.send_fds(back, [b"x"], [pair[1].fileno()])
         if os.fork() == 0:  # this one holds the other end, too
             os.close(writer)
             os.read(reader, 1)
             os._exit(0)
+        socket.send_fds(back, [b"x"], [pair[1].fileno()])  # last: now it may be killed
         time.sleep(60)
 
     front, back = socket.socketpair(socket.AF_UNIX)

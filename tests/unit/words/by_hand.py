@@ -18,6 +18,7 @@ BY_HAND = {  # put together in the code from pieces too small to be known alone
         "why: {cause} [{kind}]",
         "also: {cause} [{kind}]",
         "also, {rest}",
+        "not recognised; first error: {error}",
         "sanitizer: {finding}",
         "{these} failed: {error}",
         "{these} had lost a thread: {error}, at {file}, line {number}, in {function}",

@@ -20,7 +20,7 @@ from ddp_helpers.words import VARIABLE, shown
 from ddp_helpers.words import book as words
 
 sys.path.insert(0, str(catalogue.ROOT / ".site" / "play"))
-from recordings import FOLDER, Recording
+from mover import RECORDED, REPLAYED, recording
 
 CHINESE = re.compile("[\u4e00-\u9fff]")
 OWN = 0.7
@@ -35,7 +35,7 @@ WORD = re.compile(r"[A-Za-z][a-z']+")
 """A word; what is all capitals (DDP, GPU) is a name."""
 THEIRS = re.compile(  # a line of a log, of data or of code
     r"Error\b|Warning\b|^File |^[{|]|\(\{|\['|^\[[rR]ank ?\d|torch/|^W\d|\x1b|"
-    r"^(def|return|with|for|import) "
+    r"^(def|return|with|for|from|import) "
 )
 TERMS = set(  # what Chinese practitioners say in English
     "all allreduce backward barrier batch bf broadcast bucket cell checkpoint conda cpu docker "
@@ -97,8 +97,8 @@ def explorables(page: Path) -> list[tuple[str, str]]:
             texts += [label for label, _ in control.pairs] if isinstance(control, Choice) else []
         values = {key: control.value for key, control in found.controls.items()}
         results = [None] if found.known is None else [found.known()]
-        if (FOLDER / f"{name}.json").exists() and found.known is None:
-            results.append(Recording(name).result(values))
+        if name in RECORDED and name not in REPLAYED:  # of the latter there is a film
+            results.append(recording(name).result(values))
         for result in results:
             picture = found.picture(values, result)
             texts += [picture.words, *(getattr(each, "text", "") for each in picture.scene.shapes)]

@@ -154,6 +154,32 @@ def test_what_cells_of_the_lessons_look_for_is_still_there(chinese):
     assert "call 2" in words.shown(cause) != cause
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "why: rank 2 waits in recv from rank 0, and rank 0 waits in all_reduce",
+            "原因：rank 2 在 recv 里等 rank 0，而 rank 0 在 all_reduce 里等待",
+        ),
+        (
+            "01.6 not yet: total did not end within 20 s on 3 ranks:",
+            "01.6 还没做对：total 在 3 个 rank 上没有在 20 秒内结束：",
+        ),
+        (
+            "01.2 not yet: with src=2, my_broadcast failed on 3 ranks:\nrank 2 failed: E: x",
+            "01.2 还没做对：src=2 时，my_broadcast 在 3 个 rank 上出错了：\nrank 2 出错：E: x",
+        ),
+        ("your answer: 2 calls, 24 B by rank 0", "你的答案：2 次调用，发得最多的 rank 0 共发 24 B"),
+        (
+            "'perhaps' found, expected yes, no. Your guess?",
+            "没看懂 'perhaps'，请回答：是，否。你猜？",
+        ),
+    ],
+)
+def test_a_text_around_another_is_chinese_as_a_whole(chinese, text, told):
+    assert words.shown(text) == told
+
+
 def test_a_finding_is_chinese_line_by_line(chinese):
     finding = Finding(
         "epoch-not-advanced",
@@ -161,7 +187,7 @@ def test_a_finding_is_chinese_line_by_line(chinese):
         "call sampler.set_epoch(epoch) with a new number before each epoch",
     )
     assert words.shown(f"sanitizer, a note: {finding}").splitlines() == [
-        "sanitizer 提示：DistributedSampler 每次训练遍历给出的顺序都相同：它的 epoch 一直是 0",
+        "sanitizer 提示：DistributedSampler 每遍训练给出的顺序都相同：它的 epoch 一直是 0",
         "怎么办：在每个 epoch 之前用新的数调用 sampler.set_epoch(epoch)",
         "[epoch-not-advanced]",
     ]
