@@ -127,20 +127,23 @@
       if (busy) return;
       busy = true;
       while (moves.size || pressed) {
+        const press = pressed && !moves.size; // first what moved, then the button
         const question = {
           name: root.dataset.explorable,
           stands: Object.fromEntries(inputs.map((input) => [input.name, at(input)])),
-          moved: pressed ? "" : [...moves].join(","),
-          ran: ran || pressed,
+          moved: [...moves].join(","),
+          ran: ran || press,
         };
         moves.clear();
-        pressed = false;
+        if (press) pressed = false;
         const told = await ask(question);
         ran = told.ran ?? ran;
         show(root, told);
         if (film) film.disabled = !ran;
-        if (ran && begins) pass();
-        begins = false;
+        if (press && begins) {
+          begins = false;
+          pass();
+        }
       }
       busy = false;
       root.dispatchEvent(new CustomEvent("ddp-drawn"));

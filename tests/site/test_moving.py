@@ -192,6 +192,7 @@ def test_a_recorded_run_passes_by_and_can_be_stopped(page, address):
     page.goto(f"{address}explorables.html")
     run = page.locator('.ddp-play[data-explorable="monitor"]')
     assert run.get_by_role("button", name="Play").is_disabled()  # first predict, then run
+    run.locator("[name=slow_ms]").press("End")  # a run of some seconds
     run.get_by_role("button", name="Train on real ranks (recorded)").press("Enter")
     words, moment = run.locator("[role=status]"), run.get_by_label("moment of the run").last
     page.wait_for_function("document.querySelector('.ddp-film output').textContent > '0.5 s'")
