@@ -162,14 +162,9 @@ def drawn(rank: RankResult) -> RankResult:
 
 
 def plain(text: str) -> str:
-    """Without this machine's folders."""
-    for folder in (
-        sys.prefix,
-        sys.base_prefix,
-        tempfile.gettempdir(),
-        HERE.parents[1],
-        Path.home(),
-    ):
+    """Without this machine's folders, by whichever of their names."""
+    folders = [sys.prefix, sys.base_prefix, tempfile.gettempdir(), HERE.parents[1], Path.home()]
+    for folder in (name for each in folders for name in (each, Path(each).resolve())):
         text = text.replace(f"{folder}/", ".../")
     return text
 

@@ -297,6 +297,16 @@ def test_what_was_recorded_holds_every_setting_of_a_page(name):
         assert [value for _, value in pairs] == values
 
 
+def test_what_was_recorded_names_no_folder_of_the_machine():
+    home = re.compile(r"(?<!\.\.\.)/(?:lib/python\d|home/|root/|tmp/pytest)")
+    files = sorted((ROOT / ".site").glob("*/recorded*")) + sorted(
+        ROOT.glob(".site/*/recorded/**/*")
+    )
+    texts = {path: path.read_text() for path in files if path.is_file()}
+    assert len(texts) > 5
+    assert not {path: found[0] for path, text in texts.items() if (found := home.search(text))}
+
+
 def test_a_result_is_the_same_after_it_was_written_and_read():
     steps = (one_step.Step((one_step.Part("rank 0", "forward", 0.5, 1.25),), 1.25),)
     assert decode(encode({"DDP": steps})) == {"DDP": steps}
