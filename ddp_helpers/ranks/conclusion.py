@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 
-class LaunchError(RuntimeError):
-    """A rank failed, or the ranks did not end in time. `.result` holds what each rank left."""
+class _Report(BaseException):
+    """An exception whose text is a report, in the reader's language."""
 
     def __init__(self, report: str, result: LaunchResult[Any]) -> None:
         super().__init__(report)
@@ -34,22 +34,16 @@ class LaunchError(RuntimeError):
         return [f"{type(self).__name__}: {self}"]
 
 
+class LaunchError(_Report, RuntimeError):
+    """A rank failed, or the ranks did not end in time. `.result` holds what each rank left."""
+
+
 class LaunchTimeoutError(LaunchError):
     """The ranks did not end within launch()'s timeout."""
 
 
-class LaunchStopped(KeyboardInterrupt):
+class LaunchStopped(_Report, KeyboardInterrupt):
     """The reader pressed the stop button of the live view. `.result` holds what each rank left."""
-
-    def __init__(self, report: str, result: LaunchResult[Any]) -> None:
-        super().__init__(report)
-        self.result = result
-
-    def __str__(self) -> str:
-        return shown(self.args[0])
-
-    def _render_traceback_(self) -> list[str]:
-        return [f"{type(self).__name__}: {self}"]
 
 
 def interrupted(report: str, result: LaunchResult[Any]) -> KeyboardInterrupt:
