@@ -21,7 +21,7 @@ from typing import Any
 from ddp_helpers.classroom.watch import Held, Watch
 from ddp_helpers.exercises import progress_file
 
-LESSONS = ("03", "06")  # the highest peak of all; and two machines in one
+LESSONS = ("04", "06")  # the highest peak of all; and two machines in one
 PATIENCE = 120.0  # seconds for a kernel to start
 CELL = 300.0  # seconds for a cell; on idle cores none takes a minute
 
