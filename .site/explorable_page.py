@@ -42,7 +42,7 @@ def write_explorables(root: Path, pages: Path) -> None:
     about = said(HERE) if move else said(ONLY_THERE)
     text = [f"# {said('See it move')}\n", twin(PAGE), f"{about}\n"]
     for name in (*move, *(name for name in widgets.NAMES if name not in move)):
-        found = re.search(rf"\*\*{name}\*\*[:\uff1a].*?!\[([^\]]+)\]\(([^)]+)\)", readme)
+        found = re.search(rf"\*\*{name}\*\*.*?!\[([^\]]+)\]\(([^)]+)\)", readme)
         if found is None:
             raise ValueError(
                 f"{README[spoken]} shows no picture of the explorable {name}, expected "

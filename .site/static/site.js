@@ -72,14 +72,16 @@ document.addEventListener("toggle", reachable, true); // a folded output has no 
 document.addEventListener("ddp-drawn", reachable, true);
 
 // A lesson can be marked as done: this browser keeps it, and the sidebar shows it.
+const isChinese = (address) => address.includes("/zh_CN/");
 const lesson = (address) => /notebooks\/(?:zh_CN\/)?(\d\d)_[^/]*\.html$/.exec(address)?.[1];
 const say = document.documentElement.lang.startsWith("zh")
   ? { mark: "标记为已学完", done: "已学完" }
   : { mark: "Mark this lesson as done", done: "done" };
 const showDone = () => {
   for (const link of document.querySelectorAll(".sidebar-tree a")) {
-    const number = lesson(new URL(link.href).pathname);
-    link.querySelector(".ddp-done")?.remove();
+    const address = new URL(link.href).pathname;
+    const number = isChinese(address) === isChinese(location.pathname) && lesson(address);
+    link.querySelector(".ddp-done")?.remove(); // not on the link to the page's other edition
     if (!number || kept(`done-${number}`) !== "yes") continue;
     const mark = link.appendChild(document.createElement("span"));
     mark.className = "ddp-done";

@@ -20,15 +20,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from ddp_helpers.evidence.collective_methods import (
-    INPUTS,
-    POINT_TO_POINT,
-    is_asynchronous,
-    options_in,
-)
-from ddp_helpers.evidence.patches import Patches
 from ddp_helpers.evidence.records import LaunchResult, RankResult, name_ranks
-from ddp_helpers.evidence.sent_calls import FUNCTIONS, Call
+from ddp_helpers.evidence.sent_calls import Call
+from ddp_helpers.evidence.unwaited import Jobs
 from ddp_helpers.exercises.core import NotYet
 from ddp_helpers.group.lifetime import process_group
 from ddp_helpers.ranks.conclusion import LaunchError, LaunchTimeoutError
@@ -51,7 +45,6 @@ OF_LAUNCH = {  # which the learner has not called
     ", or give launch() a larger timeout=": "",
     "try again with a larger timeout=": "try again, with a larger seconds= of check()",
 }
-ASYNC_NAMES = {"send": "isend", "recv": "irecv", "recv_anysource": "irecv"}
 EXACT = 1e-6  # of float32: the tolerance for `fine_numbers`
 LINES = 12  # of what the learner's function printed
 SHOWN = 4  # numbers of a tensor
@@ -188,55 +181,6 @@ def _hash_as_in_a_process_of_its_own(answer: Callable) -> None:
 
 class Unwaited(NotYet):
     """That is all that is wrong."""
-
-
-class Jobs:
-    """The jobs that an answer starts, as with async_op=True, and for which nobody has waited.
-
-    They are kept until the end: gloo gives up what is dropped half-way, and the other ranks would
-    hang in it.
-    """
-
-    WAITS = ("wait", "get_future", "synchronize", "is_completed")
-
-    def __init__(self) -> None:
-        self.flying: list[tuple[str, object]] = []
-        self.patches = Patches()
-
-    def __enter__(self) -> Jobs:
-        for name in (*INPUTS, *POINT_TO_POINT):
-            self.patches.put(dist.ProcessGroup, name, functools.partial(self._starting, name))
-        for name in self.WAITS:
-            self.patches.put(dist.Work, name, self._waiting)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.patches.undo()
-
-    def left(self) -> str:
-        """The names of those that nobody has waited for."""
-        return " and ".join(sorted({name for name, _ in self.flying}))
-
-    def _starting(self, name: str, original: Callable) -> Callable:
-        called = ASYNC_NAMES.get(name) or f"{FUNCTIONS.get(name, name)}(async_op=True)"
-
-        def call(group: object, *args: object, **kwargs: object) -> object:
-            work = original(group, *args, **kwargs)
-            options = options_in((*args, *kwargs.values()))
-            if work is not None and (name in POINT_TO_POINT or is_asynchronous(options)):
-                self.flying.append((called, work))
-            return work
-
-        return call
-
-    def _waiting(self, original: Callable) -> Callable:
-        def wait(work: object, *args: object, **kwargs: object) -> object:
-            result = original(work, *args, **kwargs)
-            if result is not False:  # is_completed() says so, and then nobody has waited
-                self.flying = [each for each in self.flying if each[1] is not work]
-            return result
-
-        return wait
 
 
 def _names(on_rank: Callable) -> dict[str, object]:

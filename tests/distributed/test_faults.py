@@ -98,7 +98,7 @@ def warm_terminal(tmp_path, monkeypatch):
                 os.killpg(process.pid, signal.SIGKILL)  # its ranks, too
         return Ended(printed.read_text(errors="replace"), code)
 
-    monkeypatch.setattr(faults, "terminal", run)
+    monkeypatch.setattr(faults._lab, "terminal", run)
 
 
 LOUD = [name for name in FILES if RECORDS[name].says != "nothing"]

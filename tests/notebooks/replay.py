@@ -36,6 +36,7 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 # the answer of a question, unless it is one that may be a little off
 ANSWER = re.compile(r'class="ddp-was".*?data-close="0"')
 NUMBER = re.compile(r"[-+]?\d[\d,.]*(e[-+]\d+)?(?![\w.-])|\b[0-9a-f]{16}\b")
+MARKS = re.compile(r"[\u3000-\u303f\uff00-\uffef]")
 CHINESE = re.compile("[\u4e00-\u9fff]")
 EXACT = "\N{ZERO WIDTH SPACE}"  # in front of a line whose numbers count
 
@@ -224,7 +225,12 @@ def difference_of_editions(english: Said, chinese: Said) -> str:
     one, other = english.to_compare(), chinese.to_compare()
     only_english = [line for line in one if line not in other]
     only_chinese = [line for line in other if line not in one]
-    lacking = [line for line in only_chinese if not CHINESE.search(line)]
+    whole = " ".join(one)  # a line of code that stands within a sentence may be broken elsewhere
+    lacking = [
+        line
+        for line in only_chinese
+        if not CHINESE.search(line) and MARKS.sub("", line) not in whole
+    ]
     answers = [
         [
             sorted(number[0] for number in NUMBER.finditer(line))
