@@ -240,7 +240,7 @@ def test_a_real_run_speaks_chinese(tmp_path):
     said = done.stdout
     assert done.returncode == 0, done.stderr
     for piece in (
-        "01.4 不等长部分的平均值（约",
+        "01.4 各部分长度不等时的平均值（约",
         "01.4，提示 1/3：",
         "01.4 还没做对：rank 0（共 2 个 rank）上，",
         "rank 0 打印了：\nthe ranks call different collectives\n",
