@@ -255,7 +255,7 @@ def test_a_chinese_lesson_moves_too(page, address):
     page.goto(f"{address}notebooks/zh_CN/01_process_groups.html")
     page.evaluate(UNFOLD)
     ring = page.locator('.ddp-play[data-explorable="ring"]')
-    ring.get_by_label("step").press("ArrowRight")
+    ring.get_by_role("slider", name="步", exact=True).press("ArrowRight")
     ring.locator("svg[aria-label^='第 3 步\uff0c']").wait_for()
     ring.get_by_role("button", name="逐步播放").click()
     for step in (4, 5, 6):
