@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ddp_helpers import cli
 from ddp_helpers.model import SmallCNN, count_parameters
-from ddp_helpers.scaling import Machine, Setup, predict
+from ddp_helpers.scaling import Machine, Setup, machine_costs, predict
 from ddp_helpers.scaling.machine_costs import measure_machine
 from ddp_helpers.scaling.work_costs import (
     make_probe,
@@ -80,3 +80,22 @@ def test_plan_measures_and_saves_a_profile(tmp_path, capsys):
 
 def test_the_probe_has_the_width_it_is_given():
     assert make_probe(16)(make_probe_batch(3)[0]).shape == (3, 10)
+
+
+@pytest.mark.parametrize(("needed", "made"), [(1, 1), (3, 3), (99, 4)])
+def test_a_busy_spell_is_measured_through(monkeypatch, needed, made):
+    rounds = []
+    monkeypatch.setattr(machine_costs, "measure_round", lambda: rounds.append(1) or len(rounds))
+
+    def fit(found, name, *, price_per_hour):
+        if len(found) < needed:
+            raise ValueError("times do not grow with the message")
+        return "a machine"
+
+    monkeypatch.setattr(machine_costs, "machine_from", fit)
+    if needed > made:
+        with pytest.raises(ValueError, match="do not grow"):
+            measure_machine(rounds=1)
+    else:
+        assert measure_machine(rounds=1) == "a machine"
+    assert len(rounds) == made
