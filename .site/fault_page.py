@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 from editions import said, twin
 from exercise_page import plain
 
 from ddp_helpers import faults
+from ddp_helpers.faults._catalogue import source
 from ddp_helpers.words import shown
 
 PAGE = "faults.md"
@@ -30,9 +30,7 @@ def write_faults(pages: Path) -> None:
     )
     parts = [f"# {said('The failure lab')}\n", twin(PAGE), said(about), HEAD]
     for name in faults.names():
-        module = importlib.import_module(f"ddp_helpers.faults.{name}")
-        fault = module.FAULT
-        source = Path(module.__file__).read_text(encoding="utf-8").rstrip()
+        fault = faults.record(name)
         title = plain(shown(fault.title))
         prints = "nothing" if fault.says == "nothing" else f"`{fault.says}`"
         parts += [
@@ -41,6 +39,6 @@ def write_faults(pages: Path) -> None:
             said("- What torch prints: {text}", text=said(prints)),
             said("- Cause: {text}", text=plain(shown(fault.cause))),
             said("- What mends it: {text}", text=plain(shown(fault.mend))),
-            f"\n``````python\n{source}\n``````\n",
+            f"\n``````python\n{source(name).rstrip()}\n``````\n",
         ]
     (pages / PAGE).write_text("\n".join(parts), encoding="utf-8")
