@@ -134,9 +134,11 @@ def affinity() -> int:
 def cpu_quota() -> float:
     """Cores' worth of time the control groups allow; inf without a limit. ValueError on rubbish."""
     quota = math.inf
-    for group in cgroup_dirs("cpu"):
-        v1 = _words(group / "cpu.cfs_quota_us")[:1] + _words(group / "cpu.cfs_period_us")[:1]
-        quota = min(quota, _quota(_words(group / "cpu.max")), _quota(v1))
+    for group in dict.fromkeys(cgroup_dirs("cpu")):
+        v1 = _words(group / "cpu.cfs_quota_us")
+        if v1:
+            quota = min(quota, _quota(v1[:1] + _words(group / "cpu.cfs_period_us")[:1]))
+        quota = min(quota, _quota(_words(group / "cpu.max")))
     return quota
 
 
@@ -188,7 +190,8 @@ def cgroup_dirs(controller: str) -> list[Path]:
 def _words(path: Path) -> list[str]:
     """The words in a file; none where it does not exist, which for a limit means no limit."""
     try:
-        return path.read_text().split()
+        with open(path) as file:
+            return file.read().split()
     except FileNotFoundError:
         return []
 

@@ -9,7 +9,10 @@ import contextlib
 import gc
 import os
 import shutil
+import signal
 import socket
+
+TIDY_AFTER = 0.2  # seconds
 
 with contextlib.suppress(OSError):
     os.setsid()  # a kernel that is killed takes its process group along; stay to tidy up
@@ -63,8 +66,18 @@ with contextlib.suppress(NameError, AttributeError):
 # every object that it looks at, but leaves frozen ones alone
 gc.freeze()
 gc.enable()
-with contextlib.suppress(OSError):
-    collapse()
+
+
+def tidy_memory(number: int, frame: object) -> None:
+    """Have each fork that comes from now on cost less."""
+    if os.getpid() == server_pid:
+        with contextlib.suppress(OSError):
+            collapse()
+
+
+# a launch that waits already is not to wait for this, too: its ranks are forked before
+signal.signal(signal.SIGALRM, tidy_memory)
+signal.setitimer(signal.ITIMER_REAL, TIDY_AFTER)
 
 with (  # tell whoever started this server that it is ready
     contextlib.suppress(OSError, KeyError),

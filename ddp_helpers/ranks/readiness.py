@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 
 from ddp_helpers.environment.check import TASKS, TASKS_PER_RANK, files_needed
@@ -40,6 +41,7 @@ def check_tasks(nprocs: int) -> None:
         )
 
 
+@functools.cache  # once it has connected; an error is no answer that is kept
 def check_loopback() -> None:
     """Raise OSError if 127.0.0.1 is down: torch would call for a minute, and name another one."""
     try:

@@ -5,7 +5,7 @@ itself, and they end with it. After a rehearsal each waits for its launcher's wo
 and needs no time. None is taken twice, none of a fork server that has ended, and none that has
 rehearsed under other variables of torch's than the launch has.
 
-The life of one. `fill_up()` sends the fork server a request, and does not wait. The child that the
+The life of one. `fill_up()` has the fork server asked for it, and nobody waits. The child that the
 server forks makes a session of its own, asks to be killed when the server is, says that it is
 there, rehearses, and then polls two files: its socket, and its launcher as a file, which tells of
 that one's end even if another process holds the socket, too. `take()` gives it to a launch, whose
@@ -38,6 +38,7 @@ class Standby:
         self._lock = threading.Lock()
         self._ready: list[ForkedProcess] = []
         self._most_asked = 0
+        self._filling: threading.Thread | None = None
 
     def take(self, number: int, env: Mapping[str, str]) -> list[ForkedProcess]:
         """As many processes as asked for; those that stand by come first.
@@ -48,6 +49,7 @@ class Standby:
         Raises:
             RuntimeError: the fork server ended meanwhile.
         """
+        self._wait_until_filled()
         with self._lock:
             fit = self._without_unfit(env)
             taken, self._ready = fit[:number], fit[number:]
@@ -57,14 +59,28 @@ class Standby:
     def fill_up(self, env: Mapping[str, str]) -> None:
         """In a notebook, have as many stand by as the largest launch so far took, up to MOST.
 
-        Does not wait for them. Where this machine or this user has no room for more, there are
-        fewer. A script that has launched is mostly at its end: there, none.
+        Returns at once: to ask for them takes a tenth of a short launch, for which a reader need
+        not wait. Where this machine or this user has no room for more, there are fewer. A script
+        that has launched is mostly at its end: there, none.
 
         Args:
             env: the environment of the last launch, which the next one is likely to have, too.
         """
-        if not is_kernel():
-            return
+        if is_kernel():
+            self._wait_until_filled()
+            filling = threading.Thread(
+                target=self._fill, args=(env,), name="ddp_helpers: ranks stand by", daemon=True
+            )
+            with contextlib.suppress(RuntimeError):  # this user may run no more threads
+                filling.start()
+                self._filling = filling
+
+    def _wait_until_filled(self) -> None:
+        filling, self._filling = self._filling, None
+        if filling is not None:
+            filling.join()
+
+    def _fill(self, env: Mapping[str, str]) -> None:
         with self._lock, contextlib.suppress(OSError):
             wanted = min(self._most_asked, MOST)
             self._ready = self._without_unfit(env)
@@ -79,12 +95,14 @@ class Standby:
 
     def let_go(self) -> None:
         """End those that stand by."""
+        self._wait_until_filled()
         with self._lock:
             unused, self._ready = self._ready, []
             end_unused(unused)
 
     def numbers(self) -> list[int]:
         """The process numbers of those that stand by."""
+        self._wait_until_filled()
         with self._lock:
             return [each.pid for each in self._ready if not each.has_ended() and each.pid]
 
@@ -98,9 +116,18 @@ class Standby:
         end_unused(each for each in self._ready if each not in fit)
         return fit
 
+    def hold(self) -> None:
+        """Before a fork of this process: it must not come while one is asked for."""
+        self._lock.acquire()
+
+    def go_on(self) -> None:
+        """After a fork of this process, in this one."""
+        self._lock.release()
+
     def forget(self) -> None:
-        """After a fork of this process: they are the parent's, and must see its end."""
+        """After a fork, in the child: they are the parent's, and must see its end."""
         self._lock = threading.Lock()
+        self._filling = None  # a fork takes no thread along
         for each in self._ready:
             each.close()
         self._ready = []
@@ -121,4 +148,8 @@ def _memory_is_short() -> bool:
 
 
 standby = Standby()
-os.register_at_fork(after_in_child=lambda: standby.forget())
+os.register_at_fork(
+    before=lambda: standby.hold(),
+    after_in_parent=lambda: standby.go_on(),
+    after_in_child=lambda: standby.forget(),
+)

@@ -187,11 +187,15 @@ def test_a_variable_that_torch_reads_at_its_import_counts_from_the_next_launch_o
 
 
 @pytest.mark.usefixtures("as_in_a_kernel")
-def test_a_server_whose_ranks_run_is_not_replaced(monkeypatch):
+def test_a_server_whose_ranks_run_is_not_replaced(monkeypatch, tmp_path):
+    def run():
+        (tmp_path / os.environ["RANK"]).touch()
+        time.sleep(4)
+
     seen = []
-    thread = threading.Thread(target=lambda: seen.append(launch(time.sleep, 2, args=(4,)).values))
+    thread = threading.Thread(target=lambda: seen.append(launch(run, 2).values))
     thread.start()
-    until(lambda: len(children(fork_server.server_pid())) >= 2)
+    until(lambda: len(os.listdir(tmp_path)) == 2)
     server = fork_server.server_pid()
     monkeypatch.setenv("OMP_DISPLAY_ENV", "false")
     assert launch(os.getppid, 2, echo=False).values == [server, server]
@@ -336,6 +340,8 @@ def test_a_ctrl_c_at_any_moment_leaves_nothing(monkeypatch, where):
     monkeypatch.setattr(owner, name, interrupted)
     with pytest.raises(KeyboardInterrupt):
         pids(4)  # two of them stand by
+        until(lambda: times)  # the next ones are asked for when the launch has returned
+        time.sleep(1)
     assert times
     waiting(4)
     assert len(os.listdir("/proc/self/fd")) == before + 2 * len(standby._ready[0].files())
