@@ -88,6 +88,7 @@ BY_HAND = {  # put together in the code from pieces too small to be known alone
         "with n={number} on {numbers} ranks",
         "part.grad after the weights have changed",
         "machine {node} goes to nowhere, expected 127.0.0.1:{port}",
+        "two jobs on the same machine would both take port {port}",
         *(f"rank {{rank}}, same seed: the {what} is not the same again" for what in DRAWN),
         *(f"rank {{rank}}, the same seed in the next run: other {what}" for what in DRAWN),
         *(f"rank {{rank}}, another seed: the {what} is the same" for what in DRAWN),
