@@ -13,6 +13,7 @@ HELD = "parameters gradients optimizer buckets gathered activations recomputed w
 SPENT = ("compute", "recompute", "waiting", "stragglers", "bubble", "tensor parallel")
 WAITS = ("", ", waits {ms} of {ms_2} ms")
 LOCALLY = "`https://pytorch.org/get-started/locally/`"
+A_TRANSFORMER = "transformer {number} x {number_2}, {number_3} heads, {number_4} tokens"
 DRAWN = ("weight", "noise")
 BY_HAND = {  # put together in the code from pieces too small to be known alone
     "diagnosis": (
@@ -267,6 +268,11 @@ BY_HAND = {  # put together in the code from pieces too small to be known alone
         "the sanitizer watched nothing: no Python that took it in imported torch.distributed",
         "the sanitizer watched nothing: torch was imported, but no process that took it in called "
         "init_process_group; a script that starts without a launcher has no ranks to compare",
+        *(
+            f"model: {A_TRANSFORMER}{share}, {{number_5}} parameters, {{optimizer}}, {{value}}; GB "
+            "of a rank at a step's peak"
+            for share in ("", ", a share of {count}")
+        ),
         *(
             f"{fits} into {{capacity}} GB with tensor parallel over {{tensor_parallel}} and "
             "{in_words}"
