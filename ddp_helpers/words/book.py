@@ -117,8 +117,9 @@ class Pattern:
 
     def rank(self) -> tuple[bool, bool, int]:
         """Patterns are tried in this order."""
-        text = self.text
-        return "{these}" not in text, text.startswith("{"), -len(HOLE.sub("", text))
+        text, first = self.text, HOLE.match(self.text)
+        anything = bool(first) and _kind(first[1]) not in NUMBERS  # a number takes digits only
+        return "{these}" not in text, anything, -len(HOLE.sub("", text))
 
     @cached_property
     def regex(self) -> re.Pattern[str]:
@@ -259,8 +260,12 @@ def _plain(piece: str) -> str:
     return piece.replace("{{", "{").replace("}}", "}")
 
 
+def _kind(name: str) -> str:
+    return name.rstrip("_0123456789")
+
+
 def _hole(name: str) -> str:
-    kind = name.rstrip("_0123456789")
+    kind = _kind(name)
     what = r"\d(?:[\d., ]*\d)?" if kind in NUMBERS else OTHERS.get(kind, ".*?")
     return f"(?P<{name}>{what})"
 

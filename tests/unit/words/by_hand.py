@@ -12,6 +12,9 @@ A_TRAINING = "rank {number} {how}, step {count} of {number_2}, {number_3} digits
 HELD = "parameters gradients optimizer buckets gathered activations recomputed working".split()
 SPENT = ("compute", "recompute", "waiting", "stragglers", "bubble", "tensor parallel")
 WAITS = ("", ", waits {ms} of {ms_2} ms")
+LOCALLY = "`https://pytorch.org/get-started/locally/`"
+A_TRANSFORMER = "transformer {number} x {number_2}, {number_3} heads, {number_4} tokens"
+DRAWN = ("weight", "noise")
 BY_HAND = {  # put together in the code from pieces too small to be known alone
     "diagnosis": (
         "why: {cause}",
@@ -55,6 +58,13 @@ BY_HAND = {  # put together in the code from pieces too small to be known alone
         "{version}, CUDA {number} build",
         "kernel {version}, {processor}",
         "{variable} names {cards}",
+        *("{number}, on {numbers} usable", "none: {error}", "{version}, ROCm {number} build"),
+        "{number} core ({numbers} visible, but the cgroup's quota is {count})",
+        "{numbers} cores ({number} visible, but the cgroup's quota is {count})",
+        f"a CUDA build at {LOCALLY}",
+        f"a build for CUDA {{driver}} or older at {LOCALLY}",
+        *("nvidia-smi was not found", "nvidia-smi did not start: {error}"),
+        "nvidia-smi says: {said}",
     ),
     "exercises": (
         "{number} {title} (about {count} minutes)",
@@ -75,6 +85,14 @@ BY_HAND = {  # put together in the code from pieces too small to be known alone
         "{place} is {is_now}, expected {should_be}, {number} times too small: is it divided where "
         "it should not be, or twice?",
         "{place} is {is_now}, expected {should_be}",
+        "{place} is {is_now}, expected {should_be}, and so nearly right: is it rounded on its way?",
+        "with n={number} on {numbers} ranks",
+        "part.grad after the weights have changed",
+        "machine {node} goes to nowhere, expected 127.0.0.1:{port}",
+        "two jobs on the same machine would both take port {port}",
+        *(f"rank {{rank}}, same seed: the {what} is not the same again" for what in DRAWN),
+        *(f"rank {{rank}}, the same seed in the next run: other {what}" for what in DRAWN),
+        *(f"rank {{rank}}, another seed: the {what} is the same" for what in DRAWN),
     ),
     "sanitizer": tuple(
         f"{CHANGED}{how}, {NOT_BY_A_STEP}"
@@ -217,7 +235,7 @@ BY_HAND = {  # put together in the code from pieces too small to be known alone
         "{seats} seats fit here, and share few cores: see CPU cores",
         "{cores} for {ranks} ranks, if all {seats} run a cell at once; the whole notebook takes "
         "them about {value} min then",
-        "{need} needed, {have} there",
+        *("{need} needed, {have} there", "{need} needed, no limit there"),
         "{need} needed, {have} there; {bytes} a seat at its peak, and {bytes_2} that all share",
         "About {fits} seats fit. Shut down idle kernels, let half of the room read, or take a "
         "second machine.",
@@ -250,6 +268,16 @@ BY_HAND = {  # put together in the code from pieces too small to be known alone
         "the sanitizer watched nothing: no Python that took it in imported torch.distributed",
         "the sanitizer watched nothing: torch was imported, but no process that took it in called "
         "init_process_group; a script that starts without a launcher has no ranks to compare",
+        *(
+            f"model: {A_TRANSFORMER}{share}, {{number_5}} parameters, {{optimizer}}, {{value}}; GB "
+            "of a rank at a step's peak"
+            for share in ("", ", a share of {count}")
+        ),
+        *(
+            f"{fits} into {{capacity}} GB with tensor parallel over {{tensor_parallel}} and "
+            "{in_words}"
+            for fits in ("fits", "may fit")
+        ),
     ),
     "scaling": (
         *("fits", "assumed:", "assumed of all:", "above 0"),
