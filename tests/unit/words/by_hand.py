@@ -187,6 +187,8 @@ BY_HAND = {  # put together in the code from pieces too small to be known alone
     ),
     "verifier": (
         "note: {note}",
+        "scaled",
+        "{names} and {number} more",
         "all gradients are {number} times too large",
         "all gradients are {number} times too small",
         "only {some} have gradients {number} times too large",
