@@ -181,10 +181,10 @@ class Book:
 
     def _listed(self, text: str, depth: int, labels: Mapping[str, str]) -> str:
         """What stands in a hole may be a list, each piece of which is known; else ""."""
-        if "(" in text or text in self.exact:
+        if text in self.exact:
             return ""
         for mark, chinese in (("; ", "\uff1b"), (", ", "\uff0c"), (" and ", " \u548c ")):
-            if mark in text:
+            if mark in text and (mark == "; " or "(" not in text):  # (3,) holds no list
                 parts = text.split(mark)
                 if 0 < sum(": " in part for part in parts) < len(parts):
                     return ""  # a sentence with a cause of its own is no list

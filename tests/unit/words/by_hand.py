@@ -4,6 +4,20 @@ AT = "{file}, line {number}, in {function}"
 STANDS = ("waited in {call} at", "waited for {child} at", "was at")
 CHANGED = "weights changed after the wrap on {ranks}"
 NOT_BY_A_STEP = "and not by an optimizer step; the first that differs is `{name}`"
+NOT_COME = "{absent} {verb} not come to {name}, call {number} of group {group},"
+NONE_IS_THROUGH = (
+    "all ranks with a dump came to {name}, call {number} of group {group}, and none is through"
+)
+ON_RANKS = tuple(f"{{what{n}}} on rank {{rank{n}}}" for n in ("", "_2", "_3", "_4"))
+DIFFERENT_WEIGHTS = "before step {number} the ranks have different weights in {some}, "
+FIXED_DIVISOR = (
+    "the sum of the losses is divided by {{own}}, the {what} of one rank's step, on one process "
+    "too, whose step has {{whole}}"
+)
+MEAN_OF_MEANS = (
+    "each rank takes the mean over its own {{numbers}} {what}, and DDP gives each mean the same "
+    "weight: one process weighs all {{counts}} alike (loss {{loss}}, the ranks' mean is {{plain}})"
+)
 A_SEAT = (
     "run here alone: {seconds} s, at most {ranks} ranks and {processes} processes at once; "
     "{seats} at once need {bytes} of memory"
@@ -27,6 +41,11 @@ BY_HAND = {  # put together in the code from pieces too small to be known alone
         "{these} had lost a thread: {error}, at {file}, line {number}, in {function}",
         "{these} called sys.exit({code})",
         "{these} lost the connection to another rank",
+        "{these} had finished: {others} lost the connection to another rank",
+        *(f"{NOT_COME} where {{others}} {verb}" for verb in ("wait", "waits")),
+        f"{NONE_IS_THROUGH}; there is no dump of {{lost}}",
+        "rank {rank} in {call} number {number}",
+        *(", ".join(ON_RANKS[:many]) for many in (2, 3, 4)),
         "{these} was ended by {name} ({words})",
         "{these} was ended by {name}",
         "{these} ended with exit code {number} before its function returned (os._exit?)",
@@ -205,6 +224,24 @@ BY_HAND = {  # put together in the code from pieces too small to be known alone
     ),
     "verifier": (
         "note: {note}",
+        "scaled",
+        "{names} and {number} more",
+        "{told}; the loss is {loss} times one process's",
+        "the ranks do not hold the same data: {what}",
+        "other values {size} in place of other values {size_2} as its part {number}",
+        *(
+            text.format(what=what)
+            for what in ("samples", "targets")
+            for text in (FIXED_DIVISOR, MEAN_OF_MEANS)
+        ),
+        *(
+            DIFFERENT_WEIGHTS + where
+            for where in ("of no DDP model", "although DDP averages the gradients")
+        ),
+        "the ranks' gradients of {some} are not averaged, the others are: they belong to a module "
+        "that is not inside the DDP model",
+        "call the wrapped model, ddp(x), not ddp.module(x); and the last backward before "
+        "optimizer.step() must not be in no_sync()",
         "all gradients are {number} times too large",
         "all gradients are {number} times too small",
         "only {some} have gradients {number} times too large",
