@@ -48,7 +48,7 @@ def main(epochs=40):
 
 class Slow(TensorDataset):
     def __getitem__(self, index):
-        time.sleep(0.004)
+        time.sleep(0.010)
         return super().__getitem__(index)
 
 
@@ -152,7 +152,7 @@ def test_the_command_prints_table_verdict_and_measured_advice(script, tmp_path):
     assert [row[0] for row in rows] == ["1", "2"]
     assert rows[0][2:4] == ["1.00", "100%"]
     assert float(rows[1][2]) == pytest.approx(float(rows[1][1]) / float(rows[0][1]), abs=0.01)
-    assert "2 ranks: data-bound: " in done.stdout  # 8 x 4 ms of waiting
+    assert "2 ranks: data-bound: " in done.stdout  # 8 x 10 ms of waiting
     advice = re.findall(r"([\d.]+) -> +([\d.]+) +([\d.]+) times  DataLoader", done.stdout)
     assert len(advice) == 2
     for before, after, gain in advice:
