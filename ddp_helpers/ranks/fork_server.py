@@ -36,6 +36,7 @@ READ_AT_IMPORT = (
     *("TORCH_LOGS", "TORCH_CPP_LOG_LEVEL", "TORCHDYNAMO_", "TORCHINDUCTOR_", "TORCH_COMPILE_"),
 )
 LONGEST_START = 120.0  # seconds for torch to load, on the busiest of machines
+TIDY_SIGNAL = signal.SIGALRM  # a timer of the server itself sends it, too
 LOOK = 0.1  # seconds between looks at a server that still loads
 LONGEST_END = 1.0  # seconds for ranks that stood by to end
 ENDED = (
@@ -91,7 +92,7 @@ def end() -> None:
     """End the fork server, unless processes run that it must tell the end of."""
     pid = server_pid()
     limit = time.monotonic() + LONGEST_END
-    while pid is not None and _has_children(pid):
+    while pid is not None and has_children(pid):
         if time.monotonic() > limit:
             return
         time.sleep(LOOK / 10)
@@ -106,7 +107,20 @@ def _read_at_import() -> dict[str, str]:
     return {name: os.environ[name] for name in names if not name.endswith("_NUM_THREADS")}
 
 
-def _has_children(pid: int) -> bool:
+def ask_to_tidy() -> None:
+    """Have the server tidy its memory now, if it has not yet: for when a launch's ranks have ended.
+
+    A timer of its own does so before the first launch, unless that waits already.
+    """
+    server = _server()
+    with server._lock:  # nobody fetches its exit code meanwhile, so the number is still its own
+        pid = server._forkserver_pid
+        if pid is not None and pid == _started_pid and _listener is None:
+            os.kill(pid, TIDY_SIGNAL)
+
+
+def has_children(pid: int) -> bool:
+    """True unless the system says that it has none."""
     with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{pid}/children") as file:
         return bool(file.read())
     return True  # it may have some

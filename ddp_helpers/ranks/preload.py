@@ -55,6 +55,7 @@ with contextlib.suppress(ImportError):
 
 import ddp_helpers.group.lifetime
 import ddp_helpers.ranks.worker
+from ddp_helpers.ranks import fork_server
 from ddp_helpers.ranks.huge_pages import collapse
 
 with contextlib.suppress(NameError, AttributeError):
@@ -68,15 +69,21 @@ gc.freeze()
 gc.enable()
 
 
+is_tidy = False
+
+
 def tidy_memory(number: int, frame: object) -> None:
-    """Have each fork that comes from now on cost less."""
-    if os.getpid() == server_pid:
-        with contextlib.suppress(OSError):
-            collapse()
+    """Have each fork that comes from now on cost less; not while a rank shares what would move."""
+    global is_tidy
+    if is_tidy or os.getpid() != server_pid or fork_server.has_children(server_pid):
+        return
+    is_tidy = True
+    with contextlib.suppress(OSError):
+        collapse()
 
 
 # a launch that waits already is not to wait for this, too: its ranks are forked before
-signal.signal(signal.SIGALRM, tidy_memory)
+signal.signal(fork_server.TIDY_SIGNAL, tidy_memory)
 signal.setitimer(signal.ITIMER_REAL, TIDY_AFTER)
 
 with (  # tell whoever started this server that it is ready

@@ -87,6 +87,7 @@ class Standby:
             missing = wanted - len(self._ready)
             if missing <= 0 or fork_server.server_pid() is None or _memory_is_short():
                 return
+            fork_server.ask_to_tidy()
             check_open_files(missing)
             check_tasks(missing)
             variables = read_once(env)

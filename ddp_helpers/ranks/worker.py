@@ -29,6 +29,7 @@ from ddp_helpers.evidence.records import Finding, Watched
 from ddp_helpers.evidence.timed_calls import TimedCalls
 from ddp_helpers.group.torch_mends import mend_destroy_process_group, mend_rendezvous
 from ddp_helpers.ranks import breakpoints, progress, stay, wire
+from ddp_helpers.ranks.fork_server import TIDY_SIGNAL
 from ddp_helpers.ranks.messages import Job, Outcome
 from ddp_helpers.ranks.rehearsal import rehearse
 from ddp_helpers.ranks.surroundings import take_over
@@ -95,7 +96,7 @@ def _become_a_rank() -> None:
     os.setsid()  # a group of its own: Ctrl-C reaches the launcher only, and it ends them all
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # blocked while ranks start
     signal.signal(wire.STACK_SIGNAL, signal.SIG_IGN)  # asked too early, it must not die of it
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the fork server's own
+    signal.signal(TIDY_SIGNAL, signal.SIG_DFL)  # the fork server's own
 
 
 def _serve(link: socket.socket) -> None:
