@@ -190,7 +190,7 @@ def _judge_counts(records: Mapping[int, ShareRecord]) -> list[Verdict]:
         return []  # those with fewer batches went on without: a join made by hand
     few = min(counts.values())
     fewest = tuple(rank for rank, count in counts.items() if count == few)
-    what = ", ".join(f"rank {rank} {count}" for rank, count in counts.items())
+    what = ", ".join(f"{count} on rank {rank}" for rank, count in counts.items())
     return [
         Verdict(
             "uneven-batch-counts",

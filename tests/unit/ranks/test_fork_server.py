@@ -238,19 +238,19 @@ def test_one_that_ranks_run_under_stays(server, monkeypatch):
     server.habit = "loads"
     warmed_up(server)
     monkeypatch.setattr(fork_server, "LONGEST_END", 0.05)
-    monkeypatch.setattr(fork_server, "_has_children", lambda pid: True)
+    monkeypatch.setattr(fork_server, "has_children", lambda pid: True)
     pid = server._forkserver_pid
     fork_server.end()
     assert server._forkserver_pid == pid
     assert not fork_server.has_ended(pid)
 
 
-def test_who_has_children():
+def test_whohas_children():
     child = Child(lambda: time.sleep(60))
-    assert fork_server._has_children(os.getpid())
-    assert not fork_server._has_children(child.pid)
+    assert fork_server.has_children(os.getpid())
+    assert not fork_server.has_children(child.pid)
     child.end()
-    assert fork_server._has_children(child.pid)  # nobody knows
+    assert fork_server.has_children(child.pid)  # nobody knows
 
 
 def test_somebody_elses_server_is_never_stale(server, monkeypatch):

@@ -81,7 +81,7 @@ def test_uneven_numbers_of_batches():
     found = only(counted(4), counted(3), counted(3))
     assert found.kind == "uneven-batch-counts"
     assert found.ranks == (1, 2)
-    assert found.cause.endswith("in one training pass: rank 0 4, rank 1 3, rank 2 3")
+    assert found.cause.endswith("in one training pass: 4 on rank 0, 3 on rank 1, 3 on rank 2")
     assert "drop_last=True" in found.advice
     assert "`with Join([model])`" in found.advice
 

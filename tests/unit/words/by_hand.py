@@ -18,6 +18,30 @@ MEAN_OF_MEANS = (
     "each rank takes the mean over its own {{numbers}} {what}, and DDP gives each mean the same "
     "weight: one process weighs all {{counts}} alike (loss {{loss}}, the ranks' mean is {{plain}})"
 )
+ABOUT_TO_STEP = (
+    "and the optimizer is about to step with it on all ranks: the first spoilt gradient is that of "
+    "`{name}`, one of {number} (optimizer step {count}, counted from 0)"
+)
+DIFFER = "the weights differ between ranks"
+SINCE = (
+    "from the wrap on",
+    "since optimizer step {number}, though gradients and settings were equal",
+)
+FIRST_AT_STEP = "the first is `{name}` (optimizer step {count}, counted from 0)"
+DRAWN_TOO_OFTEN = (
+    *("while a batch was loaded", "between a batch and the forward", "in the loader's workers"),
+    "in the model's forward: the masks of dropout, for instance, are alike on all ranks",
+)
+LOOKED_AT = ("all {number}", "the last {number} of {count}")
+CHANGED_NOTHING = "that were looked at changed no weight of the wrapped model: {words}"
+A_WAIT = "this line: its result is only sure to be there after a wait"
+TO_SEVERAL = "one training pass went to more than one rank"
+TO_NONE = "went to no rank in one training pass"
+WATCHED = (
+    *("{number} ranks, {steps}", "{number} ranks, {steps}, {count} pass over the data"),
+    "{number} ranks, {steps}, {count} passes over the data",
+    "{number} ranks, no optimizer step, {calls}",
+)
 A_SEAT = (
     "run here alone: {seconds} s, at most {ranks} ranks and {processes} processes at once; "
     "{seats} at once need {bytes} of memory"
@@ -113,9 +137,46 @@ BY_HAND = {  # put together in the code from pieces too small to be known alone
         *(f"rank {{rank}}, the same seed in the next run: other {what}" for what in DRAWN),
         *(f"rank {{rank}}, another seed: the {what} is the same" for what in DRAWN),
     ),
-    "sanitizer": tuple(
-        f"{CHANGED}{how}, {NOT_BY_A_STEP}"
-        for how in ("", " only", " (by {call})", " only (by {call})")
+    "sanitizer": (
+        *(
+            f"{CHANGED}{how}, {NOT_BY_A_STEP}"
+            for how in ("", " only", " (by {call})", " only (by {call})")
+        ),
+        *(
+            f"{what}, {ABOUT_TO_STEP}"
+            for what in (
+                "the loss is not finite on {who}",
+                "a gradient became not finite in the backward of {who}",
+                "gradients are not finite after they were averaged",
+            )
+        ),
+        *(f"{DIFFER} {since}; {FIRST_AT_STEP}" for since in SINCE),
+        "{optimizer} works with different `{name}` (parameter group {number}): {listed}",
+        *(f"{{number}} {steps}" for steps in ("step", "steps", "collective", "collectives")),
+        *(
+            f"all ranks drew the same random numbers from {{which}} {when}"
+            for when in DRAWN_TOO_OFTEN
+        ),
+        "{names} and torch's default generator",
+        "torch's default generator and {names}",
+        *(f"{which} steps of {{name}} {CHANGED_NOTHING}" for which in LOOKED_AT),
+        *(
+            f"nobody waited for {{called}}(async_op=True), {times} at {A_WAIT}"
+            for times in ("once", "{number} times")
+        ),
+        "rank {rank} is in a process group of {number} and trains alone, but the launcher started "
+        "{count} ranks ({told_by})",
+        "the ranks' losses are means over different numbers of elements, and DDP averages them as "
+        "if they were equal: {listed}",
+        "the model got the same inputs on all ranks, and other ones in each step{who}",
+        "every rank goes through the same {number} samples, each in its own order{who}",
+        *(f"{some}{{number}} samples of {TO_SEVERAL}{{who}}" for some in ("", "about ")),
+        *(f"{some}{{number}} of {{count}} samples {TO_NONE}{{who}}" for some in ("", "about ")),
+        ": their loaders hold other parts of one dataset",
+        *(f": their samplers have different {what} ({{each}})" for what in ("seeds", "epochs")),
+        *(f"sanitizer: watched {what}; {{found}}" for what in WATCHED),
+        "found: {kinds}",
+        *(f"{found}; accepted: {{accepted}}" for found in ("nothing else found", "found: {kinds}")),
     ),
     "figures": (
         "all_reduce: {backend}, {numbers} ranks, threads per rank: {number}",

@@ -64,7 +64,7 @@ WINGS = {  # catalogue: where its words are
         f"scaling/{name}.py"
         for name in ("published", "rated", "records", "step_time", "work_costs")
     ),
-    "sanitizer": ("sanitizer/checks/*.py", "sanitizer/talk/*.py", "sanitizer/watch/*.py"),
+    "sanitizer": tuple(f"sanitizer/{part}/*.py" for part in ("checks", "compare", "talk", "watch")),
     "widgets": ("widgets/*.py",),
 }
 # calls and keywords of widgets and figures whose texts are shown, be it a single word

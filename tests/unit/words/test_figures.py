@@ -97,7 +97,7 @@ def test_the_fonts_of_this_machine(chinese):
     names = ["one process\n1 worker", "threads\n2 workers"]
     figure = plot_bars(names, [[1.0, 2.0, 3.0], 2.0], ylabel="one step (ms)", title="a run")
     told = drawn(figure)
-    assert {"单个进程\n1 个 worker", "一步 (ms)", "a run", "中位数 2"} <= set(told)
+    assert {"单个进程\n1 个 worker", "单步耗时 (ms)", "a run", "中位数 2"} <= set(told)
 
 
 def test_a_scene_is_chinese_in_both_forms(chinese):
