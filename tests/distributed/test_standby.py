@@ -337,11 +337,14 @@ def test_a_ctrl_c_at_any_moment_leaves_nothing(monkeypatch, where):
             os.kill(os.getpid(), signal.SIGINT)
         return done
 
-    monkeypatch.setattr(owner, name, interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    def launch_and_look():
         pids(4)  # two of them stand by
         until(lambda: times)  # the next ones are asked for when the launch has returned
         time.sleep(1)
+
+    monkeypatch.setattr(owner, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        launch_and_look()
     assert times
     waiting(4)
     assert len(os.listdir("/proc/self/fd")) == before + 2 * len(standby._ready[0].files())
