@@ -32,6 +32,9 @@ document.querySelectorAll("fieldset.ddp-ask").forEach((question) => {
   const cell = question.closest(".cell");
   const fold = question.closest("details");
   const { key } = question.dataset;
+  const legend = document.createElement("legend");
+  legend.append(question.previousSibling); // the line of text above it
+  question.prepend(legend);
   if (fold) fold.before(question); // else it would be folded away with the answer
   const tell = (guess) => {
     cell.querySelectorAll(`.ddp-was[data-key="${key}"]`).forEach((verdict) => {

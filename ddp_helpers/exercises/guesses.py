@@ -156,10 +156,11 @@ class _Question:
             f"<label>{shown('a number')} "
             f'<input type="text" inputmode="decimal" name="{name}"></label>'
         ]
-        question = html.escape(shown(f"Your guess: {shown(guess.about)}?"))
+        question = shown(f"Your guess: {shown(guess.about)}?")
+        # where the output is folded, JupyterLab shows the first line of it, as it stands here
         return (
-            f'<fieldset class="ddp-ask" data-key="{guess.key}"><legend>'
-            f"{question}</legend>{' '.join(fields)}</fieldset>"
+            f"{html.escape(question, quote=False)}\n"
+            f'<fieldset class="ddp-ask" data-key="{guess.key}">{" ".join(fields)}</fieldset>'
         )
 
 

@@ -102,6 +102,19 @@ def test_committed_outputs_tell_nothing_about_a_machine(path):
     assert "/root/" not in whole
 
 
+@pytest.mark.parametrize(
+    "path", [*PATHS, *CHINESE], ids=lambda path: f"{path.parent.name}-{path.stem}"
+)
+def test_where_an_output_is_folded_words_stand_in_its_place(path):
+    """JupyterLab shows the first line of the output, as it stands there."""
+    folded = [cell for cell in read(path).cells if build.FOLDED in cell.metadata.get("tags", [])]
+    assert folded
+    for cell in folded:
+        data = cell.outputs[0].get("data", {})
+        line = next(filter(None, data.get("text/html", "").splitlines()), "")
+        assert "<" not in line, f"{line[:60]} in the place of:\n{cell.source}"
+
+
 @ALL
 def test_its_shape(path):
     notebook = read(path)
