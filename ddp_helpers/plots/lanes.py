@@ -150,7 +150,8 @@ def _in_rows(ranks: Sequence[RankResult], meetings: dict[tuple, _Meeting]) -> li
         block.row = block.last_row = taken[block.rank] = len(times) - 1
         if not block.is_wait and block.call.began == meeting.began:
             for other in meeting.waiting:  # for this one, the last to come
-                other.last_row = taken[other.rank] = block.row
+                if taken[other.rank] == other.last_row:  # who sends may have gone on meanwhile
+                    other.last_row = taken[other.rank] = block.row
         if block.is_wait or block.call.waited == block.call.began:
             meeting.waiting.append(block)
     start = times[0] if times else 0.0
@@ -194,8 +195,9 @@ class _Picture:
         wrong = stuck or meeting.disagrees
         edge = VERMILLION if wrong else GREY if call.kind == ALONE else BLUE
         self.scene.box(x, y, self.lane - 12, height, edge=edge, line=2 if wrong else 1.2)
-        called = f"wait for {call.name}" if block.is_wait else f"{call.name}{_about(call)}"
-        self._text(x, y + 10, called)
+        called = f"wait for {call.name}" if block.is_wait else f"{call.name}{_peer(call)}"
+        whole = f"{called}, {size(call.bytes)}" if call.bytes and not block.is_wait else called
+        self._text(x, y + 10, whole if self._fits(whole) else called)
         self._text(x, y + 24, _place(call))
         if block.last_row > block.row:
             waited = meeting.began - block.at
@@ -234,9 +236,12 @@ class _Picture:
         text = f"{name} is missing"
         self.scene.text(x + width / 2, y + 14, text, bold=True)
 
+    def _fits(self, text: str) -> bool:
+        return columns(shown(text)) <= int((self.lane - 24) / LETTER)
+
     def _text(self, x: float, y: float, text: str, color: str | None = None) -> None:
-        most, told = int((self.lane - 24) / LETTER), shown(text)
-        while columns(told) > most:
+        told = shown(text)
+        while not self._fits(told):
             told = f"{told.removesuffix('…')[:-1]}…"
         look = {"color": color} if color else {}
         self.scene.text(x + 6, y, told, anchor="start", **look)  # type: ignore[arg-type]
@@ -253,11 +258,10 @@ def _edges(x: float, y: float, width: float, height: float) -> list[tuple[float,
     return [(*one, *other) for one, other in itertools.pairwise(corners)]
 
 
-def _about(call: TimedCall) -> str:
-    """What a call brings, and to whom."""
+def _peer(call: TimedCall) -> str:
+    """To whom a call goes, from whom, or whose it is."""
     word = {SEND: "to", RECV: "from"}.get(call.kind, "of")
-    peer = f" {shown(f'{word} {call.peer}')}" if call.peer is not None else ""
-    return f"{peer}, {size(call.bytes)}" if call.bytes else peer
+    return f" {shown(f'{word} {call.peer}')}" if call.peer is not None else ""
 
 
 def size(count: int) -> str:

@@ -4,6 +4,8 @@ import itertools
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ddp_helpers.evidence.records import ALL, RECV, SEND, Frame, RankError, RankResult, TimedCall
 from ddp_helpers.plots.lanes import draw_run
@@ -60,6 +62,42 @@ def test_calls_of_one_rank_never_share_a_row():
     tops = sorted({box.y for box in boxes(scene)})
     assert len(tops) == 5
     assert min(b - a for a, b in itertools.pairwise(tops)) >= boxes(scene)[0].height
+
+
+def overlapping(scene):
+    pairs = itertools.combinations(boxes(scene), 2)
+    return [
+        (a, b) for a, b in pairs if a.x == b.x and a.y < b.y + b.height and b.y < a.y + a.height
+    ]
+
+
+def test_a_rank_that_has_sent_and_gone_on_waits_for_nobody():
+    first = [call("broadcast", 1.0, 1.01, peer=0), call("broadcast", 1.1, 1.4, peer=1, place=1)]
+    late = [call("broadcast", 1.3, 1.31, peer=0), call("broadcast", 1.35, 1.4, peer=1, place=1)]
+    scene, _ = draw_run(run(first, late))
+    assert len(boxes(scene)) == 4
+    assert not overlapping(scene)
+    assert [text for text in words(scene) if text.startswith("waits")] == ["waits 250 ms"]
+
+
+@given(
+    st.lists(
+        st.lists(st.tuples(st.floats(0, 0.5), st.floats(0, 0.5)), min_size=3, max_size=3),
+        min_size=2,
+        max_size=4,
+    )
+)
+def test_blocks_never_lie_upon_each_other(ranks):
+    lanes = []
+    for rank in ranks:
+        now, calls = 1.0, []
+        for place, (pause, length) in enumerate(rank):
+            began, now = now + pause, now + pause + length
+            calls.append(
+                call("broadcast", began, now, peer=place, group=tuple(range(4)), place=place)
+            )
+        lanes.append(calls)
+    assert not overlapping(draw_run(run(*lanes))[0])
 
 
 def test_the_call_that_is_missing_is_named_on_the_rank_that_did_not_make_it():
