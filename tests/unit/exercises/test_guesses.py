@@ -144,7 +144,7 @@ def test_a_terminal_is_asked():
 
 def test_a_page_gets_the_question_as_html(monkeypatch):
     monkeypatch.setenv(OFF, "0")
-    guess = ask("who <is> it?", "a&b", "c")
+    guess = ask("who <is> it", "a&b", "c")
     from ddp_helpers.exercises.guesses import _Question, _Verdict
 
     html = _Question(guess)._repr_html_()
