@@ -118,7 +118,7 @@ def check(ranks):
             raise NotYet(f"your function returns {found!r}: a whole number is asked for")
         if found != wanted:
             said = [line for line in text.splitlines() if line.startswith(f"[rank {found}]")]
-            errors = "\n".join(line[:100] for line in said if "Error" in line)
+            errors = "\n".join(line[:140] for line in said if "Error" in line)
             raise NotYet(
                 f"you name rank {found}, but it is not the cause. Of errors it says:\n{errors}"
             )
@@ -154,10 +154,10 @@ def with_a_pattern(text):
 
 
 WRONG = (
-    Wrong(last_error, "was not the first. It says"),
-    Wrong(rank_of_the_last_line, "was not the first. It says: [rank"),
+    Wrong(last_error, "it is not the cause. Of errors it says"),
+    Wrong(rank_of_the_last_line, "it is not the cause. Of errors it says:"),
     Wrong(as_text, "a whole number is asked for"),
     Wrong(always_none, "returns None"),
 )
 ALSO_RIGHT = (with_a_pattern,)
-STARTER_SAYS = "was not the first. It says"
+STARTER_SAYS = "it is not the cause. Of errors it says"
