@@ -78,7 +78,7 @@ def compare(times: Mapping[str, Sequence[float]], before: str, after: str) -> st
     return says(
         f"{shown(after)} {shown('against')} {shown(before)}",
         [one > other for one, other in pairs],
-        f"{old:.1f} ms before, {new:.1f} ms after; {gain} times as fast",
+        f"{new:.1f} ms against {old:.1f} ms; round by round {gain} times as fast",
         yes="faster",
         no="slower",
     )

@@ -13,8 +13,8 @@ EXERCISE = Exercise(
     name="step",
     task="Sum `grads` over the ranks, in place, and call work() once; its return value is yours to "
     "return. work() does not touch `grads`. Another rank may come late to the sum. This version "
-    "waits for it first, and works afterwards: yours must work while it waits. Nor may another "
-    "rank wait for your work: this rank's part of the sum must be on its way before.",
+    "waits for it first, and works afterwards: yours must work while it waits. And no other rank "
+    "may wait for your work: send this rank's part of the sum before you call work().",
     hints=(
         "A collective can be started now and be waited for later.",
         "dist.all_reduce(..., async_op=True) returns at once. What does it return?",

@@ -59,7 +59,7 @@ def fails(culprit, kind, message):
                 raise getattr(builtins, kind)(message)
             dist.all_reduce(torch.ones(1))
         except Exception as error:
-            print(f"step 7 of {pg.world_size}: no Error seen so far, loss 0.31")
+            print("step 7 of 100: no Error seen so far, loss 0.31")
             traceback.print_exc()
             if pg.rank == culprit:
                 dist.destroy_process_group()
@@ -118,8 +118,10 @@ def check(ranks):
             raise NotYet(f"your function returns {found!r}: a whole number is asked for")
         if found != wanted:
             said = [line for line in text.splitlines() if line.startswith(f"[rank {found}]")]
-            last = said[-1] if said else "nothing"
-            raise NotYet(f"you name rank {found}, but that one was not the first. It says: {last}")
+            errors = "\n".join(line[:140] for line in said if "Error" in line)
+            raise NotYet(
+                f"you name rank {found}, but it is not the cause. Of errors it says:\n{errors}"
+            )
 
 
 def last_error(text):
@@ -152,10 +154,10 @@ def with_a_pattern(text):
 
 
 WRONG = (
-    Wrong(last_error, "was not the first. It says"),
-    Wrong(rank_of_the_last_line, "was not the first. It says: [rank"),
+    Wrong(last_error, "it is not the cause. Of errors it says"),
+    Wrong(rank_of_the_last_line, "it is not the cause. Of errors it says:"),
     Wrong(as_text, "a whole number is asked for"),
     Wrong(always_none, "returns None"),
 )
 ALSO_RIGHT = (with_a_pattern,)
-STARTER_SAYS = "was not the first. It says"
+STARTER_SAYS = "it is not the cause. Of errors it says"

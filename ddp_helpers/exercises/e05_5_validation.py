@@ -56,8 +56,8 @@ def on_rank(answer):
         got = answer(ddp, x)
     if calls:
         raise NotYet(
-            f"rank {dist.get_rank()} calls {calls[0].name}: the others go on at once, and wait for "
-            "nothing that rank 0 does here"
+            f"rank {dist.get_rank()} calls {calls[0].name}, you or DDP's forward: the others go on "
+            "at once, and wait for nothing that rank 0 does here"
         )
     if not model.training:
         raise NotYet("the model is still in eval mode after your function")

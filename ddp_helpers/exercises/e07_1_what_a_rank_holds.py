@@ -88,7 +88,7 @@ def on_rank(answer, adam):
                 f"on rank {rank} of {world}, {kind} are {got[kind]} bytes, expected {size}: "
                 "35 values of float32 and 24 of bfloat16, 28 of float32 without a gradient, and 22 "
                 f"of float32 that are this rank's share of {22 * world}; "
-                f"{'NAdam' if adam else 'SGD with momentum'} steps {stepped // 4} of them here"
+                f"{'NAdam' if adam else 'SGD with momentum'} updates {stepped // 4} of them here"
             )
 
 
@@ -146,7 +146,7 @@ WRONG = (
     Wrong(all_float32, "weights are 436 bytes, expected 388"),
     Wrong(whole_shards, "weights are 476 bytes, expected 388"),
     Wrong(gradients_as_weights, "gradients are 388 bytes, expected 276"),
-    Wrong(always_adam, "SGD with momentum steps"),
+    Wrong(always_adam, "SGD with momentum updates"),
     Wrong(with_the_steps, "optimizer are 480 bytes, expected 456"),
     Wrong(one_number, "expected a dict with the keys"),
 )

@@ -29,7 +29,10 @@ def show_both(ranks: Ranks, module: ModuleType) -> None:
     mine = _exchanges_of(ranks.answer, ranks.last_run, module)
     right = _exchanges_of(module.solution, ranks.repeat(module.solution), module)
     if any(rank.calls for rank in (*mine, *right)):
-        titles = shown(f"your answer: {_sent(mine)}"), shown(f"a right answer: {_sent(right)}")
+        if any(_of(rank) for rank in (*mine, *right)):
+            titles = shown(f"your answer: {_sent(mine)}"), shown(f"a right answer: {_sent(right)}")
+        else:  # DDP's own messages are made in C++, and not seen
+            titles = shown("your answer"), shown("a right answer")
         show_beside(dict(zip(titles, (mine, right), strict=True)))
 
 

@@ -101,7 +101,7 @@ def _detail(fault: str, guess: str, result: Seen | None) -> str:
     solved = guess == record(fault).title
     boxes = []
     if result is not None:
-        boxes.append(("What the ranks printed", last_lines(result.output)))
+        boxes.append(("What the ranks printed", last_lines(result.output + raised(result))))
     if result is not None and result.alone is not None:
         boxes.append(("What torch prints, without launch()", last_lines(result.alone)))
     if solved:
@@ -117,6 +117,17 @@ def _detail(fault: str, guess: str, result: Seen | None) -> str:
         f'border-left:3px solid {GREY};padding-left:8px">{html.escape(text)}</pre></div>'
         for name, text in boxes
     )
+
+
+def raised(seen: Seen) -> str:
+    """Of each rank that raised an error its first line, or where the sanitizer saw the ranks.
+
+    launch() keeps errors, so ranks print none; and what the sanitizer says would tell the answer.
+    """
+    errors = [rank.error for rank in seen.result.ranks if rank.error] if seen.result else []
+    lines = {line for error in errors for line in str(error).splitlines() if line[:6] == "  rank"}
+    firsts = [str(error).splitlines()[0] for error in errors if "Sanitizer" not in error.type_name]
+    return "".join(f"{line.strip()}\n" for line in [*firsts, *sorted(lines)])
 
 
 def last_lines(text: str) -> str:

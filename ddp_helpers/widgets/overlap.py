@@ -98,7 +98,8 @@ def _in_words(result: list[RankTimeline], steps: list[StepTimeline]) -> str:
     medians = ", ".join(f"rank {t.rank} {1e3 * t.step_seconds:.1f} ms" for t in result)
     return (
         f"Measured on {len(result)} ranks ({result[0].device}): {len(steps[0].all_reduces)} "
-        f"all-reduces in a step, {hidden} behind backward. A step with the profiler: {medians}."
+        f"all-reduces in a step, {hidden} behind backward. The median step, with the profiler: "
+        f"{medians}."
     )
 
 

@@ -45,12 +45,12 @@ class Reader:
 first_cause = Reader()
 
 
-# wrong: but that one was not the first. It says: [rank
+# wrong: but it is not the cause. Of errors it says:
 def first_cause(text):
     return int(text.splitlines()[-1].split("]")[0].split()[1])
 
 
-# wrong: but that one was not the first
+# wrong: but it is not the cause
 def first_cause(text):
     return int(re.search(r"\[rank (\d+)\].*Error", text)[1])
 
@@ -65,7 +65,7 @@ def first_cause(text):
     return int(re.search(r"\[rank (\d+)\] ValueError: ", text)[1])
 
 
-# wrong: was not the first
+# wrong: it is not the cause
 def first_cause(text):
     """The one that says least."""
     ranks = re.findall(r"^\[rank (\d+)\]", text, re.M)

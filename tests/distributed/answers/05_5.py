@@ -56,7 +56,7 @@ def validate(ddp, x):
         return torch.func.functional_call(twin, state, (x,)).mean()
 
 
-# wrong: calls broadcast: the others go on at once
+# wrong: calls broadcast, you or DDP's forward: the others go on at once
 def validate(ddp, x):
     ddp.eval()
     with torch.no_grad():
@@ -89,7 +89,7 @@ def validate(ddp, x):
         return mean
 
 
-# wrong: calls broadcast: the others go on at once
+# wrong: calls broadcast, you or DDP's forward: the others go on at once
 def validate(ddp, x):
     """All ranks wait for the result."""
     mean = torch.zeros(())

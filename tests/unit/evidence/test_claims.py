@@ -26,7 +26,7 @@ def test_the_same_rounds_are_compared(capsys):
     assert compare({"a": old, "b": new}, "b", "a") == "slower"
     first, figures, second, _ = capsys.readouterr().out.splitlines()
     assert first == "→ b against a: faster, in 16 of 16 rounds"
-    assert figures == "  10.0 ms before, 8.0 ms after; 1.25 (1.25 to 1.25) times as fast"
+    assert figures == "  8.0 ms against 10.0 ms; round by round 1.25 (1.25 to 1.25) times as fast"
     assert second == "→ a against b: slower, in 16 of 16 rounds"
 
 
