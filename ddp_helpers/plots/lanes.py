@@ -150,7 +150,8 @@ def _in_rows(ranks: Sequence[RankResult], meetings: dict[tuple, _Meeting]) -> li
         block.row = block.last_row = taken[block.rank] = len(times) - 1
         if not block.is_wait and block.call.began == meeting.began:
             for other in meeting.waiting:  # for this one, the last to come
-                other.last_row = taken[other.rank] = block.row
+                if other.call.done is None or other.call.done >= block.at:  # a sender may go on
+                    other.last_row = taken[other.rank] = block.row
         if block.is_wait or block.call.waited == block.call.began:
             meeting.waiting.append(block)
     start = times[0] if times else 0.0
