@@ -101,7 +101,7 @@ def along_a_chain(tensor, src):
 
 WRONG = (
     Wrong(only_from_0, "of 3, with src=2, the tensor is"),
-    Wrong(rank_0_sends, "with src=2, my_broadcast failed on 3 ranks"),
+    Wrong(rank_0_sends, "with src=2, my_broadcast failed in a run of 3 ranks"),
     Wrong(calls_it, "you called broadcast"),
     Wrong(new_tensor, "on rank 1 of 2, with src=0, the tensor is"),
     Wrong(all_receive, "with src=0, my_broadcast failed"),

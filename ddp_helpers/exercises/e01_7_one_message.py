@@ -85,7 +85,7 @@ WRONG = (
     Wrong(never_put_back, "on rank 0 of 2, tensor 0 is"),
     Wrong(one_off, "on rank 0 of 2, tensor 1 is"),
     Wrong(gathers, "you called all_gather"),
-    Wrong(stacks, "sum_all failed on 2 ranks"),
+    Wrong(stacks, "sum_all failed in a run of 2 ranks"),
 )
 ALSO_RIGHT = (by_place,)
 STARTER_SAYS = "Messages: at most 1; you: 3"

@@ -116,7 +116,7 @@ def divides_first(model):
 WRONG = (
     Wrong(not_divided, "the gradient of 0.weight is"),
     Wrong(weights_instead, "itself has changed"),
-    Wrong(none_forgotten, "average_gradients failed on 2 ranks"),
+    Wrong(none_forgotten, "average_gradients failed in a run of 2 ranks"),
     Wrong(zeros_for_none, "took no part"),
 )
 ALSO_RIGHT = (divides_first,)

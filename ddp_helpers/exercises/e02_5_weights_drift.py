@@ -86,7 +86,7 @@ def broadcasts_after(model, state):
 
 
 WRONG = (
-    Wrong(all_load, "wrap failed on 2 ranks"),
+    Wrong(all_load, "wrap failed in a run of 2 ranks"),
     Wrong(never_loads, "on rank 0 of 2, after the wrap, weight is"),
     Wrong(bare, "expected the model inside DDP"),
 )

@@ -11,8 +11,8 @@ from ddp_helpers.exercises.on_ranks import exchanged, expect, in_place
 EXERCISE = Exercise(
     title="Start equal",
     name="start_equal",
-    task="Each rank has made its model from another seed. Give all ranks the model of rank 0: "
-    "every number that its state_dict holds, in place.",
+    task="Each rank has made its model from another seed. Give all ranks the model of rank 0, "
+    "in place: every weight, and every other number that its state_dict holds.",
     hints=(
         "One rank has it, all others need it. Which collective is that?",
         "BatchNorm keeps numbers that are no parameters. Where does a model keep those?",

@@ -106,7 +106,7 @@ WRONG = (
     Wrong(guesses, "all ranks came, but rank 0 returned"),
     Wrong(names_nobody, "does not name it"),
     Wrong(names_all, "rank 1 was there"),
-    Wrong(not_caught, "is_anybody_missing failed on 3 ranks"),
+    Wrong(not_caught, "is_anybody_missing failed in a run of 3 ranks"),
 )
 ALSO_RIGHT = (over_the_store,)
 STARTER_SAYS = "rank 2 slept, and rank 0 waited"

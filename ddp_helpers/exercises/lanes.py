@@ -58,14 +58,30 @@ def _exchanges_of(answer: Callable, run: Ran, module: ModuleType) -> Ran:
             return filename == lab and first <= line < first + len(text)
         return filename not in (lab, on_ranks.__file__)
 
-    return tuple(_seen(rank, is_its, not is_solution) for rank in run)
+    seen = tuple(_seen(rank, is_its, not is_solution) for rank in run)
+    if is_solution or not any(map(_is_judged, run)):
+        return seen
+    # the check went on with the others, alone: that is no error of the answer
+    return tuple(_as_returned(rank) if _raised_in(rank, lab) else rank for rank in seen)
 
 
 def _seen(rank: RankResult, is_its: Callable[[str, int], bool], has_lines: bool) -> RankResult:
     calls = tuple(call for call in rank.calls if is_its(call.frame.filename, call.frame.line))
     if not has_lines:  # those of the solution say nothing to who has not asked for it
         calls = tuple(replace(call, frame=replace(call.frame, filename="")) for call in calls)
-    judged = rank.error is not None and rank.error.type_name == NotYet.__name__
-    if judged:  # by the check, after the answer had returned
-        return replace(rank, calls=calls, error=None, exit_code=0)
-    return replace(rank, calls=calls)
+    seen = replace(rank, calls=calls)
+    return _as_returned(seen) if _is_judged(rank) else seen
+
+
+def _is_judged(rank: RankResult) -> bool:
+    """By the check, after the answer had returned."""
+    return rank.error is not None and rank.error.type_name == NotYet.__name__
+
+
+def _raised_in(rank: RankResult, filename: str) -> bool:
+    frame = rank.error.user_frame if rank.error else None
+    return frame is not None and frame.filename == filename
+
+
+def _as_returned(rank: RankResult) -> RankResult:
+    return replace(rank, error=None, exit_code=0)

@@ -121,7 +121,7 @@ class Ranks:
         if isinstance(error, LaunchTimeoutError):
             how = f"did not end within {self.limit:g} s"
         report = self._without_our_lines(error.args[0])
-        where = "on 1 rank" if nprocs == 1 else f"on {nprocs} ranks"
+        where = "in a run of 1 rank" if nprocs == 1 else f"in a run of {nprocs} ranks"
         return f"{self.name} {how} {where}:\n{report}"
 
     def _without_our_lines(self, report: str) -> str:

@@ -50,7 +50,7 @@ class Need:
     @property
     def verdict(self) -> str:
         """Whether it fits, and what is missing."""
-        return "fits" if self.fits else f"{self.wanted - self.there:.3g} {self.unit} too much"
+        return "fits" if self.fits else f"over by {self.wanted - self.there:.3g} {self.unit}"
 
     def __str__(self) -> str:
         return f"{self.name}: {self.wanted:.3g} of {self.there:.3g} {self.unit}"
@@ -151,7 +151,7 @@ def explorable(
 
     controls = {
         "ranks": Slider("ranks", ranks, 1, 16),
-        "threads": Slider("threads per rank (0: its share)", threads, 0, 16),
+        "threads": Slider("threads per rank (0: cores / ranks)", threads, 0, 16),
         "workers": Slider("loader workers per rank", workers, 0, 8),
         "batch_mib": Slider("one batch (MiB)", batch_mib, 1, 512),
         "rows": Choice("rows", rows, ROWS),

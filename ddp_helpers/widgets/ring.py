@@ -168,7 +168,9 @@ def _costs(
         scene.text(112, y + 8, name, anchor="end")
         scene.box(120, y, LONGEST * passed / total, 16, fill=(BLUE, VERMILLION)[at], line=0.5)
         scene.text(128 + LONGEST * passed / total, y + 8, f"{passed:.4g} MiB", anchor="start")
-    scene.axis(120, top + 48, LONGEST, total, "sent one after another so far (MiB)")
+    scene.axis(
+        120, top + 48, LONGEST, total, "MiB sent so far; what travels at the same time counts once"
+    )
 
 
 def explorable(ranks: int = 4, mib: int = 8, step: int = 2) -> Explorable:

@@ -74,7 +74,7 @@ def average_gradients(model):
             dist.all_reduce(p.grad)
 
 
-# wrong: average_gradients failed on 2 ranks
+# wrong: average_gradients failed in a run of 2 ranks
 def average_gradients(model):
     for p in model.parameters():
         dist.all_reduce(p.grad)

@@ -55,12 +55,12 @@ def first_cause(text):
     return int(re.search(r"\[rank (\d+)\].*Error", text)[1])
 
 
-# wrong: first_cause failed on 1 rank
+# wrong: first_cause failed in a run of 1 rank
 def first_cause(text):
     return re.search(r"\[rank (\d+)\] (?!RuntimeError)\w+Error: ", text)[1]
 
 
-# wrong: first_cause failed on 1 rank:
+# wrong: first_cause failed in a run of 1 rank:
 def first_cause(text):
     return int(re.search(r"\[rank (\d+)\] ValueError: ", text)[1])
 

@@ -57,7 +57,7 @@ def is_anybody_missing(seconds):
     return "all here"
 
 
-# wrong: is_anybody_missing failed on 3 ranks
+# wrong: is_anybody_missing failed in a run of 3 ranks
 def is_anybody_missing(seconds):
     dist.monitored_barrier(timeout=timedelta(seconds=seconds))
     return "all here"

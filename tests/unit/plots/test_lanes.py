@@ -49,6 +49,19 @@ def test_who_comes_early_waits_and_its_block_reaches_to_the_last_ones_call():
     assert told == "Rank 0: all_reduce; returned. Rank 1: all_reduce; returned."
 
 
+def test_the_block_of_a_sender_that_went_on_does_not_reach_into_its_next_call():
+    first = call("broadcast", 1.0, 1.001, peer=0), call("broadcast", 1.02, 1.021, peer=0)
+    second = (
+        call("broadcast", 1.01, 1.04, peer=1, place=1),
+        call("broadcast", 1.03, 1.031, peer=1, place=1),
+    )
+    lanes = [[a, b] for a, b in zip(first, second, strict=True)]
+    scene, _ = draw_run(run(*lanes))
+    for x in {box.x for box in boxes(scene)}:
+        above, below = sorted((b for b in boxes(scene) if b.x == x), key=lambda box: box.y)
+        assert above.y + above.height <= below.y
+
+
 def test_calls_at_the_same_time_stand_in_one_row():
     scene, _ = draw_run(run([call("barrier", 1.0, 1.01)], [call("barrier", 1.001, 1.01)]))
     one, other = boxes(scene)

@@ -121,7 +121,6 @@ BY_HAND = {  # put together in the code from pieces too small to be known alone
         "{function} did not end within {number} s {where}:",
         *("{number} call, {size} by rank {rank}", "{number} calls, {size} by rank {rank}"),
         "send and recv",
-        "on {number} ranks",
         "rank {number} printed:",
         "{place} is {is_now}, expected {should_be}, {number} times too large: a sum for a mean, or "
         "summed twice?",
@@ -217,7 +216,7 @@ BY_HAND = {  # put together in the code from pieces too small to be known alone
         *("recomputed", "working", "rank {number} {how} after {count} s", "{how}, {number} s"),
         "{text} Right: {title}. {cause}",
         "{number} stay, {count} new, {number_2} gone",
-        *("Pause", "fits", "{number} GiB too much", "{number} cores too much"),
+        *("Pause", "fits", "over by {number} GiB", "over by {number} cores"),
         "{number} of {count} cores",
         "{number} of {count} GiB",
         "CPU threads: {number} of {count} cores",

@@ -79,7 +79,7 @@ HELP = ("HELP", "COMMANDS", "PLACES", "STYLE", "usage")  # argparse's, and a pag
 PLACES = {"loc", "textcoords", "layout"}  # keywords whose texts say where
 NO_WORDS = {
     *("rank {rank}", "{pair}.py", "{name}: {ms} ms", "row wrap", "2px 18px"),
-    *("{value} {unit} too much", "worked {worked} ms, waited {waited} ms a step"),
+    *("over by {value} {unit}", "worked {worked} ms, waited {waited} ms a step"),
     *("{bytes} of memory", "text/html; charset=utf-8"),
     *("forkserver import main", "price_per_hour model_error"),
     "parameters gradients optimizer frozen buckets gathered activations recomputed",

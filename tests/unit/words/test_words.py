@@ -162,12 +162,13 @@ def test_what_cells_of_the_lessons_look_for_is_still_there(chinese):
             "原因：rank 2 在 recv 里等 rank 0，而 rank 0 在 all_reduce 里等待",
         ),
         (
-            "01.6 not yet: total did not end within 20 s on 3 ranks:",
-            "01.6 还没做对：total 在 3 个 rank 上没有在 20 秒内结束：",
+            "01.6 not yet: total did not end within 20 s in a run of 3 ranks:",
+            "01.6 还没做对：total 用 3 个 rank 运行时没有在 20 秒内结束：",
         ),
         (
-            "01.2 not yet: with src=2, my_broadcast failed on 3 ranks:\nrank 2 failed: E: x",
-            "01.2 还没做对：src=2 时，my_broadcast 在 3 个 rank 上出错了：\nrank 2 出错：E: x",
+            "01.2 not yet: with src=2, my_broadcast failed in a run of 3 ranks:\n"
+            "rank 2 failed: E: x",
+            "01.2 还没做对：src=2 时，my_broadcast 用 3 个 rank 运行时出错了：\nrank 2 出错：E: x",
         ),
         ("your answer: 2 calls, 24 B by rank 0", "你的答案：2 次调用，发得最多的 rank 0 共发 24 B"),
         (
