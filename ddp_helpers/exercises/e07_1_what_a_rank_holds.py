@@ -13,8 +13,9 @@ EXERCISE = Exercise(
     name="bytes_held",
     task="Return the bytes that this rank holds, as a dict with the keys weights, gradients and "
     "optimizer. Look at the tensors themselves: they may have any dtype, a gradient may be "
-    "missing, the optimizer may have a share of the weights only, and of a DTensor this rank holds "
-    "to_local(). Leave out an optimizer's tensors without dimensions: the number of steps.",
+    "missing, the optimizer may have a share of the weights only, and a DTensor is cut over the "
+    "ranks: this rank holds its to_local(). Leave out an optimizer's tensors without dimensions: "
+    "the number of steps.",
     hints=(
         "A tensor's nbytes is numel() times element_size().",
         "optimizer.state is a dict of dicts: for each weight that it has stepped, its tensors by "
@@ -87,8 +88,8 @@ def on_rank(answer, adam):
             raise NotYet(
                 f"on rank {rank} of {world}, {kind} are {got[kind]} bytes, expected {size}: "
                 "35 values of float32 and 24 of bfloat16, 28 of float32 without a gradient, and 22 "
-                f"of float32 that are this rank's share of {22 * world}; "
-                f"{'NAdam' if adam else 'SGD with momentum'} updates {stepped // 4} of them here"
+                f"of float32 that are this rank's share of {22 * world}; this rank's optimizer, "
+                f"{'NAdam' if adam else 'SGD with momentum'}, has {stepped // 4} of these values"
             )
 
 
@@ -146,7 +147,7 @@ WRONG = (
     Wrong(all_float32, "weights are 436 bytes, expected 388"),
     Wrong(whole_shards, "weights are 476 bytes, expected 388"),
     Wrong(gradients_as_weights, "gradients are 388 bytes, expected 276"),
-    Wrong(always_adam, "SGD with momentum updates"),
+    Wrong(always_adam, "SGD with momentum, has"),
     Wrong(with_the_steps, "optimizer are 480 bytes, expected 456"),
     Wrong(one_number, "expected a dict with the keys"),
 )

@@ -13,7 +13,7 @@ EXERCISE = Exercise(
     task="Each of `parts` is this rank's piece of a weight, with this piece's gradient in .grad; "
     "other ranks have the other pieces, maybe of other sizes, and no piece is on two ranks. A "
     "gradient may be None. Clip so that the norm of *all* pieces of all ranks together is at most "
-    "`max_norm`, and return that norm from before, as a tensor.",
+    "`max_norm`; if it is already, change nothing. Return that norm from before, as a tensor.",
     hints=(
         "A rank that clips by its own norm turns the whole gradient in another direction.",
         "The norm is the root of the sum of squares: the squares can be summed over the ranks.",

@@ -156,6 +156,8 @@ def _bytes(scene: Scene, memory: RankMemory) -> None:
     most = max(float(memory.total.high), 1.05e9 * max(CAPACITIES.values()))
     place = lambda size: LEFT + WIDE * size / most
     scene.text(LEFT, 14, "GB of a rank at the peak of a step", anchor="start", bold=True, size=13)
+    gpus = f"dashed: what {', '.join(CAPACITIES)} have"
+    scene.text(LEFT + WIDE, 14, gpus, anchor="end")
     at = 0.0
     for name, size in _stack(memory).items():
         hatch = name in ("recomputed", "working")
@@ -186,14 +188,19 @@ def _stack(memory: RankMemory) -> dict[str, float]:
 
 
 def _legend(scene: Scene, memory: RankMemory, top: float) -> None:
-    rows = {name: size for name, size in memory.rows.items() if name in COLORS}
+    drawn = _stack(memory)
+    sizes = memory.rows | {"working": drawn.get("working", 0.0)}
+    rows = {name: size for name, size in sizes.items() if name in COLORS and size}
     for at, (name, size) in enumerate(rows.items()):
         x, y = LEFT + COLUMN * (at % 3), top + 24 * (at // 3)
         scene.box(x, y - 7, 14, 14, fill=COLORS[name], hatch=name in HATCHED)
-        scene.text(x + 20, y, f"{name}: {_giga(size)} GB", anchor="start")
+        if (part := drawn.get(name, 0.0)) < size:
+            scene.text(x + 20, y, f"{name}: {_giga(part)} of {_giga(size)} GB", anchor="start")
+        else:
+            scene.text(x + 20, y, f"{name}: {_giga(size)} GB", anchor="start")
     x, y = LEFT, top + 24 * (-(-len(rows) // 3))
     scene.box(x, y - 7, 14, 14)
-    words = "what fragments may take; gradients beside activations only if both are there at once"
+    words = 'what gaps between tensors may waste ("0 of": it is there before or after the peak)'
     scene.text(x + 20, y, words, anchor="start")
 
 
