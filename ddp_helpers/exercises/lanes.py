@@ -50,7 +50,7 @@ def _of(rank: RankResult) -> list[TimedCall]:
 
 def _exchanges_of(answer: Callable, run: Ran, module: ModuleType) -> Ran:
     """The run, with the calls that the answer itself has made, and not its check."""
-    lab, (text, first) = module.__file__, inspect.getsourcelines(module.solution)
+    lab, (text, first) = module.__file__ or "", inspect.getsourcelines(module.solution)
     is_solution = answer is module.solution
 
     def is_its(filename: str, line: int) -> bool:
