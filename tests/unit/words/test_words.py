@@ -188,7 +188,7 @@ def test_a_finding_is_chinese_line_by_line(chinese):
         "call sampler.set_epoch(epoch) with a new number before each epoch",
     )
     assert words.shown(f"sanitizer, a note: {finding}").splitlines() == [
-        "sanitizer 提示：DistributedSampler 每轮训练给出的顺序都相同：它的 epoch 一直是 0",
+        "sanitizer 提示：DistributedSampler 每轮训练给出的样本顺序都相同：它的 epoch 一直是 0",
         "怎么办：每个 epoch 开始前调用 sampler.set_epoch(epoch)，每次传入不同的数",
         "[epoch-not-advanced]",
     ]
