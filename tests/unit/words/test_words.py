@@ -246,7 +246,7 @@ def test_a_real_run_speaks_chinese(tmp_path):
         "01.4 还没做对：rank 0（共 2 个 rank）上，",
         "rank 0 打印了：\nthe ranks call different collectives\n",
         "有几个不同的进程？答案：2",
-        "没有以前运行残留下来的变量",
+        "没有残留的环境变量",
         "rank 1 出错：ValueError: rank 0 has the shape 3, expected 4\n  在 ",
     ):
         assert piece in said, said
