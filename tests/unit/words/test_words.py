@@ -170,10 +170,13 @@ def test_what_cells_of_the_lessons_look_for_is_still_there(chinese):
             "rank 2 failed: E: x",
             "01.2 还没做对：src=2 时，my_broadcast 用 3 个 rank 运行时出错了：\nrank 2 出错：E: x",
         ),
-        ("your answer: 2 calls, 24 B by rank 0", "你的答案：2 次调用，发得最多的 rank 0 共发 24 B"),
+        (
+            "your answer: 2 calls, 24 B by rank 0",
+            "你的答案：2 次调用，发送量最大的是 rank 0，共 24 B",
+        ),
         (
             "'perhaps' found, expected yes, no. Your guess?",
-            "没看懂 'perhaps'，请回答：是，否。你猜？",
+            "无法识别 'perhaps'，请输入：是，否。你猜？",
         ),
     ],
 )
