@@ -73,7 +73,7 @@ def forgets():
 
 def test_of_a_hang_the_missing_call_is_drawn(tmp_path):
     with pytest.raises(LaunchTimeoutError) as caught:
-        launch(forgets, 2, timeout=8, draw=str(tmp_path / "run.svg"))
+        launch(forgets, 2, timeout=25, draw=str(tmp_path / "run.svg"))
     _, told = draw_run(caught.value.result.ranks)
     assert told.endswith("Missing: all_reduce of rank 1.")
     assert "all_reduce is missing" in (tmp_path / "run.svg").read_text()

@@ -53,7 +53,7 @@ def bytes_held(model, optimizer):
     return sum(p.nbytes for p in model.parameters())
 
 
-# wrong: bytes_held failed on
+# wrong: bytes_held failed in a run of
 def bytes_held(model, optimizer):
     return {"weights": 0, "gradients": sum(p.grad.nbytes for p in model.parameters())}
 
