@@ -13,7 +13,7 @@ from ddp_helpers.data.folder import PACKAGE
 
 KEEP = "keep-output"  # the tag of a cell whose output stays
 # what a text says after a cell that not every machine can run: its output is there to be read
-TO_READ = re.compile(r"read the committed (figure|output)")
+TO_READ = re.compile(r"look at the saved (figure|output)")
 PAGE = re.compile(r"\]\((?:\.\./)*([\w-]+\.md)(?=[)#])")  # a link to a page beside the notebooks
 OUTSIDE = re.compile(r"\]\((?:\.\./)+([^)#\s]+)")  # a link out of the folder of notebooks
 # the line that leads to the other language, which is not handed out

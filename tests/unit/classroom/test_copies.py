@@ -47,7 +47,7 @@ def test_a_copy_has_every_notebook_without_its_outputs(tmp_path, language):
                     stayed[path.name[:2], number] = cell["outputs"] == before["outputs"]
     words = {None: "Your copy of the course", "zh_CN": "你的课程副本"}
     assert words[language] in (tmp_path / "copy/README.md").read_text()
-    # one cell's text says "read the committed figure"
+    # one cell's text says "look at the saved figure"
     assert [*stayed.values()] == [True]
     assert [name for name, _ in stayed] == ["06"]
 
