@@ -118,9 +118,8 @@ class Pattern:
     def rank(self) -> tuple[bool, bool, int]:
         """Patterns are tried in this order."""
         text, first = self.text, HOLE.match(self.text)
-        anything = (
-            first is not None and _kind(first[1]) not in NUMBERS
-        )  # a number takes digits only
+        # a hole for a number takes digits only
+        anything = first is not None and _kind(first[1]) not in NUMBERS
         return "{these}" not in text, anything, -len(HOLE.sub("", text))
 
     @cached_property

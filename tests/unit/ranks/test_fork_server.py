@@ -245,7 +245,7 @@ def test_one_that_ranks_run_under_stays(server, monkeypatch):
     assert not fork_server.has_ended(pid)
 
 
-def test_whohas_children():
+def test_who_has_children():
     child = Child(lambda: time.sleep(60))
     assert fork_server.has_children(os.getpid())
     assert not fork_server.has_children(child.pid)
