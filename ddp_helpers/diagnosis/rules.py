@@ -61,7 +61,7 @@ class Rule:
 
 @dataclass(frozen=True, kw_only=True)
 class KnownError(Rule):
-    """An error text, `Type: message`, and its meaning; `\\1` is the pattern's first group."""
+    """An error text, `Type: message`, and its meaning; `\\1` is the first group of its piece."""
 
     types: tuple[str, ...]
     message: tuple[str, ...] = ()
@@ -69,24 +69,26 @@ class KnownError(Rule):
     only: str = ""
     """Whose error it must be, where the words alone may be anybody's: see `ONLY`."""
 
-    @property
-    def pattern(self) -> str:
-        """The regular expression that the beginning of an error text must match."""
+    def _find(self, text: str, pieces: Iterable[str]) -> re.Match[str] | None:
+        """Whether a text begins with one of the types, and one of these pieces follows."""
         types = "|".join(each for name in self.types for each in TYPE_SETS.get(name, (name,)))
         # a type ends at the colon, or is all: ValueError is not the ValueErrorOfMine of another
-        return rf"(?:{types})(?:: |$)(?s:.*?)(?:{'|'.join(self.message)})"
+        return re.match(rf"(?:{types})(?:: |$)(?s:.*?)(?:{'|'.join(pieces)})", text)
 
     def is_anothers(self, error: LoggedError) -> bool:
         """True if `error` has the words, and somebody else raised it."""
-        told = bool(self.message) and re.match(self.pattern, str(error))
+        told = bool(self.message) and self._find(str(error), self.message)
         return bool(told) and not ONLY[self.only](error)
 
     def match(self, error: LoggedError | str) -> Diagnosis | None:
         """What `error` means, or None if it is not this one."""
         raised = error if isinstance(error, LoggedError) else parse(error)
-        hit = re.match(self.pattern, str(raised))
-        if not hit or not ONLY[self.only](raised):
+        text = str(raised)
+        if not self._find(text, self.message) or not ONLY[self.only](raised):
             return None
+        # each piece by itself: in one pattern the second one's first group would not be \1
+        found = (self._find(text, [piece]) for piece in self.message or ("",))
+        hit = min(filter(None, found), key=re.Match.end)
         # a piece that was found without its group says nothing in its place
         cause, advice = (re.sub(r" +", " ", hit.expand(each)) for each in (self.cause, self.advice))
         return Diagnosis(self.kind, cause.strip(), advice.strip(), comes=self.comes)

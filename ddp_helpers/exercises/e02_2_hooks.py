@@ -1,5 +1,7 @@
 """Average each gradient as soon as it is there, while backward still runs."""
 
+import weakref
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -75,7 +77,7 @@ def step(model, x, finish, number):
 
 def on_rank(answer):
     model = nn.Sequential(*[nn.Linear(16, 16) for _ in range(6)], nn.Linear(16, 1))
-    batches = [torch.randn(12, 16) for _ in range(2)]
+    batches = [torch.randn(12, 16) for _ in range(3)]
     whole = []
     for x in batches:
         model.zero_grad(set_to_none=True)
@@ -87,6 +89,7 @@ def on_rank(answer):
         raise NotYet("this is DDP itself: register the hooks on your own")
     if not callable(finish):
         raise NotYet(f"attach returned {show(finish)}, expected a function that waits for them all")
+    first_step = []  # its gradients, as long as somebody holds them
     for number, x in enumerate(batches):
         share = x.chunk(dist.get_world_size())[dist.get_rank()]
         sent, free = step(model, share, finish, number)
@@ -102,7 +105,14 @@ def on_rank(answer):
                 "the gradients are right, but backward stands still for a message: rank 1 began "
                 "late, and rank 0 waited for it in the middle of its backward"
             )
+        first_step = first_step or [weakref.ref(p.grad) for p in model.parameters()]
         model.zero_grad(set_to_none=True)
+    # to keep those of the last step is no leak
+    if any(grad() is not None for grad in first_step):
+        raise NotYet(
+            "the gradients are right, but those of the first step are still held after the third, "
+            "so memory grows with each step: empty your list once you have waited"
+        )
 
 
 def check(ranks):
@@ -152,6 +162,22 @@ def returns_nothing(model):
     solution(model)
 
 
+def never_emptied(model):
+    jobs = []
+
+    def hook(parameter):
+        parameter.grad /= dist.get_world_size()
+        jobs.append(dist.all_reduce(parameter.grad, async_op=True))
+
+    def finish():
+        for job in jobs:
+            job.wait()
+
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(hook)
+    return finish
+
+
 def wraps(model):
     return nn.parallel.DistributedDataParallel(model)
 
@@ -183,6 +209,7 @@ WRONG = (
     Wrong(not_divided, "after backward 1, the gradient of"),
     Wrong(only_once, "after backward"),
     Wrong(in_step, "backward stands still for a message"),
+    Wrong(never_emptied, "those of the first step are still held after the third"),
     Wrong(returns_nothing, "expected a function that waits"),
     Wrong(wraps, "this is DDP itself"),
 )

@@ -669,13 +669,13 @@ def test_an_exact_split_and_a_padded_training_pass():
 # ---- the start
 
 
-def test_a_group_that_is_smaller_than_the_launch():
+def test_a_group_that_is_smaller_than_the_launch(tmp_path):
     def alone(rank):
         os.environ |= {"WORLD_SIZE": "1", "RANK": "0"}
         dist.init_process_group("gloo")
 
     def by_argument(rank):
-        store = dist.FileStore(f"/tmp/{os.getpid()}.store", 1)
+        store = dist.FileStore(str(tmp_path / f"{rank}.store"), 1)
         dist.init_process_group("gloo", store=store, rank=0, world_size=1)
 
     for start in (alone, by_argument):

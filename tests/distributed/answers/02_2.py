@@ -265,3 +265,31 @@ def attach(model):
         jobs.clear()
 
     return finish
+
+
+# wrong: still held after the third
+def attach(model):
+    """Divides first, so that the gradients come out right; but the list only grows."""
+    futures = []
+
+    def hook(p):
+        p.grad.div_(dist.get_world_size())
+        futures.append(dist.all_reduce(p.grad, async_op=True).get_future())
+
+    for p in model.parameters():
+        p.register_post_accumulate_grad_hook(hook)
+    return lambda: torch.futures.wait_all(futures)
+
+
+# right
+def attach(model):
+    """One place for each parameter, which the next step takes over."""
+    waiting = {}
+
+    def hook(p):
+        p.grad /= dist.get_world_size()
+        waiting[p] = dist.all_reduce(p.grad, async_op=True)
+
+    for p in model.parameters():
+        p.register_post_accumulate_grad_hook(hook)
+    return lambda: [job.wait() for job in waiting.values()]

@@ -195,6 +195,21 @@ def test_a_type_is_a_whole_name():
     assert rule.match("OSError, port 80 in use") is None
 
 
+def test_each_piece_has_a_first_group_of_its_own():
+    pieces = (r"port (\d+) in use", r"address (\S+) taken", r"(socket) is busy")
+    rule = KnownError(**(GOOD | {"types": ("OSError",), "message": pieces, "examples": ()}))
+    told = {"port 80 in use": "80", "address a:1 taken": "a:1", "the socket is busy": "socket"}
+    for text, first_group in told.items():
+        assert rule.match(f"OSError: {text}").cause == f"port {first_group} is taken"
+
+
+@pytest.mark.parametrize("rule", known_errors(), ids=lambda rule: rule.kind)
+def test_no_cause_has_a_hole(rule):
+    for text in rule.examples:
+        found = rule.match(read_chains(read_text(text))[0].errors[0])
+        assert not re.search(r": ?$|: [.,]|  |(?<!\w)\(\)|''|``", found.cause), found.cause
+
+
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     """A folder of rule files of a test's own: a function writes one, the others are empty."""
