@@ -158,7 +158,10 @@ class Host:
             found.append(f"process {pid} (parent {parent(pid)}): {command}")
         known = {folder, *self._known}
         temporary = [path for path in self.tmp.iterdir() if path.name not in known]
-        found += [f"temporary {path.name}" for path in temporary if not is_empty_cache(path)]
+        temporary = [path for path in temporary if not is_empty_cache(path)]
+        if not alive:
+            temporary = [path for path in temporary if not is_unguarded(path)]
+        found += [f"temporary {path.name}" for path in temporary]
         found += [f"file {name}" for name in os.listdir(self.cwd)]
         new = sorted(set(os.listdir(SHARED_MEMORY)) - KNOWN)
         new = [name for name in new if may_be_ours(name, running)]
@@ -218,6 +221,14 @@ def is_zombie(pid: int) -> bool:
 def is_empty_cache(path: Path) -> bool:
     """True for the folder that `import torch._dynamo` makes: one a user, and nothing in it."""
     return path.name.startswith("torchinductor_") and not any(path.iterdir())
+
+
+def is_unguarded(path: Path) -> bool:
+    """True for a folder of sockets that a killed host had just made.
+
+    Its fork server, which puts its own socket there, removes it; before that starts, nobody can.
+    """
+    return path.name.startswith("pymp-") and not any(path.iterdir())
 
 
 def parent(pid: int) -> int:
