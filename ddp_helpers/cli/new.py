@@ -21,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     parser.add_argument("name", nargs="?", help="file to write, such as train.py")
     parser.add_argument("--list", action="store_true", help="what there is, and when to take it")
-    parser.add_argument("--template", choices=[*template_files()], help="default: starter")
+    parser.add_argument(
+        "--template", choices=[*template_files()], help="default: starter; in a terminal it asks"
+    )
     parser.add_argument(
         "--recipe", nargs="+", default=[], choices=[*recipes()], metavar="RECIPE", help="put it in"
     )
@@ -34,7 +36,8 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if options.name is None:
         raise ValueError("which file? `new train.py` writes one, `new --list` shows what there is")
-    name = options.template or (_ask() if sys.stdin and sys.stdin.isatty() else "starter")
+    asks = not options.recipe and sys.stdin and sys.stdin.isatty()
+    name = options.template or (_ask() if asks else "starter")
     source, target = template_files()[name], Path(options.name)
     if options.recipe and name != "starter":
         raise ValueError(f"--recipe is for starter.py, --template is {name}: leave one of them out")

@@ -443,7 +443,7 @@ def check_variables() -> Answer:
         names = " ".join(left)
         advice = (
             f"`unset {names}` and start again: init_process_group() would read them, "
-            "and wait for ranks that nobody starts."
+            "and stop, or wait for ranks that nobody starts."
         )
         return "warn", f"{', '.join(left)} set, but no launcher started this process", advice
     if os.environ.get("TORCH_DISTRIBUTED_DEBUG", "").upper() == "DETAIL":

@@ -13,7 +13,7 @@ FAULT = Fault(
     group="start-up",
     says="Torch not compiled with CUDA enabled",
     cause="The device is written into the code, and this machine has no such device.",
-    mend="Choose the device once: `pg.device`, or `torch.accelerator.current_accelerator()`.",
+    mend='Choose the device once: `pg.device`, or "cuda" only if torch.cuda.is_available().',
     kind="no-cuda",
     env={"CUDA_VISIBLE_DEVICES": ""},
 )

@@ -125,7 +125,8 @@ if answer not in ("go", None):
     sys.exit(answer)
 END
 
-# A gloo that shares torchrun's store can't meet again after a restart.
+# Else a group that meets again after a restart finds the addresses of the start before (gloo, at
+# times NCCL) in the store that it shares with torchrun.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 # torchrun passes these on; by default it would die of Slurm's SIGUSR1.
 export TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1

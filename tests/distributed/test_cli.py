@@ -183,6 +183,18 @@ def test_new_asks_whoever_sits_at_a_terminal(tmp_path):
     assert "mp.spawn" in (tmp_path / "mine.py").read_text()
 
 
+def test_new_asks_nobody_for_the_template_of_a_recipe(tmp_path):
+    controller, terminal = pty.openpty()
+    words = [sys.executable, "-m", "ddp_helpers", "new", "mine.py", "--recipe", "ema"]
+    process = subprocess.Popen(words, stdin=terminal, stdout=terminal, cwd=tmp_path)
+    os.close(terminal)
+    assert process.wait(60) == 0
+    told = os.read(controller, 10_000).decode()
+    os.close(controller)
+    assert "which one?" not in told
+    assert "AveragedModel" in (tmp_path / "mine.py").read_text()
+
+
 def test_new_puts_recipes_in_that_go_together(tmp_path):
     done = command("new", "mine.py", "--recipe", "ema", "balanced", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
